@@ -1,0 +1,41 @@
+# Any target runs in the Python environment that is active, or in the one named: make test PYTHON=/path/to/python
+PYTHON ?= python3
+
+# These need torch and fvcore only (d2kd.losses and d2kd.regions serve other frameworks too), so they run first.
+FIRST := tests/losses tests/test_regions.py
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+install: ## add what d2kd needs and is missing here (Detectron2 from DETECTRON2=/path/or/pip-requirement, if set)
+	@$(PYTHON) tools/install.py base
+
+demo: ## distil a small FCOS on the digits dataset; the table and figures go to output/demo
+	@$(PYTHON) tools/install.py demo
+	@$(PYTHON) tools/demo.py
+
+test: ## all tests; those that need no Detectron2 first
+	@$(PYTHON) tools/install.py dev; installed=$$?; failed=0; \
+	if [ $$installed -ne 0 ] && ! $(PYTHON) -c 'import fvcore, pytest, torch' 2> /dev/null; then \
+	    echo "No test ran: torch, fvcore and pytest cannot all be imported; do what the line above says." >&2; \
+	    exit 1; \
+	fi; \
+	$(PYTHON) -m pytest -q $(FIRST) || failed=1; \
+	if [ $$installed -ne 0 ]; then \
+	    why="the install step did not finish"; \
+	    $(PYTHON) -c 'import detectron2' 2> /dev/null || why="Detectron2 is not installed"; \
+	    echo "Only $(FIRST) ran, which need torch and fvcore alone; the other tests did not, because $$why:" \
+	         "do what the install step says above." >&2; \
+	    exit 1; \
+	fi; \
+	$(PYTHON) -m pytest -q tests $(FIRST:%=--ignore=%) || failed=1; \
+	exit $$failed
+
+lint: ## ruff, rules and format
+	@$(PYTHON) -c 'import ruff' 2> /dev/null || \
+	    { echo "ruff is not installed: make test installs it, or $(PYTHON) -m pip install ruff." >&2; exit 1; }
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .

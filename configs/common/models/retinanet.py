@@ -1,0 +1,5 @@
+"""Detectron2's own RetinaNet R50-FPN node."""
+
+from d2kd.config import get_detectron2_config
+
+model = get_detectron2_config("COCO-Detection/retinanet_R_50_FPN_1x.py").model

@@ -1,0 +1,19 @@
+# What tools/train_net.py reads. Keys known to Detectron2's tools/lazyconfig_train_net.py mean the same there.
+train = dict(
+    output_dir="./output",
+    init_checkpoint="",  # weights to start from (path or URL); "" for random ones
+    max_iter=90000,
+    seed=0,  # >= 0; decides initial weights, data order and augmentations
+    device="auto",  # "auto" (a GPU if there is one, else the CPU), "cuda" or "cpu"
+    amp=dict(enabled=False, dtype="float16"),  # "float16" (GPU) or "bfloat16" (GPU, CPU)
+    clip_grad=None,  # or dict(max_norm=10.0, norm_type=2.0): clips the norm of all gradients together
+    ddp=dict(  # options for DistributedDataParallel
+        broadcast_buffers=False,
+        find_unused_parameters=False,
+        fp16_compression=False,
+    ),
+    checkpointer=dict(period=5000, max_to_keep=100),  # options for PeriodicCheckpointer
+    best_metric="bbox/AP",  # model_best.pth has the highest value of this metric
+    eval_period=5000,  # 0: evaluate after the last iteration only
+    log_period=20,
+)

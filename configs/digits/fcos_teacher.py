@@ -1,0 +1,6 @@
+"""FCOS teacher, an ordinary detector."""
+
+from ..common.recipes.digits import dataloader, lr_multiplier, optimizer, train
+from ..common.teachers.digits_fcos import model
+
+train.output_dir = "output/digits/fcos_teacher"

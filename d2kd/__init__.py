@@ -1,0 +1,35 @@
+"""d2kd: distil big Detectron2 one-stage detectors into small ones.
+
+The public names load on first use (PEP 562), so that ``import d2kd.losses`` and ``import d2kd.regions`` need
+torch and fvcore only, and not Detectron2.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from d2kd.config import distill, get_config
+    from d2kd.modeling import DistilledDetector
+
+__version__ = "0.1.0"  # the only place: setup.py reads it from here
+
+__all__ = ["DistilledDetector", "__version__", "distill", "get_config"]
+
+_HOME = {"DistilledDetector": "d2kd.modeling", "distill": "d2kd.config", "get_config": "d2kd.config"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(
+            f"module 'd2kd' has no attribute {name!r}; it has {', '.join(__all__)} and its submodules, "
+            f"which are imported by name (import d2kd.losses)"
+        )
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value  # the next access does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,150 @@
+"""Wrap a LazyConfig model node, and find the packaged configs."""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+from detectron2.config import LazyCall as L
+from detectron2.config import LazyConfig
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from d2kd.methods import get_losses
+from d2kd.modeling import DistilledDetector
+from d2kd.modeling.adapters import family_of
+
+__all__ = ["distill", "get_config", "get_detectron2_config"]
+
+
+def get_config(path: str) -> DictConfig:
+    """
+    Load a config that comes with d2kd.
+
+    Args:
+        path: relative to d2kd's configs, e.g. ``"digits/fcos_crosskd.py"``.
+
+    Raises:
+        FileNotFoundError: no such config.
+    """
+    return _load_packaged("d2kd", "configs", path)
+
+
+def get_detectron2_config(path: str) -> DictConfig:
+    """
+    Load a LazyConfig that comes with Detectron2 (``detectron2.model_zoo`` itself needs an old setuptools).
+
+    Args:
+        path: relative to its configs, e.g. ``"common/models/retinanet.py"``.
+
+    Raises:
+        FileNotFoundError: no such config.
+    """
+    return _load_packaged("detectron2", "model_zoo/configs", path)
+
+
+def _load_packaged(package: str, folder: str, path: str) -> DictConfig:
+    with importlib.resources.as_file(importlib.resources.files(package) / folder) as root:
+        if not (root / path).is_file():
+            known = sorted(str(p.relative_to(root)) for p in root.rglob("*.py"))
+            raise FileNotFoundError(f"{package} has no config {path!r}; it has {', '.join(known)}.")
+        return LazyConfig.load(str(root / path))
+
+
+def distill(
+    model: DictConfig,
+    *,
+    teacher: DictConfig | DenseDetector,
+    teacher_checkpoint: str | None = None,
+    method: str | None = None,
+    losses: Mapping[str, Any] | None = None,
+) -> DictConfig:
+    """
+    Wrap a model node of a LazyConfig so that it is distilled; the rest of the config stays as it is.
+
+    The node moves under ``model.student``; references in it to the rest of the config are resolved here, since they
+    would point elsewhere from there.
+
+    Args:
+        model: the student's node, e.g. ``cfg.model``: RetinaNet, FCOS or a subclass.
+        teacher: the teacher's node (or a built detector).
+        teacher_checkpoint: path or URL that Detectron2 can read; may be None only for a built and loaded detector.
+        method: name of a preset of :data:`d2kd.methods.METHODS` ...
+        losses: ... or the losses themselves, name -> node.
+
+    Returns:
+        a node of :class:`DistilledDetector`.
+
+    Raises:
+        ValueError: not exactly one of ``method`` and ``losses``, an unknown method, no preset for the student's
+            family, or a reference that cannot be resolved.
+        TypeError: ``model`` is no node of a detector that d2kd reads.
+    """
+    if (method is None) == (losses is None):
+        raise ValueError(f"distill() got method={method!r} and losses={losses!r}, expected exactly one of them.")
+    student = _self_contained(model, "model")
+    if method is not None:
+        losses = get_losses(method, _family(student))
+    if isinstance(teacher, DictConfig):
+        teacher = _self_contained(teacher, "teacher")
+    return L(DistilledDetector)(
+        student=student,
+        teacher=dict(model=teacher, checkpoint=teacher_checkpoint, input_format=None),
+        losses=losses,
+        input_format=None,
+    )
+
+
+def _family(node: DictConfig) -> str:
+    target = node["_target_"]
+    return family_of(locate(target) if isinstance(target, str) else target)
+
+
+def _self_contained(node: DictConfig, name: str) -> DictConfig:
+    """A copy of ``node`` in which every interpolation that leads out of it is replaced by its value."""
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        raise TypeError(f"Expected {name} to be a model node with a _target_, found {type(node).__name__}.")
+    copy = deepcopy(node)
+    copy._set_parent(None)
+    for path, depth, child in _interpolations(node):
+        references = OmegaConf.to_container(child._get_parent(), resolve=False)[child._key()]
+        if not _leads_out(references, depth):
+            continue
+        try:
+            value = child._dereference_node()
+        except OmegaConfBaseException as error:
+            raise ValueError(
+                f"{name}.{path} is {references!r}, which cannot be resolved before {name} moves under "
+                f"model.{'student' if name == 'model' else 'teacher.model'}: give it a value."
+            ) from error
+        OmegaConf.update(copy, path, deepcopy(value), merge=False, force_add=True)
+    return copy
+
+
+def _interpolations(node: DictConfig | ListConfig, prefix: str = "", depth: int = 1):
+    """(path, number of containers above it inside the model, child node) of every interpolation below ``node``."""
+    keys = range(len(node)) if isinstance(node, ListConfig) else list(node.keys())
+    for key in keys:
+        child = node._get_node(key)
+        path = f"{prefix}[{key}]" if isinstance(node, ListConfig) else f"{prefix}.{key}" if prefix else str(key)
+        if child is None:
+            continue
+        if child._is_interpolation():
+            yield path, depth, child
+        elif isinstance(child, (DictConfig, ListConfig)) and not child._is_none():
+            yield from _interpolations(child, path, depth + 1)
+
+
+def _leads_out(reference: str, depth: int) -> bool:
+    """Whether any ``${...}`` of the value is absolute, or climbs out of the model with its dots."""
+    for inside in (part.split("}")[0].strip() for part in reference.split("${")[1:]):
+        if ":" in inside:  # a resolver such as ${oc.env:X} does not depend on the place
+            continue
+        dots = len(inside) - len(inside.lstrip("."))
+        if dots == 0 or dots > depth:
+            return True
+    return False

@@ -1,0 +1,1 @@
+"""Data: the embedded digits dataset and what feeds images to a training run."""

@@ -1,0 +1,30 @@
+"""What d2kd adds to Detectron2's trainer, hooks and defaults."""
+
+from d2kd.engine.defaults import (
+    ConfigError,
+    amp_dtype,
+    check_config,
+    check_image_format,
+    create_ddp_model,
+    default_writers,
+    resolve_device,
+)
+from d2kd.engine.evaluation import evaluate, teacher_predictor
+from d2kd.engine.hooks import BestCheckpointer, SeedEachIteration, TrainingCost
+from d2kd.engine.trainer import Trainer
+
+__all__ = [
+    "BestCheckpointer",
+    "ConfigError",
+    "SeedEachIteration",
+    "Trainer",
+    "TrainingCost",
+    "amp_dtype",
+    "check_config",
+    "check_image_format",
+    "create_ddp_model",
+    "default_writers",
+    "evaluate",
+    "resolve_device",
+    "teacher_predictor",
+]

@@ -1,0 +1,71 @@
+"""Evaluation that has a number for every model, a teacher's included."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, MutableSequence, Sequence
+from typing import Any
+
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference_on_dataset
+from detectron2.utils import comm
+from torch import nn
+
+from d2kd.engine.defaults import ConfigError
+
+__all__ = ["evaluate", "teacher_predictor"]
+
+
+class _CountDetections(DatasetEvaluator):
+    def reset(self) -> None:
+        self._count = 0
+
+    def process(self, inputs: Sequence[Mapping], outputs: Sequence[Mapping]) -> None:
+        self._count += sum(len(output["instances"]) for output in outputs)
+
+    def evaluate(self) -> dict[str, int]:
+        return {"detections": sum(comm.gather(self._count))}
+
+
+def evaluate(
+    model: nn.Module | Callable,
+    data_loader: Iterable,
+    evaluator: DatasetEvaluator | MutableSequence[DatasetEvaluator],
+) -> dict[str, Any]:
+    """
+    :func:`detectron2.evaluation.inference_on_dataset`, with AP, AP50 and AP75 of 0 where the model detected
+    nothing. ``COCOEvaluator`` then returns ``{}`` or NaN, which neither a table nor the choice of the best
+    checkpoint can use. Every rank must call it.
+
+    Args:
+        model: maps a batch of ``data_loader`` to a list of ``{"instances": Instances}``.
+        data_loader: test loader of known length.
+        evaluator: one evaluator, or several.
+
+    Returns:
+        task -> {metric -> value} on the main rank, e.g. ``{"bbox": {"AP": 41.0, ...}}``; empty on the others.
+    """
+    evaluators = list(evaluator) if isinstance(evaluator, MutableSequence) else [evaluator]
+    results = inference_on_dataset(model, data_loader, DatasetEvaluators([*evaluators, _CountDetections()]))
+    if results.pop("detections", None) == 0:
+        bbox = results.setdefault("bbox", {})
+        bbox.update({k: 0.0 for k in ("AP", "AP50", "AP75") if math.isnan(bbox.get(k, math.nan))})
+    return results
+
+
+def teacher_predictor(model: nn.Module) -> nn.Module | Callable[[Sequence[Mapping]], list[dict]]:
+    """
+    The loaded teacher of a ``DistilledDetector``, as something to evaluate on the student's test loader: with
+    its channels in the order that it was trained with.
+
+    Raises:
+        ConfigError: the model has no teacher, or distils nothing.
+    """
+    teacher = getattr(model, "teacher", None)
+    if teacher is None:
+        raise ConfigError(
+            "--check-teacher needs a model.teacher and at least one of model.losses: this model has none."
+        )
+    detector = teacher.detector
+    if teacher.input_format == model.input_format:
+        return detector
+    return lambda batch: detector([{**item, "image": item["image"].flip(0)} for item in batch])

@@ -1,0 +1,123 @@
+"""Hooks that Detectron2 lacks: what training costs, the best weights, and randomness that can be resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.engine import HookBase, hooks
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from torch import nn
+
+from d2kd.data.loader import derive_seed
+
+__all__ = ["BestCheckpointer", "SeedEachIteration", "TrainingCost"]
+
+
+class TrainingCost(HookBase):
+    """
+    Logs what training has cost since iteration 0, across resumes, as ``cost/cpu_seconds`` (all threads of
+    this process, not those of data workers) and ``cost/wall_seconds``, of the main rank. Only the training
+    steps count (data, forward, backward, optimizer), not evaluation, checkpoints and logs: register it before
+    other hooks that take time after a step.
+    """
+
+    def __init__(self) -> None:
+        self.cpu_seconds = 0.0
+        self.wall_seconds = 0.0
+
+    def before_step(self) -> None:
+        self._started = time.process_time(), time.perf_counter()
+
+    def after_step(self) -> None:
+        self.cpu_seconds += time.process_time() - self._started[0]
+        self.wall_seconds += time.perf_counter() - self._started[1]
+        self._put()
+
+    def after_train(self) -> None:
+        self._put()  # beside the last evaluation, which is logged one iteration later
+
+    def _put(self) -> None:
+        self.trainer.storage.put_scalar("cost/cpu_seconds", self.cpu_seconds, smoothing_hint=False)
+        self.trainer.storage.put_scalar("cost/wall_seconds", self.wall_seconds, smoothing_hint=False)
+
+    def state_dict(self) -> dict[str, float]:
+        return {"cpu_seconds": self.cpu_seconds, "wall_seconds": self.wall_seconds}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self.cpu_seconds = state_dict["cpu_seconds"]
+        self.wall_seconds = state_dict["wall_seconds"]
+
+
+class SeedEachIteration(HookBase):
+    """
+    Seeds the process's generators by (seed, iteration, rank) before every step. So a resumed run draws what
+    the uninterrupted one would have drawn, and a distilled run what its baseline draws, whatever the teacher,
+    the losses and evaluations have used before.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def before_step(self) -> None:
+        seed = derive_seed(self._seed, self.trainer.iter, comm.get_rank())
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+
+
+class _WeightsCheckpointer(DetectionCheckpointer):
+    """Saves a model without becoming the checkpoint that ``--resume`` continues from."""
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        pass
+
+
+class BestCheckpointer(hooks.BestCheckpointer):
+    """
+    :class:`detectron2.engine.hooks.BestCheckpointer` (``model_best.pth``: the weights with the highest
+    ``metric``) that also writes ``model_best.json`` (metric, value, iteration), and reads it on resume:
+    Detectron2's forgets the best value and overwrites the file with the first evaluation after a resume. Its
+    checkpoint holds weights only. Register after ``EvalHook``, on the main rank.
+
+    Args:
+        eval_period: that of ``EvalHook``.
+        model: what to save; not wrapped.
+        output_dir: where to.
+        metric: name in the event storage, e.g. "bbox/AP".
+    """
+
+    def __init__(self, eval_period: int, model: nn.Module, output_dir: str, metric: str) -> None:
+        super().__init__(eval_period, _WeightsCheckpointer(model, output_dir), metric)
+        self._metric = metric
+        self._record = os.path.join(output_dir, "model_best.json")
+        self._recorded_iter: int | None = None
+
+    def before_train(self) -> None:
+        if self.trainer.start_iter > 0 and PathManager.isfile(self._record):
+            with PathManager.open(self._record) as f:
+                record = json.load(f)
+            if record["metric"] == self._metric:
+                self.best_metric, self.best_iter = record["value"], record["iteration"]
+                self._recorded_iter = self.best_iter
+
+    def after_step(self) -> None:
+        super().after_step()
+        self._write_record()
+
+    def after_train(self) -> None:
+        super().after_train()
+        self._write_record()
+
+    def _write_record(self) -> None:
+        if self.best_iter == self._recorded_iter:
+            return
+        with PathManager.open(self._record, "w") as f:
+            json.dump({"metric": self._metric, "value": self.best_metric, "iteration": self.best_iter}, f)
+        self._recorded_iter = self.best_iter

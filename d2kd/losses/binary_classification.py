@@ -1,0 +1,219 @@
+"""Binary classification distillation: BCKD's classification term, which is also CrossKD's KD-QFL."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from d2kd.losses.base import LOSS_REGISTRY, DistillationLoss
+
+if TYPE_CHECKING:
+    from d2kd.modeling.dense_output import DenseOutput
+
+__all__ = ["BinaryClassificationKD", "binary_classification_kd"]
+
+
+def binary_classification_kd(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    beta: float = 1.0,
+    detach_gap: bool = False,
+    weight: Tensor | None = None,
+    dim: int = -1,
+    reduction: str = "none",
+) -> Tensor:
+    """
+    Gap-weighted binary cross entropy between student and teacher classification logits.
+
+    With p = sigmoid(student), q = sigmoid(teacher), per location i:
+
+        l_i = weight_i * sum_k |p_ik - q_ik|^beta * BCE(p_ik, q_ik)
+
+    Two papers use this function:
+
+    * L_cls of "Bridging Cross-task Protocol Inconsistency for Distillation in Dense Object Detection"
+      (BCKD, ICCV 2023): sum_i sum_k w_ik BCE(p_ik, q_ik) with w_ik = |q_ik - p_ik|;
+    * L_cls of "CrossKD: Cross-Head Knowledge Distillation for Object Detection" (CVPR 2024, arXiv
+      2306.11369), where the student logits are the crossed ones. Its code calls the function KD quality
+      focal loss.
+
+    Both use beta = 1. Taken from the authors' code, not from the text of the papers: the exponent beta,
+    and that the gradient flows through the gap |p - q| as well (``detach_gap=False``), which gives per
+    element
+
+        dl/dz = |d|^beta d + beta |d|^(beta-1) sign(d) p (1 - p) BCE(p, q),    d = p - q.
+
+    The second piece does not fade as p approaches q (BCE of a soft target stays at the target's
+    entropy), so it acts like an L1 pull; ``detach_gap=True`` drops it. The papers' normalisers are not
+    applied here.
+
+    The teacher is detached. Equal logits give exactly zero loss and gradient for beta > 0. Computed in
+    float32 whatever the input dtype or autocast (float64 stays float64). The class axis may be any axis
+    of any view: nothing is permuted or copied to move it, and of the class maps only the two inputs are
+    kept for the backward pass, which recomputes the rest.
+
+    Args:
+        student_logits: raw logits, any shape with K classes on axis ``dim``, for instance
+            (N, R, K) or the head's own map seen as (N, A, K, H, W) with ``dim=2``.
+        teacher_logits: raw logits, same shape.
+        beta: exponent of the gap, >= 0. Zero is plain BCE, whose minimum is not zero.
+        detach_gap: treat the gap factor as a constant.
+        weight: a factor per location, of the inputs' shape without axis ``dim``; detached.
+        dim: the class axis.
+        reduction: "none" or "sum".
+
+    Returns:
+        The loss in nats: per location (the inputs' shape without axis ``dim``) for "none", a scalar for
+        "sum". float32, or float64 if an input is float64.
+
+    Raises:
+        ValueError: shapes that differ, a non-floating dtype, a ``dim`` out of range, a negative or non-finite
+            ``beta``, an unknown ``reduction``, a ``weight`` of another shape or one that requires grad.
+    """
+    _check_inputs(student_logits, teacher_logits, beta, weight, dim, reduction)
+    loss = _BinaryClassificationKD.apply(
+        student_logits, teacher_logits.detach(), float(beta), detach_gap, dim % student_logits.dim()
+    )
+    if weight is not None:
+        loss = loss * weight.to(loss.dtype)
+    return loss.sum() if reduction == "sum" else loss
+
+
+class _BinaryClassificationKD(torch.autograd.Function):
+    """
+    The per-location loss with its analytic gradient.
+
+    Autograd would keep about five class maps (RetinaNet: 64 MB each per 800x1333 image); this keeps the
+    two inputs, in the dtype they came in, and overwrites its own temporaries. Autocast needs no guard:
+    it lowers matrix products and convolutions only, and there are none.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, student: Tensor, teacher: Tensor, beta: float, detach_gap: bool, dim: int) -> Tensor:
+        ctx.save_for_backward(student, teacher)
+        ctx.beta, ctx.detach_gap, ctx.dim = beta, detach_gap, dim
+        z, t = _to_compute_dtype(student, teacher)
+        target = t.sigmoid()
+        if beta == 0:
+            return _bce_(z, target).sum(dim)
+        gap = _signed_gap(z, t, z.sigmoid(), target).abs_()
+        if beta != 1:
+            gap.pow_(beta)
+        return _bce_(z, target).mul_(gap).sum(dim)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        student, teacher = ctx.saved_tensors
+        beta = ctx.beta
+        z, t = _to_compute_dtype(student, teacher)
+        target = t.sigmoid()
+        prob = z.sigmoid()
+        if beta == 0:
+            grad = prob.sub_(target)
+        elif ctx.detach_gap:
+            gap = _signed_gap(z, t, prob, target)
+            grad = gap.abs().pow_(beta).mul_(gap)
+        else:
+            # Both pieces of the gradient share a factor: sign(d) |d|^(beta-1) * (d^2 + beta p (1 - p) BCE).
+            gap = _signed_gap(z, t, prob, target)
+            grad = prob.mul_(1 - prob).mul_(_bce_(z, target)).mul_(beta).addcmul_(gap, gap)
+            if beta == 1:
+                grad.mul_(gap.sign_())
+            else:
+                grad.mul_(gap.sign())
+                # For beta < 1 the power is infinite at a zero gap, where the sign has already made the
+                # product zero; the floor keeps that zero from becoming NaN.
+                grad.mul_(gap.abs_().clamp_(min=torch.finfo(gap.dtype).tiny).pow_(beta - 1))
+        grad.mul_(grad_output.unsqueeze(ctx.dim))
+        return grad.to(student.dtype), None, None, None, None
+
+
+def _to_compute_dtype(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
+    return student.to(dtype), teacher.to(dtype)
+
+
+def _signed_gap(z: Tensor, t: Tensor, prob: Tensor, target: Tensor) -> Tensor:
+    # A sigmoid may differ in its last bit between two memory layouts (vectorised or not). Its sign would
+    # turn that noise into a full-sized gradient, so that equal logits are made equal here.
+    return torch.sub(prob, target).mul_(z != t)
+
+
+def _bce_(z: Tensor, target: Tensor) -> Tensor:
+    """BCE with logits, written over ``target``: |z| (target if z < 0 else 1 - target) + ln(1 + exp(-|z|))."""
+    target.neg_().add_(z > 0).mul_(z)
+    # ln(1 + e) = ln(u) + (e - (u - 1)) to rounding error, with u = 1 + e rounded: the bracket is what
+    # rounding lost, all there is for a confident logit. (On CPU torch.log1p takes ten times as long as log.)
+    lost = z.abs().neg_().exp_()
+    kept = (lost + 1).sub_(1)
+    lost.sub_(kept)
+    return target.add_(lost).add_(kept.add_(1).log_())
+
+
+def _check_inputs(
+    student: Tensor, teacher: Tensor, beta: float, weight: Tensor | None, dim: int, reduction: str
+) -> None:
+    if student.shape != teacher.shape or student.dim() == 0:
+        raise ValueError(
+            "binary_classification_kd: student_logits and teacher_logits must have the same shape with a "
+            f"class axis; found {tuple(student.shape)} and {tuple(teacher.shape)}. A teacher with other "
+            "classes or anchors can only be compared with the crossed output"
+        )
+    for name, logits in (("student_logits", student), ("teacher_logits", teacher)):
+        if not logits.is_floating_point():
+            raise ValueError(f"binary_classification_kd: {name} must be floating point, found {logits.dtype}")
+    if not -student.dim() <= dim < student.dim():
+        raise ValueError(
+            f"binary_classification_kd: dim must be an axis of the logits {tuple(student.shape)}, found {dim}"
+        )
+    if not (math.isfinite(beta) and beta >= 0):
+        raise ValueError(f"binary_classification_kd: beta must be a finite number >= 0, found {beta}")
+    if reduction not in ("none", "sum"):
+        raise ValueError(f'binary_classification_kd: reduction must be "none" or "sum", found {reduction!r}')
+    if weight is not None:
+        expected = list(student.shape)
+        del expected[dim]
+        if list(weight.shape) != expected:
+            raise ValueError(
+                "binary_classification_kd: weight must have the logits' shape without the class axis, "
+                f"expected {tuple(expected)}, found {tuple(weight.shape)}"
+            )
+        if weight.requires_grad:
+            raise ValueError("binary_classification_kd: weight must not require grad, pass weight.detach()")
+
+
+@LOSS_REGISTRY.register()
+class BinaryClassificationKD(DistillationLoss):
+    """
+    :func:`binary_classification_kd` over dense outputs: BCKD's classification term with ``source="student"``,
+    CrossKD's (KD-QFL) with ``source="crossed"``.
+
+    Args:
+        beta: power of the gap; 1 in both papers' code.
+        detach_gap: whether the gap is a constant weight; both papers' code lets gradient through it.
+        kwargs: see :class:`DistillationLoss`.
+    """
+
+    task = "cls"
+
+    def __init__(self, *, beta: float = 1.0, detach_gap: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.beta = beta
+        self.detach_gap = detach_gap
+
+    def level_loss(self, source: DenseOutput, teacher: DenseOutput, level: int, region: Tensor) -> Tensor:
+        return binary_classification_kd(
+            source.logits[level],
+            teacher.logits[level],
+            beta=self.beta,
+            detach_gap=self.detach_gap,
+            weight=region,
+            dim=source.class_dim,
+            reduction="sum",
+        )

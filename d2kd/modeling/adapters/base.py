@@ -1,0 +1,121 @@
+"""What d2kd has to know of a detector family, and the registry of those it knows."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.structures import Boxes
+from fvcore.common.registry import Registry
+from torch import Tensor, nn
+
+from d2kd.modeling.dense_output import DenseOutput
+from d2kd.modeling.taps import Block, split_tower
+
+__all__ = ["ADAPTER_REGISTRY", "Adapter", "family_of", "get_adapter"]
+
+ADAPTER_REGISTRY = Registry("ADAPTER")
+ADAPTER_REGISTRY.__doc__ = """
+Registry for :class:`Adapter` classes: how to read one family of dense detectors. A detector is read by the adapter
+of the nearest class of its method resolution order, so subclasses of a known detector need none of their own.
+"""
+
+
+class Adapter(ABC):
+    """
+    How to read one family of detectors: turn its head into tower blocks + predictors, and its raw predictions
+    into a :class:`DenseOutput`. Adapters hold no state.
+    """
+
+    #: The Detectron2 class whose instances (and subclasses' instances) this adapter reads.
+    detector_class: type[DenseDetector]
+
+    def towers(self, head: nn.Module) -> dict[str, list[Block]]:
+        """Blocks of each branch of ``head``: ``{"cls": [...], "box": [...]}``."""
+        return {"cls": split_tower(head.cls_subnet), "box": split_tower(head.bbox_subnet)}
+
+    @abstractmethod
+    def predict(self, head: nn.Module, level: int, towers_out: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """
+        Run the predictors of ``head`` on the outputs of its towers for one level.
+
+        Returns:
+            the raw predictions of that level, in the order in which ``head.forward`` returns its lists.
+        """
+
+    @abstractmethod
+    def dense_output(
+        self, detector: DenseDetector, predictions: Sequence[Sequence[Tensor]], anchors: Sequence[Boxes]
+    ) -> DenseOutput:
+        """
+        Args:
+            detector: the detector whose head (or whose head's predictors) made ``predictions``.
+            predictions: what ``head.forward`` returns: lists of per-level maps, (N, A*C, H, W).
+            anchors: what ``detector.anchor_generator`` returns for those maps.
+        """
+
+    def labels(self, detector: DenseDetector, anchors: Sequence[Boxes], gt_instances: Sequence) -> Sequence[Tensor]:
+        """The flat labels of ``detector.label_anchors``, one (R,) tensor an image."""
+        return detector.label_anchors(anchors, gt_instances)[0]
+
+
+def view_anchors(anchors: Boxes, size: tuple[int, int]) -> Tensor:
+    """One level's flat anchors (H*W*A, 4) as a view of shape (A, H, W, 4)."""
+    return anchors.tensor.unflatten(0, (*size, -1)).permute(2, 0, 1, 3)
+
+
+def apply_deltas(box2box_transform: object, deltas: Tensor, anchors: Tensor) -> Tensor:
+    """
+    Decode with a Detectron2 box transform, in fp32 whatever the autocast (``Box2BoxTransformLinear`` does not cast).
+
+    Args:
+        deltas: (N, A, 4, H, W).
+        anchors: (A, H, W, 4) absolute xyxy.
+
+    Returns:
+        boxes (N, A, H, W, 4), absolute xyxy.
+    """
+    deltas = deltas.float().movedim(2, -1)
+    boxes = box2box_transform.apply_deltas(deltas.reshape(-1, 4), anchors.expand_as(deltas).reshape(-1, 4))
+    return boxes.view(deltas.shape)
+
+
+def _nearest(detector_class: type) -> Adapter:
+    adapters = {adapter.detector_class: adapter for _, adapter in ADAPTER_REGISTRY}
+    for cls in detector_class.__mro__:
+        if cls in adapters:
+            return adapters[cls]()
+    known = ", ".join(sorted(cls.__name__ for cls in adapters))
+    raise TypeError(
+        f"d2kd has no adapter for {detector_class.__module__}.{detector_class.__name__}; it reads {known} and their "
+        "subclasses. Register a subclass of d2kd.modeling.Adapter in d2kd.modeling.ADAPTER_REGISTRY for it."
+    )
+
+
+def family_of(detector_class: type) -> str:
+    """Name of the detector family that ``detector_class`` belongs to, e.g. ``"FCOS"``.
+
+    Raises:
+        TypeError: no adapter reads it.
+    """
+    return _nearest(detector_class).detector_class.__name__
+
+
+def get_adapter(detector: DenseDetector) -> Adapter:
+    """
+    The adapter that reads ``detector``.
+
+    Raises:
+        TypeError: the detector overrides ``DenseDetector.forward`` (d2kd runs its four steps itself), is no
+            ``DenseDetector``, or belongs to no family with an adapter.
+    """
+    cls = type(detector)
+    if not isinstance(detector, DenseDetector):
+        raise TypeError(f"Expected a detectron2 DenseDetector, found {cls.__module__}.{cls.__name__}.")
+    if cls.forward is not DenseDetector.forward:
+        raise TypeError(
+            f"{cls.__module__}.{cls.__name__} overrides DenseDetector.forward, which d2kd replaces by its four steps "
+            "(preprocess_image, backbone, head, forward_training); move what it adds into one of those."
+        )
+    return _nearest(cls)

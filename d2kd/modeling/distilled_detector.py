@@ -1,0 +1,364 @@
+"""DistilledDetector: a student that learns from its labels and from a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.config import instantiate
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+
+from d2kd.losses import DistillationLoss
+from d2kd.modeling.adapters import get_adapter
+from d2kd.modeling.cross_head import cross_head
+from d2kd.modeling.dense_output import Assignment, DenseOutput
+from d2kd.modeling.distillation_state import DistillationState
+from d2kd.modeling.pairing import check_pairing, same_layout, tap_index, warn_of_stacked_terms
+from d2kd.modeling.taps import Taps, record_taps
+from d2kd.modeling.teacher import Teacher, TeacherRun, input_format_of
+from d2kd.regions import REGION_REGISTRY
+
+__all__ = ["DistilledDetector"]
+
+
+@dataclass
+class _StudentRun:
+    """What the student made of one batch: its ordinary step, and what distillation reads off it."""
+
+    losses: dict[str, Tensor]
+    output: DenseOutput
+    assignment: Assignment
+    taps: Taps
+    features: list[Tensor]
+    gt_instances: list
+    canvas: tuple[int, int]
+
+
+@META_ARCH_REGISTRY.register()
+class DistilledDetector(nn.Module):
+    """
+    A detector with the student's parameters under the student's own names, trained by the student's own losses plus
+    distillation losses. In eval mode it is the student.
+
+    Args:
+        student: the ``DenseDetector`` to train, or its config node.
+        teacher: ``{"model": node or module, "checkpoint": path or URL, "input_format": None | "BGR" | "RGB"}``: the
+            arguments of :class:`Teacher`. Built and loaded by :meth:`load_teacher`, before the first step at the
+            latest, and not at all in evaluation or without losses.
+        losses: name -> config node or :class:`DistillationLoss`; a name mapped to None is off. None or empty: the
+            plain student, the baseline of every comparison.
+        input_format: channel order of the student's images; None: its own ``input_format``, else "BGR".
+
+    Raises:
+        TypeError: the student belongs to no family that an adapter reads, or a loss is no ``DistillationLoss``.
+        ValueError: losses without a teacher, or values that contradict each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        student: DenseDetector | Mapping,
+        teacher: Mapping | None = None,
+        losses: Mapping[str, DistillationLoss | Mapping | None] | None = None,
+        input_format: str | None = None,
+    ) -> None:
+        super().__init__()
+        student = instantiate(student)
+        get_adapter(student)
+        # The student's own tables: its parameters and buffers, under its names, moved and cast with this module.
+        self._parameters = student._parameters
+        self._buffers = student._buffers
+        self._non_persistent_buffers_set = student._non_persistent_buffers_set
+        for name, child in student.named_children():
+            if name == "distillation":
+                raise ValueError("The student has a child named 'distillation', a name that d2kd uses: rename it.")
+            self.add_module(name, child)
+        object.__setattr__(self, "_student", student)  # kept out of the module tree
+        self.input_format = input_format_of(student, input_format, "model.input_format")
+
+        with torch.random.fork_rng(devices=[]):  # the baseline of this seed draws the same numbers after this
+            built = {name: instantiate(loss) for name, loss in (losses or {}).items() if loss is not None}
+        for name, loss in built.items():
+            if not isinstance(loss, DistillationLoss):
+                raise TypeError(f"model.losses.{name} is a {type(loss).__name__}, expected a DistillationLoss.")
+        if built and teacher is None:
+            raise ValueError(
+                f"model.losses has {', '.join(built)} but model.teacher is null: name a teacher, or set "
+                "model.losses=null to train the student alone."
+            )
+        self.distillation = DistillationState(built)
+        self._teacher = Teacher(**teacher) if built else None
+        self._same_layout = True
+        warn_of_stacked_terms(built)
+
+    # ---- who is who ------------------------------------------------------------------------------------------
+
+    @property
+    def student(self) -> DenseDetector:
+        """The plain detector, looking at this model's modules (they may have been replaced since, e.g. by SyncBN)."""
+        for name in self._student._modules:
+            self._student._modules[name] = self._modules[name]
+        return self._student
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """None without losses, and in a deep copy or an unpickled model."""
+        return self._teacher
+
+    @property
+    def losses(self) -> Mapping[str, DistillationLoss]:
+        """The distillation losses by name."""
+        return self.distillation.losses
+
+    @property
+    def device(self) -> torch.device:
+        return self._student.device
+
+    def load_teacher(self) -> None:
+        """
+        Build and load the teacher and check that it can teach this student; does nothing without losses or when
+        it is loaded. The random state of the process is left as it was.
+
+        Raises:
+            RuntimeError: this model is a copy, which has no teacher.
+            ValueError: the checkpoint does not fit the teacher's model, or the pair does not fit a loss.
+            FileNotFoundError: no checkpoint there.
+        """
+        if not self.losses:
+            return
+        if self._teacher is None:
+            raise RuntimeError(
+                "This DistilledDetector is a copy (deepcopy or pickle), and copies have no teacher: train the original."
+            )
+        if self._teacher.is_loaded:
+            return
+        with torch.random.fork_rng(devices=[]):
+            self._teacher.load(self.device, self.pixel_mean.dtype)
+        check_pairing(self.student, self._teacher.detector, self.losses)
+        self._same_layout = same_layout(self.student, self._teacher.detector)
+
+    def train(self, mode: bool = True) -> DistilledDetector:
+        super().train(mode)
+        self.student.train(mode)
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> DistilledDetector:
+        super()._apply(fn, recurse)
+        if self._teacher is not None:
+            self._teacher._apply(fn)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_teacher": None}
+
+    # ---- one step --------------------------------------------------------------------------------------------
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict]:
+        """
+        Args:
+            batched_inputs: as for the student; in training each needs "image" (C, H, W) and "instances".
+
+        Returns:
+            in training, scalars by name: the student's detection losses, then ``loss_kd_<name>`` for each
+            distillation loss, the same keys at every step; in eval mode, the student's detections.
+
+        Raises:
+            FloatingPointError: a loss is not finite on some rank; raised on all ranks, naming the terms.
+        """
+        if not self.training:
+            return self.student(batched_inputs)
+
+        active = {name: loss for name, loss in self.losses.items() if loss.weight > 0}
+        if active:
+            self.load_teacher()
+        tails = {loss.tail for loss in active.values() if loss.source == "crossed"}
+        student = self._run_student(batched_inputs, tails)
+        sources = {"student": student.output}
+        assignments = {"student": student.assignment}
+        if active:
+            teacher = self._run_teacher(batched_inputs, student, tails)
+            for tail in tails:
+                sources["crossed", tail] = self._cross(student, teacher, tail)
+            if tails:
+                assignments["crossed"] = self._teacher_assignment(student)
+        normalizers = self._normalizers(assignments)
+
+        losses = dict(student.losses)
+        monitors: dict[str, Tensor] = {}
+        regions: dict[tuple, list[Tensor]] = {}
+        for name, loss in self.losses.items():
+            if name not in active:
+                losses[f"loss_kd_{name}"] = sum((p.sum() * 0 for p in loss.parameters()), self.pixel_mean.new_zeros(()))
+                continue
+            key = (loss.source, loss.tail) if loss.source == "crossed" else loss.source
+            source, assignment = sources[key], assignments[loss.source]
+            with torch.autocast(self.device.type, enabled=False):
+                if (loss.region, key) not in regions:
+                    regions[loss.region, key] = REGION_REGISTRY.get(loss.region)(source, teacher.output, assignment)
+                region = regions[loss.region, key]
+                if loss.skip_empty_levels:
+                    region = [w * positive.any() for w, positive in zip(region, assignment.positives)]
+                term = loss(source, teacher.output, region)
+            losses[f"loss_kd_{name}"] = term * (loss.weight / normalizers[loss.source][loss.normalizer])
+            monitors[f"kd/{name}_locations"] = sum((w > 0).sum() for w in region) / len(batched_inputs)
+        if active and self._same_layout:
+            monitors["kd/gap_at_positives"] = _gap_at_positives(student, teacher)
+        _check_finite(losses)
+        if monitors:
+            values = torch.stack([value.float() for value in monitors.values()]).tolist()
+            get_event_storage().put_scalars(**dict(zip(monitors, values)), smoothing_hint=True)
+        return losses
+
+    def _run_student(self, batched_inputs: Sequence[Mapping], tails: set[int]) -> _StudentRun:
+        """The four steps of ``DenseDetector.forward``, watched."""
+        student = self.student
+        for index, item in enumerate(batched_inputs):
+            if "instances" not in item:
+                raise ValueError(f"Training image {index} of the batch has no 'instances'; its keys: {sorted(item)}.")
+        adapter = get_adapter(student)
+        self.distillation.restore_normalizer(student)
+
+        images = student.preprocess_image(batched_inputs)
+        features = student.backbone(images.tensor)
+        features = [features[name] for name in student.head_in_features]
+        indices = self._tap_indices(student, tails)
+        with record_taps(adapter.towers(student.head) if indices else {}, indices, features) as taps:
+            predictions = student.head(features)
+        autocast = torch.is_autocast_enabled(self.device.type)
+        if autocast:  # Detectron2's FCOS fails inside it
+            predictions = [[x.float() for x in maps] for maps in predictions]
+        gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
+        with torch.autocast(self.device.type, enabled=False), _watch_assignment(student) as seen:
+            losses = student.forward_training(images, features, predictions, gt_instances)
+        if len(seen) != 1:
+            raise TypeError(
+                f"{type(student).__name__}.forward_training called label_anchors {len(seen)} times, expected once: "
+                "d2kd takes the assignment from that call."
+            )
+        anchors, labels = seen[0]
+        output = adapter.dense_output(student, predictions, anchors)
+        return _StudentRun(
+            losses=losses,
+            output=output,
+            assignment=Assignment.from_flat(labels, student.num_classes, output.sizes),
+            taps=taps,
+            features=features,
+            gt_instances=gt_instances,
+            canvas=tuple(images.tensor.shape[-2:]),
+        )
+
+    def _run_teacher(self, batched_inputs: Sequence[Mapping], student: _StudentRun, tails: set[int]) -> TeacherRun:
+        return self._teacher.run(
+            batched_inputs,
+            input_format=self.input_format,
+            canvas=student.canvas,
+            sizes=student.output.sizes,
+            tap_indices=self._tap_indices(self._teacher.detector, tails),
+        )
+
+    def _tap_indices(self, detector: DenseDetector, tails: set[int]) -> dict[str, set[int]]:
+        if not tails:
+            return {}
+        branches = get_adapter(detector).towers(detector.head)
+        return {branch: {tap_index(detector, branch, tail) for tail in tails} for branch in branches}
+
+    def _cross(self, student: _StudentRun, teacher: TeacherRun, tail: int) -> DenseOutput:
+        detector = self._teacher.detector
+        adapter = get_adapter(detector)
+        branches = adapter.towers(detector.head)
+        predictions = cross_head(
+            adapter,
+            detector.head,
+            student.taps,
+            teacher.taps,
+            student_indices={branch: tap_index(self.student, branch, tail) for branch in branches},
+            teacher_indices={branch: tap_index(detector, branch, tail) for branch in branches},
+        )
+        return adapter.dense_output(detector, predictions, detector.anchor_generator(student.features))
+
+    def _teacher_assignment(self, student: _StudentRun) -> Assignment:
+        """The labels of the anchors that the crossed output lives in."""
+        if self._same_layout:
+            return student.assignment
+        detector = self._teacher.detector
+        anchors = detector.anchor_generator(student.features)
+        labels = get_adapter(detector).labels(detector, anchors, student.gt_instances)
+        return Assignment.from_flat(labels, detector.num_classes, student.output.sizes)
+
+    def _normalizers(self, assignments: Mapping[str, Assignment]) -> dict[str, dict[str, Tensor | float]]:
+        """What terms may be divided by, per source; the one exchange between ranks that every step makes."""
+        ema = float(getattr(self._student, "loss_normalizer", 0))
+        positives = {source: assignment.num_positives for source, assignment in assignments.items()}
+        shared = torch.stack(
+            [torch.tensor(ema, dtype=torch.float64, device=self.device)]
+            + [per_image.sum().double() for per_image in positives.values()]
+        )
+        world_size = comm.get_world_size()
+        if world_size > 1:
+            torch.distributed.all_reduce(shared)
+        self.distillation.loss_normalizer.copy_(shared[0] / world_size)
+        return {
+            source: {
+                "positives": (total.clamp(min=1) / world_size).float(),
+                "local_positives": per_image.clamp(min=1).sum().float(),
+                "ema": ema,
+            }
+            for (source, per_image), total in zip(positives.items(), shared[1:])
+        }
+
+
+@contextmanager
+def _watch_assignment(detector: DenseDetector) -> Iterator[list]:
+    """Collect (anchors, labels) of each ``label_anchors`` call while inside, by shadowing it on the instance."""
+    seen: list = []
+    shadowed = vars(detector).get("label_anchors")
+    label_anchors = detector.label_anchors
+
+    def watched(anchors: Any, gt_instances: Any) -> Any:
+        result = label_anchors(anchors, gt_instances)
+        seen.append((anchors, result[0]))
+        return result
+
+    object.__setattr__(detector, "label_anchors", watched)
+    try:
+        yield seen
+    finally:
+        if shadowed is None:
+            object.__delattr__(detector, "label_anchors")
+        else:
+            object.__setattr__(detector, "label_anchors", shadowed)
+
+
+@torch.no_grad()
+def _gap_at_positives(student: _StudentRun, teacher: TeacherRun) -> Tensor:
+    """Mean over positives of |sigma(t) - sigma(z)| at the object's class; 0 without positives."""
+    gaps = []
+    for level, positive in enumerate(student.assignment.positives):
+        classes = student.assignment.labels[level][positive][:, None]
+        ours, theirs = (
+            run.output.logits[level].movedim(run.output.class_dim, -1)[positive].gather(1, classes).float().sigmoid()
+            for run in (student, teacher)
+        )
+        gaps.append((theirs - ours).abs().flatten())
+    gaps = torch.cat(gaps)
+    return gaps.sum() / max(len(gaps), 1)
+
+
+def _check_finite(losses: Mapping[str, Tensor]) -> None:
+    bad = torch.stack([~torch.isfinite(value.detach()) for value in losses.values()]).float()
+    if comm.get_world_size() > 1:
+        torch.distributed.all_reduce(bad, op=torch.distributed.ReduceOp.MAX)
+    bad = bad.tolist()
+    if any(bad):
+        names = [name for name, flag in zip(losses, bad) if flag]
+        raise FloatingPointError(
+            f"Not finite: {', '.join(names)}. Lower the learning rate, clip gradients (train.clip_grad) or train "
+            "without fp16; if only loss_kd_* terms are named, look at the teacher's predictions on this data."
+        )

@@ -1,0 +1,115 @@
+"""What must agree between one student, one teacher and one loss; checked before the first step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import torch
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+
+from d2kd.losses import DistillationLoss
+from d2kd.modeling.adapters import get_adapter
+from d2kd.modeling.taps import tap_channels
+
+__all__ = ["check_pairing", "same_layout", "tap_index", "warn_of_stacked_terms"]
+
+logger = logging.getLogger(__name__)
+
+
+def _strides(detector: DenseDetector) -> list[int]:
+    shapes = detector.backbone.output_shape()
+    return [shapes[name].stride for name in detector.head_in_features]
+
+
+def _head_in_channels(detector: DenseDetector) -> int:
+    return detector.backbone.output_shape()[detector.head_in_features[0]].channels
+
+
+def same_layout(student: DenseDetector, teacher: DenseDetector) -> bool:
+    """Whether both put the same anchors on the same cells (compared on a 2x2 map of every level)."""
+    probes = []
+    for detector in (student, teacher):
+        maps = [torch.zeros(1, 1, 2, 2, device=detector.device) for _ in detector.head_in_features]
+        probes.append([boxes.tensor for boxes in detector.anchor_generator(maps)])
+    return len(probes[0]) == len(probes[1]) and all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(*probes))
+
+
+def tap_index(detector: DenseDetector, branch: str, tail: int) -> int:
+    """
+    Number of tower blocks before the tap that leaves ``tail`` blocks.
+
+    Raises:
+        ValueError: the tower has fewer than ``tail`` blocks.
+    """
+    depth = len(get_adapter(detector).towers(detector.head)[branch])
+    if tail > depth:
+        raise ValueError(
+            f"tail={tail}, but the '{branch}' tower of {type(detector).__name__}'s head has {depth} blocks: set "
+            f"model.losses.NAME.tail to {depth} or less."
+        )
+    return depth - tail
+
+
+def _check_taps(name: str, tail: int, student: DenseDetector, teacher: DenseDetector) -> None:
+    student_towers = get_adapter(student).towers(student.head)
+    teacher_towers = get_adapter(teacher).towers(teacher.head)
+    if student_towers.keys() != teacher_towers.keys():
+        raise ValueError(
+            f"model.losses.{name} crosses heads, but the student's head has the towers {sorted(student_towers)} and "
+            f"the teacher's {sorted(teacher_towers)}: choose losses with source='student'."
+        )
+    for branch in teacher_towers:
+        channels = [
+            tap_channels(towers[branch], tap_index(detector, branch, tail), _head_in_channels(detector))
+            for detector, towers in ((student, student_towers), (teacher, teacher_towers))
+        ]
+        if channels[0] != channels[1]:
+            raise ValueError(
+                f"model.losses.{name} (tail={tail}) sends the student's {channels[0]} channels of the '{branch}' tower "
+                f"into the teacher's head, which takes {channels[1]} there: give both heads the same width "
+                "(model.student.head.conv_dims, or the FPN's out_channels where the tap is the head's input)."
+            )
+
+
+def check_pairing(student: DenseDetector, teacher: DenseDetector, losses: Mapping[str, DistillationLoss]) -> None:
+    """
+    Raises:
+        ValueError: something that cannot be adapted differs; the message names both values and the config key.
+    """
+    for what, key, ours, theirs in (
+        ("levels of strides", "head_in_features", _strides(student), _strides(teacher)),
+        ("classes", "num_classes", student.num_classes, teacher.num_classes),
+    ):
+        if ours != theirs:
+            raise ValueError(
+                f"The student has {what} {ours} and the teacher {theirs}: they must agree (model.student.{key}, "
+                f"model.teacher.model.{key})."
+            )
+    layouts_agree = same_layout(student, teacher)
+    for name, loss in losses.items():
+        if loss.source == "crossed":
+            _check_taps(name, loss.tail, student, teacher)
+        elif not layouts_agree:
+            raise ValueError(
+                f"model.losses.{name} compares the student's own predictions with the teacher's, but a "
+                f"{type(student).__name__} student and a {type(teacher).__name__} teacher of these configs have "
+                "different anchors: give them one anchor_generator, or use a loss with source='crossed'."
+            )
+
+
+def warn_of_stacked_terms(losses: Mapping[str, DistillationLoss]) -> None:
+    """Warn where CrossKD's ablation found a combination harmful: direct and crossed terms on one task."""
+    for task in sorted({loss.task for loss in losses.values()}):
+        names = {
+            source: [n for n, x in losses.items() if x.task == task and x.source == source and x.weight > 0]
+            for source in ("student", "crossed")
+        }
+        if names["student"] and names["crossed"]:
+            logger.warning(
+                "%s (source 'student') and %s (source 'crossed') both train the '%s' branch: stacking direct and "
+                "crossed terms lost accuracy in CrossKD's ablation (docs/methods.md).",
+                ", ".join(names["student"]),
+                ", ".join(names["crossed"]),
+                task,
+            )

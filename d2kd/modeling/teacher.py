@@ -1,0 +1,227 @@
+"""The teacher: built late, loaded or refused, run without gradient."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import instantiate
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from torch import nn
+
+from d2kd.modeling.adapters import get_adapter
+from d2kd.modeling.dense_output import DenseOutput
+from d2kd.modeling.taps import Taps, record_taps
+
+__all__ = ["Teacher", "TeacherRun", "input_format_of"]
+
+logger = logging.getLogger(__name__)
+
+#: Keys that may be missing from, or left over in, a teacher's checkpoint: they hold nothing that was trained.
+_HARMLESS = re.compile(r"(^|\.)(pixel_mean|pixel_std|num_batches_tracked)$|(^|\.)cell_anchors\.\d+$|^distillation\.")
+
+
+class _StrictCheckpointer(DetectionCheckpointer):
+    """Raises on anything but a complete load (``load()`` itself only logs)."""
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        mismatched = {k for k, _, _ in incompatible.incorrect_shapes}
+        found = {
+            "missing": [k for k in incompatible.missing_keys if k not in mismatched and not _HARMLESS.search(k)],
+            "unexpected": [k for k in incompatible.unexpected_keys if not _HARMLESS.search(k)],
+            "shape mismatch": [
+                f"{k} (checkpoint {tuple(a)}, model {tuple(b)})" for k, a, b in incompatible.incorrect_shapes
+            ],
+        }
+        if any(found.values()):
+            lines = [f"  {kind}, {len(keys)}: {', '.join(keys)}" for kind, keys in found.items() if keys]
+            raise ValueError(
+                "The teacher's checkpoint does not fit the teacher's model; check that model.teacher.checkpoint was "
+                "trained with model.teacher.model:\n" + "\n".join(lines)
+            )
+
+
+def _load_strictly(detector: DenseDetector, checkpoint: str) -> None:
+    checkpointer = _StrictCheckpointer(detector)
+    # A path with a query, such as "x.pkl?matching_heuristics=True", is Detectron2's own grammar.
+    path = urlparse(checkpoint)._replace(query="").geturl()
+    if not os.path.isfile(checkpointer.path_manager.get_local_path(path)):
+        raise FileNotFoundError(
+            f"model.teacher.checkpoint is {checkpoint!r}, but there is no such file: train the teacher first or "
+            "correct the path."
+        )
+    checkpointer.load(checkpoint)
+
+
+def input_format_of(detector: nn.Module, override: str | None, field: str) -> str:
+    """
+    Channel order that ``detector`` expects: ``override``, else its ``input_format`` attribute, else "BGR"
+    (Detectron2's default; its FCOS has no such attribute).
+
+    Raises:
+        ValueError: it is neither "BGR" nor "RGB", or ``override`` contradicts the attribute. ``field`` names the
+            config field to change.
+    """
+    own = getattr(detector, "input_format", None)
+    if override is not None and own is not None and override != own:
+        raise ValueError(
+            f"{field} is {override!r}, but the {type(detector).__name__} itself has input_format={own!r}: remove one."
+        )
+    value = override or own or "BGR"
+    if value not in ("BGR", "RGB"):
+        raise ValueError(f"{field} is {value!r}, expected 'BGR' or 'RGB'.")
+    return value
+
+
+@dataclass
+class TeacherRun:
+    """
+    What the teacher made of one batch, cropped to the student's maps.
+
+    Attributes:
+        output: its dense output.
+        taps: (branch, index) -> one (N, C, H, W) activation a level.
+    """
+
+    output: DenseOutput
+    taps: Taps
+
+
+class Teacher:
+    """
+    A frozen detector in eval mode. Not an ``nn.Module``: nothing that holds it registers, saves or trains it.
+
+    Args:
+        model: config node of a ``DenseDetector``, or one already built (and loaded, if ``checkpoint`` is None).
+        checkpoint: path or URL that Detectron2 can read.
+        input_format: channel order that the teacher was trained with; None: its own ``input_format``, else "BGR".
+
+    Raises:
+        ValueError: a model node without a checkpoint: a teacher of random weights teaches nothing.
+    """
+
+    def __init__(
+        self,
+        model: Mapping | DenseDetector,
+        checkpoint: str | None = None,
+        input_format: str | None = None,
+    ) -> None:
+        if not checkpoint and not isinstance(model, nn.Module):
+            raise ValueError(
+                f"model.teacher.checkpoint is {checkpoint!r}, expected a path or URL: a teacher that is not loaded "
+                "teaches nothing."
+            )
+        self._model = model
+        self._checkpoint = checkpoint
+        self._input_format = input_format
+        self._detector: DenseDetector | None = None
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._detector is not None
+
+    @property
+    def detector(self) -> DenseDetector:
+        """
+        Raises:
+            RuntimeError: :meth:`load` was not called.
+        """
+        if self._detector is None:
+            raise RuntimeError("The teacher is not loaded yet: call load_teacher() of the DistilledDetector first.")
+        return self._detector
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> None:
+        """
+        Build the teacher, load its checkpoint, freeze it and move it.
+
+        Raises:
+            ValueError: a checkpoint with missing, unexpected or mismatched keys; they are listed.
+            TypeError: a model that no adapter reads.
+        """
+        detector = instantiate(self._model)
+        get_adapter(detector)
+        self.input_format = input_format_of(detector, self._input_format, "model.teacher.input_format")
+        if self._checkpoint:
+            _load_strictly(detector, self._checkpoint)
+        detector.requires_grad_(False)
+        self._detector = detector.eval().to(device=device, dtype=dtype)
+        logger.info(
+            "Teacher: %s, %.2f M parameters, from %s, input %s",
+            type(detector).__name__,
+            sum(p.numel() for p in detector.parameters()) / 1e6,
+            self._checkpoint or "the module given",
+            self.input_format,
+        )
+
+    def canvas(self, height: int, width: int) -> tuple[int, int]:
+        """
+        The student's canvas rounded up to the teacher's padding constraints.
+
+        Raises:
+            ValueError: the teacher takes square images smaller than that.
+        """
+        backbone = self.detector.backbone
+        constraints = backbone.padding_constraints
+        divisor = constraints.get("size_divisibility", backbone.size_divisibility)
+        square = constraints.get("square_size", 0)
+        if square:
+            if max(height, width) > square:
+                raise ValueError(
+                    f"The teacher pads to squares of {square} pixels, but the student's canvas is {height}x{width}: "
+                    "resize the training images to fit (dataloader.train.mapper.augmentations)."
+                )
+            height = width = square
+        if divisor > 1:
+            height, width = -(-height // divisor) * divisor, -(-width // divisor) * divisor
+        return height, width
+
+    @torch.no_grad()
+    def run(
+        self,
+        batched_inputs: Sequence[Mapping],
+        *,
+        input_format: str,
+        canvas: tuple[int, int],
+        sizes: Sequence[tuple[int, int]],
+        tap_indices: Mapping[str, set[int]],
+    ) -> TeacherRun:
+        """
+        Backbone and head on the student's images; never the inference path, which changes logits in place.
+
+        Args:
+            batched_inputs: the training batch; only ``"image"`` (C, H, W) is read.
+            input_format: channel order of those images.
+            canvas: (H, W) of the student's padded batch.
+            sizes: (H, W) of each of the student's levels.
+            tap_indices: for each branch, after how many blocks to record taps.
+        """
+        detector = self.detector
+        adapter = get_adapter(detector)
+        height, width = self.canvas(*canvas)
+        batch = detector.pixel_mean.new_zeros(len(batched_inputs), len(detector.pixel_mean), height, width)
+        for padded, item in zip(batch, batched_inputs):
+            image = item["image"].to(batch.device)
+            if input_format != self.input_format:
+                image = image.flip(0)
+            h, w = image.shape[-2:]
+            padded[:, :h, :w] = (image - detector.pixel_mean) / detector.pixel_std
+
+        features = detector.backbone(batch)
+        features = [features[name] for name in detector.head_in_features]
+        with record_taps(adapter.towers(detector.head), tap_indices, features) as taps:
+            predictions = detector.head(features)
+        output = adapter.dense_output(detector, predictions, detector.anchor_generator(features))
+        taps = {key: [x[..., :h, :w] for x, (h, w) in zip(maps, sizes)] for key, maps in taps.items()}
+        return TeacherRun(output=output.crop(sizes), taps=taps)
+
+    def _apply(self, fn: Any) -> None:
+        """Follow the device and dtype of the model that is taught."""
+        if self._detector is not None:
+            self._detector._apply(fn)

@@ -1,0 +1,53 @@
+"""Packaging of d2kd. Its lists are literals: ``tools/install.py`` reads them without running this."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+# detectron2 is needed but is NOT listed, and must never be: it is on no package index, so a requirement of
+# that name would fetch whatever a stranger uploads there. tools/install.py gets it from its own repository.
+# The bounds are Detectron2's own: what is installed before it must not be what it then replaces.
+REQUIRES = [
+    "torch",
+    "torchvision",
+    "fvcore>=0.1.5,<0.1.6",
+    "iopath>=0.1.7,<0.1.10",
+    "omegaconf>=2.1,<2.4",
+    "numpy",
+    "pycocotools>=2.0.2",
+    "matplotlib",
+    "Pillow>=7.1",
+]
+# What makes the digits dataset.
+DEMO = ["scikit-learn", "scikit-image"]
+# setuptools and wheel: the packaging test builds a wheel without build isolation.
+DEV = ["pytest", "ruff", "tensorboard", "setuptools>=70.1", "wheel"]
+
+ROOT = Path(__file__).resolve().parent
+VERSION = re.search(r'^__version__ = "([^"]+)"', (ROOT / "d2kd/__init__.py").read_text(), re.MULTILINE).group(1)
+
+setup(
+    name="d2kd",
+    version=VERSION,
+    description="Distils big Detectron2 one-stage detectors into small ones",
+    author="d2kd authors",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    classifiers=[
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+    packages=find_packages(include=["d2kd", "d2kd.*"]),
+    # d2kd/configs is a symlink to ../configs: data, which d2kd.get_config finds with importlib.resources
+    package_data={"d2kd": ["configs/*.py", "configs/**/*.py"]},
+    install_requires=REQUIRES,
+    extras_require={"demo": DEMO, "dev": DEV + DEMO},
+    zip_safe=False,
+)

@@ -1,0 +1,11 @@
+"""For all tests; must not import detectron2, which those of d2kd.losses and d2kd.regions do without."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def reproducible():
+    """One thread (tiny tensors: more only cost) and one seed for whatever a test draws itself."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)

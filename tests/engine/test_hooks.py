@@ -1,0 +1,102 @@
+import json
+import time
+
+import torch
+from detectron2.engine import HookBase, SimpleTrainer, hooks
+from torch import nn
+
+from d2kd.engine import BestCheckpointer, SeedEachIteration, TrainingCost
+
+
+class Draw(nn.Module):
+    """Draws a number a step, and as many as it is told besides."""
+
+    def __init__(self, extra=0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.extra = extra
+        self.drawn = []
+
+    def forward(self, _):
+        self.drawn.append(torch.rand(()).item())
+        torch.rand(self.extra)
+        return {"loss": self.weight * 0}
+
+
+def run(stop, *extra_hooks, model=None, start=0):
+    model = model or Draw()
+    trainer = SimpleTrainer(model, [None] * 100, torch.optim.SGD(model.parameters(), lr=0.0))
+    trainer.register_hooks(list(extra_hooks))
+    trainer.train(start, stop)
+    return trainer
+
+
+def test_training_cost_counts_steps_only_and_resumes():
+    class Slow(HookBase):
+        def after_step(self):
+            time.sleep(0.2)
+
+    class SlowModel(Draw):
+        def forward(self, x):
+            end = time.process_time() + 0.05
+            while time.process_time() < end:
+                pass
+            return super().forward(x)
+
+    cost = TrainingCost()
+    trainer = run(2, cost, Slow(), model=SlowModel())
+    assert 0.1 <= cost.cpu_seconds and 0.1 <= cost.wall_seconds < 0.4
+    assert trainer.storage.latest()["cost/cpu_seconds"] == (cost.cpu_seconds, 2)  # beside the last evaluation
+
+    resumed = TrainingCost()
+    resumed.load_state_dict(trainer.state_dict()["hooks"]["TrainingCost"])
+    run(3, resumed, model=SlowModel(), start=2)
+    assert cost.cpu_seconds + 0.05 <= resumed.cpu_seconds
+
+
+def test_each_iteration_draws_the_same_whatever_came_before():
+    plain, busy, resumed, other = Draw(), Draw(extra=7), Draw(), Draw()
+    run(4, SeedEachIteration(1), model=plain)
+    run(4, SeedEachIteration(1), model=busy)
+    run(4, SeedEachIteration(1), model=resumed, start=2)
+    run(4, SeedEachIteration(2), model=other)
+    assert plain.drawn == busy.drawn and len(set(plain.drawn)) == 4
+    assert resumed.drawn == plain.drawn[2:]
+    assert other.drawn != plain.drawn
+
+
+def best(folder, values, start=0):
+    """A run that is evaluated at every iteration, with ``values``; the model's weight is the iteration."""
+    model = Draw()
+    iterations = iter(range(start, start + len(values)))
+    values = iter(values)
+
+    def evaluate():
+        model.weight.data.fill_(next(iterations))
+        return {"bbox": {"AP": next(values)}}
+
+    checkpointer = BestCheckpointer(1, model, str(folder), "bbox/AP")
+    run(start + 3, hooks.EvalHook(1, evaluate), checkpointer, model=model, start=start)
+    saved = torch.load(folder / "model_best.pth")
+    return saved["model"]["weight"].item(), json.loads((folder / "model_best.json").read_text())
+
+
+def test_best_checkpoint_and_its_record(tmp_path):
+    assert best(tmp_path, [1.0, 3.0, 2.0]) == (1.0, {"metric": "bbox/AP", "value": 3.0, "iteration": 1})
+    assert not (tmp_path / "last_checkpoint").exists()  # --resume must not continue from the best
+    assert set(torch.load(tmp_path / "model_best.pth")) == {"model", "iteration"}
+
+
+def test_best_checkpoint_survives_a_resume(tmp_path):
+    best(tmp_path, [1.0, 3.0, 2.0])
+    assert best(tmp_path, [2.5, 2.9, 2.0], start=3)[0] == 1.0
+    assert best(tmp_path, [2.5, 3.5, 3.1], start=3)[0] == 4.0
+
+
+def test_best_checkpoint_of_a_new_run_starts_over(tmp_path):
+    best(tmp_path, [5.0, 6.0, 7.0])
+    assert best(tmp_path, [1.0, 0.5, 0.2])[1]["value"] == 1.0
+
+
+def test_best_checkpoint_passes_over_nan(tmp_path):
+    assert best(tmp_path, [float("nan"), 0.0, float("nan")])[0] == 1.0

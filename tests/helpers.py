@@ -1,0 +1,166 @@
+"""Tiny detectors and batches: a training step takes about ten milliseconds."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.backbone import FPN, BasicStem, ResNet
+from detectron2.modeling.backbone.resnet import BasicBlock
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.matcher import Matcher
+from detectron2.modeling.meta_arch import RetinaNet
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
+from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+
+from d2kd.losses import BinaryClassificationKD, IoULocalizationKD
+from d2kd.modeling import DistilledDetector
+
+FAMILIES = ("RetinaNet", "FCOS")
+NUM_CLASSES = 3
+LEVELS = ["p3", "p4", "p5"]
+PIXELS = dict(pixel_mean=[103.53, 116.28, 123.675], pixel_std=[57.375, 57.12, 58.395])
+
+
+class LastLevel(nn.Module):
+    """One more FPN level, so that a 32-pixel image has a 1x1 map."""
+
+    num_levels = 1
+    in_feature = "res4"
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, 2, 1)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [self.conv(x)]
+
+
+def build_backbone(width: int = 4, fpn: int = 8, norm: str = "BN", square_pad: int = 0) -> FPN:
+    """Strides 8, 16 and 32; pads to multiples of 16."""
+    stages = [
+        ResNet.make_stage(BasicBlock, 1, in_channels=width * i, out_channels=width * o, stride_per_block=[s], norm=norm)
+        for i, o, s in ((1, 1, 1), (1, 2, 2), (2, 4, 2))
+    ]
+    bottom_up = ResNet(BasicStem(3, width, norm=norm), stages, out_features=["res3", "res4"], freeze_at=0)
+    return FPN(
+        bottom_up,
+        ["res3", "res4"],
+        fpn,
+        norm=norm,
+        top_block=LastLevel(4 * width, fpn),
+        square_pad=square_pad,
+    )
+
+
+def build_head(family: str, norm="", conv_dims: Sequence[int] = (8, 8), fpn: int = 8, num_classes=NUM_CLASSES):
+    """A head whose predictions differ from place to place (Detectron2's initial ones hardly do)."""
+    kwargs = dict(
+        input_shape=[ShapeSpec(channels=fpn)] * len(LEVELS),
+        num_classes=num_classes,
+        conv_dims=list(conv_dims),
+        norm=norm,
+        prior_prob=0.1,
+    )
+    head = FCOSHead(**kwargs) if family == "FCOS" else RetinaNetHead(num_anchors=2, **kwargs)
+    for module in head.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+    nn.init.normal_(head.bbox_pred.weight, std=0.05)
+    nn.init.constant_(head.bbox_pred.bias, 1.0 if family == "FCOS" else 0.0)  # FCOS decodes through a ReLU
+    return head
+
+
+def build_detector(
+    family: str,
+    *,
+    seed: int = 0,
+    width: int = 4,
+    fpn: int = 8,
+    conv_dims: Sequence[int] = (8, 8),
+    norm="",
+    num_classes: int = NUM_CLASSES,
+    backbone_norm: str = "BN",
+    square_pad: int = 0,
+    sizes: Sequence[Sequence[int]] = ((8, 12), (16, 24), (32, 48)),
+    detector_class: type[DenseDetector] | None = None,
+    **kwargs,
+) -> DenseDetector:
+    torch.manual_seed(seed)
+    backbone = build_backbone(width, fpn, backbone_norm, square_pad)
+    head = build_head(family, norm, conv_dims, fpn, num_classes)
+    common = dict(backbone=backbone, head=head, head_in_features=LEVELS, num_classes=num_classes, **PIXELS)
+    common.update(kwargs)
+    if family == "FCOS":
+        return (detector_class or FCOS)(**common)
+    return (detector_class or RetinaNet)(
+        anchor_generator=DefaultAnchorGenerator(
+            sizes=[list(x) for x in sizes], aspect_ratios=[1.0], strides=[8, 16, 32], offset=0.5
+        ),
+        box2box_transform=Box2BoxTransform(weights=[1.0, 1.0, 1.0, 1.0]),
+        anchor_matcher=Matcher([0.4, 0.5], [0, -1, 1], allow_low_quality_matches=True),
+        **common,
+    )
+
+
+def make_losses(method: str, **kwargs) -> dict:
+    """The two terms of a method with weights and options alike for both detectors."""
+    if method == "bckd":
+        return dict(
+            bckd_cls=BinaryClassificationKD(**kwargs),
+            bckd_loc=IoULocalizationKD(**{"region": "gap", **kwargs}),
+        )
+    return dict(
+        crosskd_cls=BinaryClassificationKD(source="crossed", **kwargs),
+        crosskd_loc=IoULocalizationKD(source="crossed", **{"region": "teacher_quality", **kwargs}),
+    )
+
+
+def distilled(
+    student: DenseDetector, teacher: DenseDetector | None = None, losses: Mapping | str | None = None
+) -> DistilledDetector:
+    """A distilled detector whose teacher is a module that is already loaded."""
+    if isinstance(losses, str):
+        losses = make_losses(losses)
+    return DistilledDetector(student=student, teacher=None if teacher is None else dict(model=teacher), losses=losses)
+
+
+def make_batch(
+    sizes: Sequence[tuple[int, int]] = ((40, 48), (32, 60)), objects: Sequence[int] | int = 2, seed: int = 0
+) -> list[dict]:
+    """One image of random pixels for each (H, W), with ``objects`` boxes of 10 to 28 pixels in each."""
+    generator = torch.Generator().manual_seed(seed)
+    if isinstance(objects, int):
+        objects = [objects] * len(sizes)
+    batch = []
+    for (h, w), count in zip(sizes, objects, strict=True):
+        image = torch.randint(0, 256, (3, h, w), generator=generator, dtype=torch.uint8)
+        box_sizes = 10 + 18 * torch.rand(count, 2, generator=generator)
+        corners = torch.rand(count, 2, generator=generator) * (torch.tensor([w, h]) - box_sizes)
+        instances = Instances((h, w))
+        instances.gt_boxes = Boxes(torch.cat([corners, corners + box_sizes], dim=1))
+        instances.gt_classes = torch.randint(0, NUM_CLASSES, (count,), generator=generator)
+        batch.append(dict(image=image, instances=instances, height=h, width=w))
+    return batch
+
+
+def run_step(model: nn.Module, batch: list[dict], iteration: int = 0) -> dict[str, Tensor]:
+    """The losses of one forward pass in training mode."""
+    with EventStorage(iteration):
+        return model(batch)
+
+
+def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor | None]:
+    """d loss / d parameter by name; None where the graph does not lead."""
+    parameters = dict(model.named_parameters())
+    grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, retain_graph=True)
+    return dict(zip(parameters, grads, strict=True))
+
+
+def reached(grads: Mapping[str, Tensor | None]) -> set[str]:
+    """Names of the parameters that receive a gradient which is not zero."""
+    return {name for name, grad in grads.items() if grad is not None and grad.count_nonzero()}

@@ -1,0 +1,235 @@
+"""The student inside a DistilledDetector trains exactly as it would alone."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from detectron2.modeling.meta_arch import RetinaNet
+from detectron2.modeling.meta_arch.fcos import FCOS
+from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
+from torch import nn
+
+from d2kd.modeling import DistilledDetector
+from tests.helpers import FAMILIES, build_detector, distilled, gradients, make_batch, make_losses, run_step
+
+METHODS = (None, "bckd", "crosskd")
+
+
+@pytest.mark.parametrize("norm", ["", "BN"], ids=["no_norm", "BN"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_detection_losses_are_bit_identical_over_steps(family, method, norm):
+    stock = build_detector(family, norm=norm)
+    model = distilled(deepcopy(stock), build_detector(family, seed=1), method)
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.01) for m in (stock, model)]
+    for step in range(4):
+        batch = make_batch(seed=step, objects=(step, 2))
+        expected, found = run_step(stock, batch, step), run_step(model, batch, step)
+        assert list(found)[: len(expected)] == list(expected)
+        for name, value in expected.items():
+            assert torch.equal(found[name], value), f"step {step}: {name}"
+        assert model.student.loss_normalizer == stock.loss_normalizer
+        assert model.distillation.loss_normalizer.item() == stock.loss_normalizer
+        # Both follow the student's own losses, so that later steps still compare equal weights.
+        for optimizer, losses in zip(optimizers, (expected, found), strict=True):
+            optimizer.zero_grad()
+            sum(losses[name] for name in expected).backward()
+            optimizer.step()
+    for (name, ours), (stock_name, theirs) in zip(
+        model.student.state_dict().items(), stock.state_dict().items(), strict=True
+    ):
+        assert name == stock_name
+        assert torch.equal(ours, theirs), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_of_the_baseline_are_bit_identical(family):
+    stock = build_detector(family)
+    model = distilled(deepcopy(stock))
+    batch = make_batch()
+    expected = gradients(stock, sum(run_step(stock, batch).values()))
+    found = gradients(model, sum(run_step(model, batch).values()))
+    assert found.keys() == expected.keys()
+    for name, grad in expected.items():
+        assert torch.equal(found[name], grad), name
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_eval_mode_is_the_student(family, method):
+    stock = build_detector(family, test_score_thresh=0.0)
+    model = distilled(deepcopy(stock), build_detector(family, seed=1), method).eval()
+    batch = make_batch()
+    for ours, theirs in zip(model(batch), stock.eval()(batch), strict=True):
+        assert len(theirs["instances"]) > 0
+        for field in ("scores", "pred_classes"):
+            assert torch.equal(ours["instances"].get(field), theirs["instances"].get(field))
+        assert torch.equal(ours["instances"].pred_boxes.tensor, theirs["instances"].pred_boxes.tensor)
+    assert method is None or not model.teacher.is_loaded
+
+
+def test_losses_come_in_order_and_under_their_names():
+    model = distilled(build_detector("FCOS"), build_detector("FCOS", seed=1), "bckd")
+    losses = run_step(model, make_batch())
+    assert list(losses) == [
+        "loss_fcos_cls", "loss_fcos_loc", "loss_fcos_ctr", "loss_kd_bckd_cls", "loss_kd_bckd_loc",
+    ]  # fmt: skip
+    assert all(value.shape == () for value in losses.values())
+
+
+class LevelByLevelHead(RetinaNetHead):
+    """A head that overrides forward, calling one subnet on all levels before the other."""
+
+    def forward(self, features):
+        deltas = [self.bbox_pred(self.bbox_subnet(x)) for x in features]
+        return [self.cls_score(self.cls_subnet(x)) for x in features], deltas
+
+
+def test_a_head_with_its_own_forward_gives_the_same_losses():
+    student, teacher = build_detector("RetinaNet"), build_detector("RetinaNet", seed=1)
+    expected = run_step(distilled(deepcopy(student), deepcopy(teacher), "crosskd"), make_batch())
+    student.head.__class__ = teacher.head.__class__ = LevelByLevelHead
+    found = run_step(distilled(student, teacher, "crosskd"), make_batch())
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+def share_relu(detector):
+    relu = nn.ReLU()
+    for subnet in (detector.head.cls_subnet, detector.head.bbox_subnet):
+        for i, module in enumerate(subnet):
+            if isinstance(module, nn.ReLU):
+                subnet[i] = relu
+    return detector
+
+
+@pytest.mark.parametrize("who", ["student", "teacher"])
+def test_a_head_that_shares_its_relu_is_refused_for_taps_only(who):
+    pair = dict(student=build_detector("RetinaNet"), teacher=build_detector("RetinaNet", seed=1))
+    share_relu(pair[who])
+    with pytest.raises(ValueError, match="shares that module between blocks"):
+        run_step(distilled(**deepcopy(pair), losses="crosskd"), make_batch())
+    run_step(distilled(**pair, losses="bckd"), make_batch())
+
+
+def test_hooks_do_not_outlive_a_step_nor_an_exception():
+    student, teacher = build_detector("FCOS"), build_detector("FCOS", seed=1)
+    model = distilled(student, teacher, "crosskd")
+    run_step(model, make_batch())
+
+    def fail(features):
+        raise RuntimeError("a broken predictor")
+
+    student.head.ctrness.forward = fail
+    with pytest.raises(RuntimeError, match="a broken predictor"):
+        run_step(model, make_batch())
+    for detector in (student, teacher):
+        assert not any(module._forward_hooks for module in detector.modules())
+
+
+class OverridesForward(FCOS):
+    def forward(self, batched_inputs):
+        return super().forward(batched_inputs)
+
+
+class NeverLabels(FCOS):
+    def forward_training(self, images, features, predictions, gt_instances):
+        return {"loss_other": predictions[0][0].sum()}
+
+
+class LabelsTwice(RetinaNet):
+    def forward_training(self, images, features, predictions, gt_instances):
+        self.label_anchors(self.anchor_generator(features), gt_instances)
+        return super().forward_training(images, features, predictions, gt_instances)
+
+
+def test_a_detector_that_overrides_forward_is_refused_by_name():
+    with pytest.raises(TypeError, match="OverridesForward overrides DenseDetector.forward"):
+        distilled(build_detector("FCOS", detector_class=OverridesForward))
+    model = distilled(build_detector("FCOS"), build_detector("FCOS", detector_class=OverridesForward), "bckd")
+    with pytest.raises(TypeError, match="OverridesForward overrides DenseDetector.forward"):
+        model.load_teacher()
+
+
+@pytest.mark.parametrize("cls, times", [(NeverLabels, 0), (LabelsTwice, 2)])
+def test_a_detector_without_one_assignment_is_refused(cls, times):
+    family = "RetinaNet" if issubclass(cls, RetinaNet) else "FCOS"
+    model = distilled(build_detector(family, detector_class=cls))
+    with pytest.raises(TypeError, match=f"{cls.__name__}.forward_training called label_anchors {times} times"):
+        run_step(model, make_batch())
+
+
+def test_what_is_no_dense_detector_is_refused():
+    with pytest.raises(TypeError, match="Expected a detectron2 DenseDetector, found .*Linear"):
+        DistilledDetector(student=nn.Linear(1, 1))
+
+
+class FailsAfterLabels(RetinaNet):
+    def losses(self, *args):
+        raise RuntimeError("a broken loss")
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["method", "instance attribute"])
+def test_label_anchors_is_shadowed_only_during_the_step(own):
+    student = build_detector("RetinaNet", detector_class=FailsAfterLabels)
+    if own:
+        student.label_anchors = shadow = lambda *args: RetinaNet.label_anchors(student, *args)
+    with pytest.raises(RuntimeError, match="a broken loss"):
+        run_step(distilled(student), make_batch())
+    assert vars(student).get("label_anchors") is (shadow if own else None)
+
+
+def test_an_image_without_instances_is_named():
+    batch = make_batch()
+    del batch[1]["instances"]
+    with pytest.raises(ValueError, match="Training image 1 of the batch has no 'instances'"):
+        run_step(distilled(build_detector("FCOS")), batch)
+
+
+def test_replaced_children_are_the_ones_that_train():
+    model = distilled(build_detector("FCOS", norm="BN"))
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert converted.student.backbone is converted.backbone
+    model.head = replacement = build_detector("FCOS", seed=5).head
+    assert model.student.head is replacement
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in model.student.modules())
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_under_bf16_autocast(family, method, monkeypatch):
+    """Finite; the detector's losses and the kernels compute in fp32; the assignment is that of an fp32 step."""
+    student, teacher = build_detector(family), build_detector(family, seed=1)
+    model = distilled(student, teacher, method)
+    seen = []
+    for step in (model._run_student,):
+        monkeypatch.setattr(model, step.__name__, lambda *args, step=step: seen.append(step(*args)) or seen[-1])
+    dtypes = []
+    for loss in model.losses.values():
+        loss.register_forward_pre_hook(
+            lambda m, args: dtypes.append((torch.is_autocast_enabled("cpu"), args[0].boxes[0].dtype))
+        )
+    batch = make_batch()
+    exact = run_step(model, batch)
+    seen, exact_run = [], seen[0]
+    dtypes.clear()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = run_step(model, batch)
+    rounded_run = seen[0]
+    assert rounded_run.features[0].dtype == torch.bfloat16  # the autocast was on
+    assert all(x.dtype == torch.float32 for x in rounded_run.output.logits + rounded_run.output.box_params)
+    for a, b in zip(exact_run.assignment.labels, rounded_run.assignment.labels, strict=True):
+        assert torch.equal(a, b)
+    assert dtypes == [(False, torch.float32)] * len(model.losses)
+    for name, value in losses.items():
+        assert value.dtype == torch.float32
+        # Labels and losses are those of fp32, the predictions are rounded to 8 bits.
+        torch.testing.assert_close(value, exact[name], rtol=0.15, atol=0.02)
+    sum(losses.values()).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_losses_given_as_modules_or_none():
+    losses = {**make_losses("bckd"), "off": None}
+    model = distilled(build_detector("FCOS"), build_detector("FCOS", seed=1), losses)
+    assert list(model.losses) == ["bckd_cls", "bckd_loc"]
