@@ -108,6 +108,10 @@ def _self_contained(node: DictConfig, name: str) -> DictConfig:
     """A copy of ``node`` in which every interpolation that leads out of it is replaced by its value."""
     if not isinstance(node, DictConfig) or "_target_" not in node:
         raise TypeError(f"Expected {name} to be a model node with a _target_, found {type(node).__name__}.")
+    return _detached(node, name, f"{name} moves under model.{'student' if name == 'model' else 'teacher.model'}")
+
+
+def _detached(node: DictConfig | ListConfig, name: str, move: str) -> DictConfig | ListConfig:
     copy = deepcopy(node)
     copy._set_parent(None)
     for path, depth, child in _interpolations(node):
@@ -118,10 +122,12 @@ def _self_contained(node: DictConfig, name: str) -> DictConfig:
             value = child._dereference_node()
         except OmegaConfBaseException as error:
             raise ValueError(
-                f"{name}.{path} is {references!r}, which cannot be resolved before {name} moves under "
-                f"model.{'student' if name == 'model' else 'teacher.model'}: give it a value."
+                f"{name}.{path} is {references!r}, which cannot be resolved before {move}: give it a value."
             ) from error
-        OmegaConf.update(copy, path, deepcopy(value), merge=False, force_add=True)
+        # A node brings references of its own, which mean something only where it stands.
+        is_node = isinstance(value, (DictConfig, ListConfig))
+        value = _detached(value, f"{name}.{path}", move) if is_node else deepcopy(value)
+        OmegaConf.update(copy, path, value, merge=False, force_add=True)
     return copy
 
 

@@ -2,7 +2,7 @@
 The embedded benchmark ``digits``: a real detection problem that needs no download and minutes of CPU.
 
 Handwritten digits (scikit-learn) drawn on photographs (scikit-image), 96x96 pixels, five classes, in three
-splits that share neither a handwritten sample nor a photograph: ``digits_train`` (2000 images), to choose on
+splits that share neither a handwritten sample nor a photograph: ``digits_train`` (8000 images), to choose on
 ``digits_val`` (400) and to report on ``digits_test`` (400). On disk it is an ordinary COCO dataset::
 
     manifest.json                         version, seed, libraries, checksums
@@ -38,9 +38,9 @@ __all__ = ["DATASET_VERSION", "SEED", "SIZES", "get_digits", "prepare_digits", "
 
 logger = logging.getLogger(__name__)
 
-DATASET_VERSION = 1  # to be raised by every change that makes other images or annotations
+DATASET_VERSION = 2  # to be raised by every change that makes other images or annotations
 SEED = 2024
-SIZES: dict[str, int] = {"train": 2000, "val": 400, "test": 400}  # images by split
+SIZES: dict[str, int] = {"train": 8000, "val": 400, "test": 400}  # images by split
 
 _NAME = "d2kd digits"
 _LIBRARIES = ("numpy", "pillow", "scikit-learn", "scikit-image")

@@ -95,6 +95,7 @@ class DistilledDetector(nn.Module):
             )
         self.distillation = DistillationState(built)
         self._teacher = Teacher(**teacher) if built else None
+        self._paired = False
         self._same_layout = True
         warn_of_stacked_terms(built)
 
@@ -137,12 +138,14 @@ class DistilledDetector(nn.Module):
             raise RuntimeError(
                 "This DistilledDetector is a copy (deepcopy or pickle), and copies have no teacher: train the original."
             )
-        if self._teacher.is_loaded:
+        if self._paired:
             return
-        with torch.random.fork_rng(devices=[]):
-            self._teacher.load(self.device, self.pixel_mean.dtype)
+        if not self._teacher.is_loaded:
+            with torch.random.fork_rng(devices=[]):
+                self._teacher.load(self.device, self.pixel_mean.dtype)
         check_pairing(self.student, self._teacher.detector, self.losses)
         self._same_layout = same_layout(self.student, self._teacher.detector)
+        self._paired = True  # last: a pair that was refused is refused again
 
     def train(self, mode: bool = True) -> DistilledDetector:
         super().train(mode)
@@ -207,7 +210,8 @@ class DistilledDetector(nn.Module):
                     region = [w * positive.any() for w, positive in zip(region, assignment.positives)]
                 term = loss(source, teacher.output, region)
             losses[f"loss_kd_{name}"] = term * (loss.weight / normalizers[loss.source][loss.normalizer])
-            monitors[f"kd/{name}_locations"] = sum((w > 0).sum() for w in region) / len(batched_inputs)
+            # Each location counts with its region's weight: how much of an image this term distils.
+            monitors[f"kd/{name}_locations"] = sum(w.sum() for w in region) / len(batched_inputs)
         if active and self._same_layout:
             monitors["kd/gap_at_positives"] = _gap_at_positives(student, teacher)
         _check_finite(losses)

@@ -26,13 +26,26 @@ def _head_in_channels(detector: DenseDetector) -> int:
     return detector.backbone.output_shape()[detector.head_in_features[0]].channels
 
 
-def same_layout(student: DenseDetector, teacher: DenseDetector) -> bool:
-    """Whether both put the same anchors on the same cells (compared on a 2x2 map of every level)."""
+def _anchor_difference(student: DenseDetector, teacher: DenseDetector) -> str | None:
+    """The first difference between the anchors of a 2x2 map of every level; None without any."""
     probes = []
     for detector in (student, teacher):
         maps = [torch.zeros(1, 1, 2, 2, device=detector.device) for _ in detector.head_in_features]
         probes.append([boxes.tensor for boxes in detector.anchor_generator(maps)])
-    return len(probes[0]) == len(probes[1]) and all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(*probes))
+    if len(probes[0]) != len(probes[1]):
+        return f"{len(probes[0])} and {len(probes[1])} levels"
+    for level, (ours, theirs) in enumerate(zip(*probes)):
+        if ours.shape != theirs.shape:
+            return f"{len(ours) // 4} and {len(theirs) // 4} a cell of level {level}"
+        for a, b in zip(ours.tolist(), theirs.tolist()):
+            if a != b:
+                return f"{a} and {b} on level {level}"
+    return None
+
+
+def same_layout(student: DenseDetector, teacher: DenseDetector) -> bool:
+    """Whether both put the same anchors on the same cells (compared on a 2x2 map of every level)."""
+    return _anchor_difference(student, teacher) is None
 
 
 def tap_index(detector: DenseDetector, branch: str, tail: int) -> int:
@@ -86,15 +99,16 @@ def check_pairing(student: DenseDetector, teacher: DenseDetector, losses: Mappin
                 f"The student has {what} {ours} and the teacher {theirs}: they must agree (model.student.{key}, "
                 f"model.teacher.model.{key})."
             )
-    layouts_agree = same_layout(student, teacher)
+    difference = _anchor_difference(student, teacher)
     for name, loss in losses.items():
         if loss.source == "crossed":
             _check_taps(name, loss.tail, student, teacher)
-        elif not layouts_agree:
+        elif difference:
             raise ValueError(
                 f"model.losses.{name} compares the student's own predictions with the teacher's, but a "
                 f"{type(student).__name__} student and a {type(teacher).__name__} teacher of these configs have "
-                "different anchors: give them one anchor_generator, or use a loss with source='crossed'."
+                f"different anchors ({difference}): give them one anchor_generator (model.student.anchor_generator, "
+                "model.teacher.model.anchor_generator), or use a loss with source='crossed'."
             )
 
 

@@ -215,7 +215,7 @@ class Teacher:
 
         features = detector.backbone(batch)
         features = [features[name] for name in detector.head_in_features]
-        with record_taps(adapter.towers(detector.head), tap_indices, features) as taps:
+        with record_taps(adapter.towers(detector.head) if tap_indices else {}, tap_indices, features) as taps:
             predictions = detector.head(features)
         output = adapter.dense_output(detector, predictions, detector.anchor_generator(features))
         taps = {key: [x[..., :h, :w] for x, (h, w) in zip(maps, sizes)] for key, maps in taps.items()}

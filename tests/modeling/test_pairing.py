@@ -1,0 +1,139 @@
+"""What must agree between student, teacher and loss, and the sentence that says so."""
+
+import logging
+import re
+
+import pytest
+
+from d2kd.losses import BinaryClassificationKD, IoULocalizationKD
+from tests.helpers import build_backbone, build_detector, distilled, make_batch, make_losses, run_step
+
+
+def refused(student, teacher, losses, *parts):
+    """The pair is refused, twice (a first refusal must not let it pass), by a message with all ``parts``."""
+    model = distilled(student, teacher, losses)
+    for _ in range(2):
+        with pytest.raises(ValueError) as error:
+            model.load_teacher()
+        for part in parts:
+            assert part in str(error.value)
+    with pytest.raises(ValueError, match=re.escape(parts[0])):
+        run_step(model, make_batch())
+
+
+@pytest.mark.parametrize("method", ["bckd", "crosskd"])
+def test_classes(method):
+    refused(
+        build_detector("FCOS"), build_detector("FCOS", num_classes=5), method,
+        "classes 3 and the teacher 5", "model.student.num_classes", "model.teacher.model.num_classes",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["bckd", "crosskd"])
+def test_strides(method):
+    teacher = build_detector("FCOS", head_in_features=["p3", "p4"])
+    refused(
+        build_detector("FCOS"), teacher, method,
+        "strides [8, 16, 32] and the teacher [8, 16]", "model.student.head_in_features",
+        "model.teacher.model.head_in_features",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "sizes, values",
+    [
+        # The second anchor of the first cell, whose centre is (8, 8): 24 and 25 pixels wide.
+        (((8, 12), (16, 25), (32, 48)), "[-4.0, -4.0, 20.0, 20.0] and [-4.5, -4.5, 20.5, 20.5] on level 1"),
+        (((8,), (16,), (32,)), "2 and 1 a cell of level 0"),
+    ],
+)
+def test_anchors_for_own_predictions_only(sizes, values):
+    student, teacher = build_detector("RetinaNet"), build_detector("RetinaNet", sizes=sizes)
+    refused(
+        student, teacher, dict(loc=IoULocalizationKD(region="all_locations")),
+        values, "model.losses.loc", "model.student.anchor_generator", "source='crossed'",
+    )  # fmt: skip
+    if len(sizes[0]) == 2:  # the teacher's head predicts two anchors a cell
+        run_step(distilled(build_detector("RetinaNet"), teacher, "crosskd"), make_batch())
+
+
+@pytest.mark.parametrize("tail", [0, 1])
+def test_widths_at_the_tap(tail):
+    # The teacher's tower narrows in its last block: after it 4 channels, before it 8.
+    student, teacher = build_detector("FCOS", conv_dims=(8, 8)), build_detector("FCOS", conv_dims=(8, 4))
+    losses = make_losses("crosskd", tail=tail)
+    if tail == 1:
+        run_step(distilled(student, teacher, losses), make_batch())
+        student, teacher = build_detector("FCOS", conv_dims=(4, 8)), build_detector("FCOS", conv_dims=(8, 8))
+        ours, theirs = 4, 8
+    else:
+        ours, theirs = 8, 4
+    refused(
+        student, teacher, losses, f"student's {ours} channels of the 'cls' tower", f"which takes {theirs} there",
+        f"model.losses.crosskd_cls (tail={tail})", "model.student.head.conv_dims",
+    )  # fmt: skip
+
+
+def test_widths_at_the_heads_input():
+    student, teacher = build_detector("FCOS", fpn=4), build_detector("FCOS", fpn=8)
+    refused(
+        student, teacher, make_losses("crosskd", tail=2), "student's 4 channels", "takes 8 there", "out_channels"
+    )  # fmt: skip
+    run_step(distilled(build_detector("FCOS", fpn=4), teacher, make_losses("crosskd", tail=1)), make_batch())
+
+
+@pytest.mark.parametrize("depths", [(2, 3), (3, 2)])
+def test_a_tail_longer_than_a_tower(depths):
+    student, teacher = (build_detector("FCOS", conv_dims=[8] * depth) for depth in depths)
+    refused(student, teacher, make_losses("crosskd", tail=3), "tail=3", "has 2 blocks", "tail to 2 or less")
+
+
+def test_a_square_teacher_canvas_that_is_too_small():
+    student, teacher = build_detector("FCOS"), build_detector("FCOS", square_pad=32)
+    with pytest.raises(ValueError, match="squares of 32 pixels, but the student's canvas is 48x64"):
+        run_step(distilled(student, teacher, "bckd"), make_batch())
+
+
+def stacked(direct_weight=1.0, source="student", task=BinaryClassificationKD):
+    return dict(direct=BinaryClassificationKD(source=source, weight=direct_weight), crossed=task(source="crossed"))
+
+
+def test_direct_and_crossed_terms_on_one_branch_are_warned_of(caplog):
+    with caplog.at_level(logging.WARNING, logger="d2kd"):
+        distilled(build_detector("FCOS"), build_detector("FCOS"), stacked())
+    (record,) = caplog.records
+    assert "direct (source 'student') and crossed (source 'crossed') both train the 'cls' branch" in record.message
+
+
+@pytest.mark.parametrize("losses", [stacked(0.0), stacked(source="crossed"), stacked(task=IoULocalizationKD)])
+def test_other_mixtures_are_not(caplog, losses):
+    with caplog.at_level(logging.WARNING, logger="d2kd"):
+        distilled(build_detector("FCOS"), build_detector("FCOS"), losses)
+    assert not caplog.records
+
+
+def test_a_mixture_of_methods_runs():
+    losses = {**make_losses("bckd"), **make_losses("crosskd")}
+    found = run_step(distilled(build_detector("FCOS"), build_detector("FCOS", seed=1), losses), make_batch())
+    assert all(found[f"loss_kd_{name}"].item() > 0 for name in losses)
+
+
+def test_a_head_without_towers_can_teach_by_its_predictions():
+    """Only crossed terms look into heads."""
+    teacher = build_detector("RetinaNet", seed=1)
+    head = teacher.head
+    expected = run_step(distilled(build_detector("RetinaNet"), teacher, "bckd"), make_batch())
+    head.a, head.b = head.cls_subnet, head.bbox_subnet
+    del head.cls_subnet, head.bbox_subnet
+    head.forward = lambda features: (
+        [head.cls_score(head.a(x)) for x in features], [head.bbox_pred(head.b(x)) for x in features]
+    )  # fmt: skip
+    found = run_step(distilled(build_detector("RetinaNet"), teacher, "bckd"), make_batch())
+    assert all(found[name].equal(value) for name, value in expected.items())
+
+
+def test_losses_need_a_teacher_and_must_be_losses():
+    with pytest.raises(ValueError, match="model.losses has bckd_cls, bckd_loc but model.teacher is null"):
+        distilled(build_detector("FCOS"), None, "bckd")
+    with pytest.raises(TypeError, match="model.losses.wrong is a FPN, expected a DistillationLoss"):
+        distilled(build_detector("FCOS"), build_detector("FCOS"), dict(wrong=build_backbone()))

@@ -1,0 +1,328 @@
+"""The teacher: loaded or refused, frozen, invisible, and on a canvas of its own."""
+
+import pickle
+from copy import deepcopy
+
+import pytest
+import torch
+from detectron2.config import LazyCall as L
+from torch import nn
+
+from d2kd.losses import BinaryClassificationKD
+from d2kd.modeling import DistilledDetector, Teacher
+from d2kd.modeling.teacher import input_format_of
+from tests.helpers import FAMILIES, build_detector, distilled, gradients, make_batch, run_step
+
+
+def node(family="FCOS", **kwargs):
+    return L(build_detector)(family=family, **kwargs)
+
+
+def save(detector, path, change=lambda weights: None):
+    weights = detector.state_dict()
+    change(weights)
+    torch.save({"model": weights}, path)
+    return str(path)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return save(build_detector("FCOS", seed=1), tmp_path / "teacher.pth")
+
+
+def model_with(checkpoint, teacher=None, losses=None, **kwargs):
+    return DistilledDetector(
+        student=node(seed=0),
+        teacher=dict(model=teacher or node(seed=7), checkpoint=checkpoint),
+        losses=losses or dict(kd=L(BinaryClassificationKD)(weight=1.0)),
+        **kwargs,
+    )
+
+
+def test_it_is_built_and_loaded_once_from_its_checkpoint(checkpoint, tmp_path):
+    model = model_with(checkpoint)
+    assert not model.teacher.is_loaded
+    with pytest.raises(RuntimeError, match="call load_teacher"):
+        model.teacher.detector  # noqa: B018
+    model.load_teacher()
+    teacher = model.teacher.detector
+    expected = build_detector("FCOS", seed=1).state_dict()
+    assert teacher.state_dict().keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in teacher.state_dict().items())
+    (tmp_path / "teacher.pth").unlink()
+    model.load_teacher()
+    run_step(model, make_batch())
+    assert model.teacher.detector is teacher
+
+
+def test_a_step_loads_it_if_nobody_did(checkpoint):
+    model = model_with(checkpoint)
+    assert run_step(model, make_batch())["loss_kd_kd"].item() > 0
+    assert model.teacher.is_loaded
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (lambda w: w.pop("head.cls_score.bias"), "missing, 1: head.cls_score.bias"),
+        (lambda w: w.update({"head.other": torch.zeros(1)}), "unexpected, 1: head.other"),
+        (
+            lambda w: w.update({"head.cls_score.bias": torch.zeros(7)}),
+            "shape mismatch, 1: head.cls_score.bias (checkpoint (7,), model (3,))",
+        ),
+    ],
+    ids=["missing", "unexpected", "mismatched"],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, change, named):
+    model = model_with(save(build_detector("FCOS"), tmp_path / "teacher.pth", change))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="checkpoint does not fit") as error:
+            model.load_teacher()
+        assert named in str(error.value)
+        assert "model.teacher.checkpoint" in str(error.value)
+    assert not model.teacher.is_loaded
+
+
+def test_every_key_of_a_wrong_architecture_is_listed(tmp_path):
+    model = model_with(save(build_detector("RetinaNet"), tmp_path / "teacher.pth"))
+    with pytest.raises(ValueError) as error:
+        model.load_teacher()
+    for key in ("head.ctrness.weight", "head.ctrness.bias", "head.cls_score.weight (checkpoint (6, 8, 3, 3)"):
+        assert key in str(error.value)
+
+
+def test_keys_that_hold_nothing_trained_may_be_missing_or_left_over(tmp_path):
+    def change(weights):
+        for key in [k for k in weights if k.endswith("num_batches_tracked")]:
+            del weights[key]
+        weights["pixel_mean"] = weights["pixel_std"] = torch.ones(3, 1, 1)
+        weights["anchor_generator.cell_anchors.0"] = torch.zeros(1, 4)
+        weights["distillation.loss_normalizer"] = torch.tensor(5.0)
+        weights["distillation.losses.kd.scale"] = torch.tensor(5.0)
+
+    model = model_with(save(build_detector("FCOS", seed=1), tmp_path / "teacher.pth", change))
+    model.load_teacher()
+    assert torch.equal(model.teacher.detector.pixel_mean, build_detector("FCOS").pixel_mean)
+
+
+def test_a_missing_file_is_named():
+    model = model_with("/nowhere/teacher.pth")
+    with pytest.raises(FileNotFoundError, match="model.teacher.checkpoint is '/nowhere/teacher.pth'"):
+        model.load_teacher()
+
+
+@pytest.mark.parametrize("checkpoint", [None, ""])
+def test_a_model_node_needs_a_checkpoint(checkpoint):
+    with pytest.raises(ValueError, match=f"model.teacher.checkpoint is {checkpoint!r}, expected a path or URL"):
+        model_with(checkpoint)
+
+
+def test_evaluation_checkpoints_and_baselines_do_without_its_file(tmp_path):
+    model = model_with("/nowhere/teacher.pth").eval()
+    assert len(model(make_batch())) == 2
+    model.load_state_dict(build_detector("FCOS", seed=3).state_dict())
+    baseline = DistilledDetector(
+        student=node(), teacher=dict(model=node(), checkpoint="/nowhere/teacher.pth"), losses={"kd": None}
+    )
+    baseline.load_teacher()
+    assert run_step(baseline, make_batch()).keys() == {"loss_fcos_cls", "loss_fcos_loc", "loss_fcos_ctr"}
+    assert baseline.teacher is None
+
+
+def test_it_is_invisible_and_frozen(checkpoint):
+    model, baseline = model_with(checkpoint), DistilledDetector(student=node(seed=0))
+    names = [[n for n, _ in f(model)] for f in (nn.Module.named_parameters, nn.Module.named_modules)]
+    model.load_teacher()
+    assert names == [[n for n, _ in f(model)] for f in (nn.Module.named_parameters, nn.Module.named_modules)]
+    for listing in (nn.Module.named_parameters, nn.Module.named_buffers):
+        assert [n for n, _ in listing(model)] == [n for n, _ in listing(baseline)]
+    assert model.state_dict().keys() == baseline.state_dict().keys()
+    teacher = model.teacher.detector
+    hidden = {id(m) for m in teacher.modules()}
+    assert not hidden & {id(m) for m in model.modules()}
+    for mode in (True, False, True):
+        model.train(mode)
+        assert not any(m.training for m in teacher.modules())
+    assert all(m.training for m in model.student.modules())
+    assert not any(p.requires_grad for p in teacher.parameters())
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.half])
+def test_it_follows_the_models_dtype(checkpoint, dtype, when):
+    model = model_with(checkpoint)
+    if when == "after":
+        model.load_teacher()
+    model.to(dtype)
+    model.load_teacher()
+    tensors = [*model.teacher.detector.parameters(), *model.teacher.detector.buffers()]
+    assert {t.dtype for t in tensors if t.is_floating_point()} == {dtype}
+    assert model.student.pixel_mean.dtype == dtype
+    if dtype == torch.float64:
+        assert run_step(model, make_batch())["loss_kd_kd"].item() > 0
+
+
+def test_random_state_is_that_of_the_baseline(checkpoint):
+    states = []
+    for losses in (None, dict(kd=L(BinaryClassificationKD)(weight=1.0), learned=L(WithRandomWeights)())):
+        torch.manual_seed(3)
+        model = DistilledDetector(
+            student=L(draw)(), teacher=dict(model=node(seed=7), checkpoint=checkpoint), losses=losses
+        )
+        built = torch.get_rng_state()
+        model.load_teacher()
+        weights = {k: v for k, v in model.state_dict().items() if not k.startswith("distillation.")}
+        states.append((built, torch.get_rng_state(), weights))
+    for a, b in zip(states[0][:2], states[1][:2], strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(states[0][0], states[0][1])
+    for name, value in states[0][2].items():
+        assert torch.equal(value, states[1][2][name]), name
+
+
+def draw():
+    """A detector from the process's random state, as configs build it."""
+    seed = int(torch.randint(0, 1000, ()))
+    detector = build_detector("FCOS", seed=seed)
+    torch.manual_seed(seed)
+    return detector
+
+
+class WithRandomWeights(BinaryClassificationKD):
+    def __init__(self):
+        super().__init__()
+        self.weights = nn.Parameter(torch.randn(4))
+
+
+def run_teacher(teacher, batch, canvas, sizes, input_format="BGR"):
+    held = Teacher(teacher)
+    held.load(torch.device("cpu"), torch.float32)
+    return held.run(
+        batch, input_format=input_format, canvas=canvas, sizes=sizes, tap_indices={"cls": {0, 1}, "box": {2}}
+    )
+
+
+def test_an_rgb_teacher_sees_rgb_and_its_own_pixel_statistics():
+    stats = dict(pixel_mean=[10.0, 20.0, 30.0], pixel_std=[2.0, 3.0, 4.0])
+    rgb = build_detector("RetinaNet", input_format="RGB", **stats)
+    batch = make_batch([(48, 64), (48, 64)])
+    sizes = [(6, 8), (3, 4), (2, 2)]
+    run = run_teacher(rgb, batch, (48, 64), sizes)
+    images = torch.stack([x["image"].flip(0) for x in batch])
+    pixels = (images - torch.tensor([10.0, 20, 30]).view(3, 1, 1)) / torch.tensor([2.0, 3, 4]).view(3, 1, 1)
+    with torch.no_grad():
+        logits, _ = rgb.head([rgb.backbone(pixels)[name] for name in rgb.head_in_features])
+    for found, expected in zip(run.output.logits, logits, strict=True):
+        torch.testing.assert_close(found.flatten(1, 2), expected, rtol=1e-5, atol=1e-5)
+    # The same images, already in RGB.
+    flipped = [{**x, "image": x["image"].flip(0)} for x in batch]
+    same = run_teacher(rgb, flipped, (48, 64), sizes, input_format="RGB")
+    assert torch.equal(same.output.logits[0], run.output.logits[0])
+
+
+def test_the_channel_order_may_be_set_for_detectors_without_one():
+    batch = make_batch()
+    losses = [
+        run_step(
+            DistilledDetector(
+                student=build_detector("FCOS"),
+                teacher=dict(model=build_detector("FCOS", seed=1), input_format=teacher),
+                losses=dict(kd=BinaryClassificationKD()),
+                input_format=student,
+            ),
+            batch,
+        )["loss_kd_kd"].item()
+        for student, teacher in ((None, None), ("BGR", "BGR"), ("RGB", "RGB"), (None, "RGB"), ("RGB", None))
+    ]
+    assert losses[0] == losses[1] == losses[2] != losses[3] == losses[4]
+
+
+def test_channel_orders_that_make_no_sense_are_refused():
+    detector = build_detector("RetinaNet", input_format="BGR")
+    with pytest.raises(ValueError, match="model.x is 'RGB', but the RetinaNet itself has input_format='BGR'"):
+        input_format_of(detector, "RGB", "model.x")
+    with pytest.raises(ValueError, match="model.x is 'L', expected 'BGR' or 'RGB'"):
+        input_format_of(build_detector("FCOS"), "L", "model.x")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_its_canvas_is_the_students_rounded_up_and_its_maps_are_cropped(family):
+    """A teacher that pads to multiples of 32 beside a student of multiples of 16, whose canvas stays its own."""
+    student = build_detector(family)
+    teacher = build_detector(family, seed=1)
+    teacher.backbone._size_divisibility = 32
+    batch = make_batch([(40, 48), (32, 60)])  # the student's canvas is 48x64, the teacher's 64x64
+    sizes = [(6, 8), (3, 4), (2, 2)]
+    alone = run_step(deepcopy(student), batch)
+    model = distilled(student, teacher, "bckd")
+    seen = {}
+    model.losses["bckd_loc"].register_forward_pre_hook(lambda m, args: seen.update(args=args))
+    losses = run_step(model, batch)
+    assert all(torch.equal(losses[name], value) for name, value in alone.items())
+
+    pixels = torch.zeros(2, 3, 64, 64)
+    for padded, item in zip(pixels, batch, strict=True):
+        h, w = item["image"].shape[-2:]
+        padded[:, :h, :w] = (item["image"] - teacher.pixel_mean) / teacher.pixel_std
+    with torch.no_grad():
+        features = [teacher.backbone(pixels)[name] for name in teacher.head_in_features]
+        predictions = teacher.head(features)
+    assert features[0].shape[-2:] == (8, 8)
+    output = seen["args"][1]
+    assert output.sizes == sizes
+    for level, (h, w) in enumerate(sizes):
+        assert torch.equal(output.logits[level].flatten(1, 2), predictions[0][level][..., :h, :w])
+        assert torch.equal(output.box_params[level].flatten(1, 2), predictions[1][level][..., :h, :w])
+        # The same anchors as the student's, which lie on the same cells.
+        assert torch.equal(output.anchors[level], seen["args"][0].anchors[level])
+        assert output.boxes[level].shape == (2, output.anchors[level].shape[0], h, w, 4)
+    taps = run_teacher(teacher, batch, (48, 64), sizes).taps
+    with torch.no_grad():
+        towers = [teacher.head.cls_subnet[:2], teacher.head.bbox_subnet]
+        for key, tower in zip((("cls", 1), ("box", 2)), towers, strict=True):
+            for tap, feature, (h, w) in zip(taps[key], features, sizes, strict=True):
+                assert torch.equal(tap, tower(feature)[..., :h, :w])
+        assert all(torch.equal(a, b[..., :h, :w]) for a, b, (h, w) in zip(taps["cls", 0], features, sizes, strict=True))
+
+
+def test_a_square_teacher_gets_squares():
+    student, teacher = build_detector("FCOS"), build_detector("FCOS", seed=1, square_pad=96)
+    model = distilled(student, teacher, "crosskd")
+    seen = []
+    teacher.backbone.register_forward_pre_hook(lambda m, args: seen.append(tuple(args[0].shape)))
+    losses = run_step(model, make_batch())
+    assert seen == [(2, 3, 96, 96)]
+    assert all(value.isfinite() for value in losses.values())
+
+
+@pytest.mark.parametrize("copy", [deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+def test_copies_have_none(copy):
+    model = distilled(build_detector("FCOS", test_score_thresh=0.0), build_detector("FCOS", seed=1), "bckd")
+    run_step(model, make_batch())
+    copied = copy(model)
+    assert copied.teacher is None
+    assert model.teacher.is_loaded
+    assert copied.state_dict().keys() == model.state_dict().keys()
+    with pytest.raises(RuntimeError, match="copies have no teacher: train the original"):
+        run_step(copied, make_batch())
+    # In eval mode a copy is a detector of its own.
+    boxes = [m.eval()(make_batch())[0]["instances"].pred_boxes.tensor for m in (model, copied)]
+    assert len(boxes[0]) and torch.equal(*boxes)
+    copied.head.cls_score.bias.data.zero_()
+    assert copied.student.head.cls_score.bias.count_nonzero() == 0
+    assert model.head.cls_score.bias.count_nonzero()
+    copied.pixel_mean.zero_()
+    assert copied.student.pixel_mean.count_nonzero() == 0
+    assert model.student.pixel_mean.count_nonzero()
+
+
+def test_it_runs_without_a_graph():
+    model = distilled(build_detector("FCOS"), build_detector("FCOS", seed=1), "crosskd")
+    seen = {}
+    for name, loss in model.losses.items():
+        loss.register_forward_pre_hook(lambda m, args, name=name: seen.update({name: args}))
+    losses = run_step(model, make_batch())
+    for source, teacher, _ in seen.values():
+        assert not any(x.requires_grad for x in teacher.logits + teacher.box_params + teacher.centerness)
+        assert all(x.requires_grad for x in source.logits + source.box_params)
+    assert gradients(model, losses["loss_kd_crosskd_cls"])["head.cls_subnet.0.weight"].isfinite().all()

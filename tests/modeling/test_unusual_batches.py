@@ -1,0 +1,54 @@
+"""Batches without objects, tiny images, and what they must not break."""
+
+import pytest
+import torch
+
+from d2kd.losses import BinaryClassificationKD, IoULocalizationKD
+from tests.helpers import FAMILIES, build_detector, distilled, make_batch, run_step
+
+METHODS = (None, "bckd", "crosskd")
+BATCHES = {
+    "one image without objects": dict(objects=(2, 0)),
+    "no objects": dict(objects=0),
+    "one image, 1x1 level": dict(sizes=[(32, 32)], objects=1),
+    "one image, 1x1 level, no objects": dict(sizes=[(32, 32)], objects=0),
+    "one cell a level": dict(sizes=[(8, 8)], objects=0),
+}
+
+
+@pytest.mark.parametrize("case", BATCHES)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_losses_and_gradients_are_finite_and_terms_stay_active(family, method, case):
+    # FrozenBN: batch norm itself refuses to train on a single value.
+    student, teacher = (build_detector(family, seed=seed, backbone_norm="FrozenBN") for seed in (0, 1))
+    model = distilled(student, teacher, method)
+    keys = list(run_step(model, make_batch()))
+    losses = run_step(model, make_batch(**BATCHES[case]))
+    assert list(losses) == keys
+    assert all(value.isfinite() for value in losses.values())
+    # None of these regions depends on where objects are.
+    assert all(value.item() > 0 for name, value in losses.items() if name.startswith("loss_kd_"))
+    sum(losses.values()).backward()
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert grads and all(grad.isfinite().all() for grad in grads.values())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_positives_the_normaliser_is_one(family):
+    student, teacher = build_detector(family), build_detector(family, seed=1)
+    model = distilled(student, teacher, "bckd")
+    seen = {}
+    model.losses["bckd_cls"].register_forward_pre_hook(lambda m, args: seen.update(args=args))
+    losses = run_step(model, make_batch(objects=0))
+    expected = type(model.losses["bckd_cls"]).forward(model.losses["bckd_cls"], *seen["args"])
+    torch.testing.assert_close(losses["loss_kd_bckd_cls"], expected)
+
+
+def test_a_region_without_locations_gives_a_connected_zero():
+    losses = {"cls": BinaryClassificationKD(region="positives"), "loc": IoULocalizationKD(region="positives")}
+    model = distilled(build_detector("FCOS"), build_detector("FCOS", seed=1), losses)
+    found = run_step(model, make_batch(objects=0))
+    for name in losses:
+        assert found[f"loss_kd_{name}"].item() == 0
+        assert found[f"loss_kd_{name}"].requires_grad

@@ -1,0 +1,103 @@
+"""Every leaf under configs/ builds a model that its checkpoints and its command line need."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from detectron2.config import LazyConfig, instantiate
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+
+from d2kd.modeling import DistilledDetector
+from d2kd.modeling.pairing import check_pairing
+
+ROOT = Path(__file__).parents[1]
+LEAVES = sorted(
+    p.relative_to(ROOT).as_posix() for folder in ("coco", "digits") for p in (ROOT / "configs" / folder).glob("*.py")
+)
+FILES = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "configs").rglob("*.py"))
+
+
+def load(path):
+    cfg = LazyConfig.load(str(ROOT / path))
+    if "coco" in Path(path).parts:
+        for node in detectors(cfg):
+            make_small(node)
+    return cfg
+
+
+def detectors(cfg):
+    """The nodes of the detectors in it: the model alone, or student and teacher."""
+    return [cfg.model.student, cfg.model.teacher.model] if "student" in cfg.model else [cfg.model]
+
+
+def make_small(node):
+    """ResNet-18 in place of the real depth."""
+    stages = node.backbone.bottom_up.stages
+    stages.depth = 18
+    stages.pop("stride_in_1x1", None)  # bottleneck blocks only
+
+
+def test_there_are_leaves_of_both_data_sets():
+    for detector in ("retinanet", "fcos"):
+        for kind in ("teacher", "baseline", "bckd", "crosskd"):
+            assert f"configs/digits/{detector}_{kind}.py" in LEAVES
+
+
+@pytest.mark.parametrize("path", LEAVES)
+def test_a_leaf_builds_and_its_pair_fits(path):
+    cfg = load(path)
+    assert {"model", "optimizer", "lr_multiplier", "dataloader", "train"} <= set(cfg)
+    model = instantiate(cfg.model)
+    if isinstance(model, DenseDetector):
+        return
+    assert isinstance(model, DistilledDetector)
+    teacher = instantiate(cfg.model.teacher.model)
+    assert cfg.model.teacher.checkpoint
+    check_pairing(model.student, teacher, model.losses)
+    named = Path(path).stem
+    if "baseline" in named:
+        assert not model.losses
+    else:
+        assert len(model.losses) == 2 and all(name.split("_")[0] in named for name in model.losses)
+
+
+@pytest.mark.parametrize("path", [p for p in LEAVES if "/coco/" in p and "_r50_" in p])
+def test_coco_students_are_r50_and_their_teachers_r101(path):
+    """Both come from one file, which the teacher's changes."""
+    cfg = LazyConfig.load(str(ROOT / path))
+    assert [node.backbone.bottom_up.stages.depth for node in detectors(cfg)] == [50, 101]
+
+
+@pytest.mark.parametrize("path", LEAVES)
+def test_a_leaf_is_short(path):
+    assert len((ROOT / path).read_text().splitlines()) <= 25
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_configs_import_each_other_relatively(path):
+    """A leaf copied with its folder, or installed as d2kd/configs, must not find another checkout's."""
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == 0:
+            assert not {"configs"} & set(node.module.split(".")), path
+        if isinstance(node, ast.Import):
+            assert not any("configs" in name.name.split(".") for name in node.names), path
+
+
+@pytest.mark.parametrize("detector", ["retinanet", "fcos"])
+def test_runs_that_are_compared_differ_in_their_losses_only(detector):
+    """The baseline is its distilled runs without losses: same student, data and schedule."""
+    trees = {}
+    for kind in ("baseline", "bckd", "crosskd"):
+        cfg = LazyConfig.load(str(ROOT / f"configs/digits/{detector}_{kind}.py"))
+        assert cfg.train.output_dir.endswith(f"{detector}_{kind}")
+        cfg.train.output_dir = cfg.model.losses = None
+        trees[kind] = LazyConfig.to_py(cfg)
+    assert trees["baseline"] == trees["bckd"] == trees["crosskd"]
+
+
+@pytest.mark.parametrize("detector", ["retinanet", "fcos"])
+def test_a_teacher_writes_what_its_students_read(detector):
+    teacher = LazyConfig.load(str(ROOT / f"configs/digits/{detector}_teacher.py"))
+    student = LazyConfig.load(str(ROOT / f"configs/digits/{detector}_crosskd.py"))
+    assert student.model.teacher.checkpoint == f"{teacher.train.output_dir}/model_final.pth"
+    assert set(instantiate(teacher.model).state_dict()) == set(instantiate(student.model.teacher.model).state_dict())
