@@ -115,12 +115,14 @@ def test_an_unknown_method_suggests():
         distill(fcos(), teacher=fcos(), teacher_checkpoint="t.pth", method="bkd")
 
 
-def test_a_subclass_gets_its_familys_preset():
-    class Mine(FCOS):
-        pass
+class Mine(FCOS):
+    pass
 
+
+@pytest.mark.parametrize("target", [FCOS, Mine, "detectron2.modeling.meta_arch.fcos.FCOS"])
+def test_a_detector_gets_its_familys_preset(target):
     node = fcos()
-    node._target_ = Mine
+    node._target_ = target
     assert distill(node, teacher=fcos(), method="crosskd").losses.crosskd_cls.tail == 2
 
 
@@ -269,7 +271,7 @@ def test_a_distilled_config_trains_under_detectron2s_lazyconfig_loop(tmp_path, l
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
-            hooks.LRScheduler(scheduler=instantiate(get_config("common/optim.py").cosine)),
+            hooks.LRScheduler(scheduler=instantiate(get_config("common/optim.py").steps)),
             hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer),
             hooks.EvalHook(cfg.train.eval_period, lambda: results.append(evaluate(model))),
             hooks.PeriodicWriter(

@@ -302,6 +302,7 @@ def _state(*modules: nn.Module) -> dict[int, int]:
 def benchmark(args: argparse.Namespace) -> dict[str, Any]:
     """Measure; the result that ``--json`` writes."""
     device = torch.device(args.device)
+    environment = _environment(device)  # before the minutes in which the clone may move on
     torch.manual_seed(0)
     size = dict(channels=args.channels, classes=args.classes)
     student = build_detector(args.detector, depth=args.depth_student, **size).to(device).train()
@@ -332,7 +333,7 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
     student.zero_grad(set_to_none=True)
     return {
         "command": " ".join(["python tools/benchmark.py", *args.command]),
-        "environment": _environment(device),
+        "environment": environment,
         "config": {k: v for k, v in vars(args).items() if k not in ("json", "command")},
         "parameter_bytes": {"student": sum(_state(student).values()), "teacher": sum(_state(teacher).values())},
         "cases": results,

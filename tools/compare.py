@@ -11,6 +11,7 @@ are always of val, and --split test evaluates the final weights once more.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shlex
@@ -79,7 +80,18 @@ def _prepare(run: Run, one_thread: bool) -> Command | None:
     if run.result_file.is_file():
         return None
     write_json(run.folder / "request.json", wanted)
+    _forget_abandoned(run)
     return Command(train_command(run), _environment(one_thread), run.folder)
+
+
+def _forget_abandoned(run: Run) -> None:
+    """Drop what an interrupted run has logged after its last checkpoint, from where it goes on."""
+    metrics, tag = run.folder / "metrics.json", run.folder / "last_checkpoint"
+    name = tag.read_text().strip() if tag.is_file() else "model_-1.pth"
+    if not metrics.is_file() or not (at := re.fullmatch(r"model_(-?\d+)\.pth", name)):
+        return  # nothing is logged, or all is done
+    lines = [line for line in metrics.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    metrics.write_text("".join(line for line in lines if json.loads(line)["iteration"] <= int(at[1])))
 
 
 def _prepare_teacher(run: Run, checkpoint: str, one_thread: bool) -> Command | None:

@@ -188,7 +188,9 @@ def _place(
     """A label's rectangle at its box: inside the panel and, if any place is free, on no other label."""
     width, height = text[0] + 8, text[1] + 5
     x0, y0, x1, y1 = box
-    places = [(x, y) for y in (y0 - height, y1, y0, y1 - height) for x in (x0, x1 - width)]
+    places = [
+        (x, y) for y in (y0 - height, y1, y0, y1 - height, y0 - 2 * height, y1 + height) for x in (x0, x1 - width)
+    ]
     rectangles = []
     for x, y in places:
         x, y = min(max(x, 0), size - width - 1), min(max(y, 0), size - height - 1)

@@ -109,6 +109,7 @@ def plan_run(matrix: Matrix, detector: str, method: str, seed: int, max_iter: in
     max_iter = max_iter or matrix.max_iter or LazyConfig.load(str(config)).train.max_iter
     every = math.ceil(max_iter / 8)  # so that the last quarter of the schedule begins with an evaluation
     overrides = [f"train.seed={seed}", f"train.max_iter={max_iter}", f"train.eval_period={every}"]
+    overrides.append(f"train.checkpointer.period={every}")
     overrides.append(f"train.log_period={min(20, every)}")  # an evaluation is logged by the next log
     folder = matrix.output / detector / method / f"seed{seed}"
     return Run(detector, method, seed, config, folder, (*overrides, *matrix.overrides), max_iter)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,25 +18,13 @@ from d2kd.modeling.adapters import get_adapter
 from d2kd.modeling.cross_head import cross_head
 from d2kd.modeling.dense_output import Assignment, DenseOutput
 from d2kd.modeling.distillation_state import DistillationState
+from d2kd.modeling.monitors import check_finite, gap_at_positives
 from d2kd.modeling.pairing import check_pairing, same_layout, tap_index, warn_of_stacked_terms
-from d2kd.modeling.taps import Taps, record_taps
+from d2kd.modeling.student import StudentRun, run_student
 from d2kd.modeling.teacher import Teacher, TeacherRun, input_format_of
 from d2kd.regions import REGION_REGISTRY
 
 __all__ = ["DistilledDetector"]
-
-
-@dataclass
-class _StudentRun:
-    """What the student made of one batch: its ordinary step, and what distillation reads off it."""
-
-    losses: dict[str, Tensor]
-    output: DenseOutput
-    assignment: Assignment
-    taps: Taps
-    features: list[Tensor]
-    gt_instances: list
-    canvas: tuple[int, int]
 
 
 @META_ARCH_REGISTRY.register()
@@ -213,52 +199,18 @@ class DistilledDetector(nn.Module):
             # Each location counts with its region's weight: how much of an image this term distils.
             monitors[f"kd/{name}_locations"] = sum(w.sum() for w in region) / len(batched_inputs)
         if active and self._same_layout:
-            monitors["kd/gap_at_positives"] = _gap_at_positives(student, teacher)
-        _check_finite(losses)
+            monitors["kd/gap_at_positives"] = gap_at_positives(student.output, teacher.output, student.assignment)
+        check_finite(losses)
         if monitors:
             values = torch.stack([value.float() for value in monitors.values()]).tolist()
             get_event_storage().put_scalars(**dict(zip(monitors, values)), smoothing_hint=True)
         return losses
 
-    def _run_student(self, batched_inputs: Sequence[Mapping], tails: set[int]) -> _StudentRun:
-        """The four steps of ``DenseDetector.forward``, watched."""
-        student = self.student
-        for index, item in enumerate(batched_inputs):
-            if "instances" not in item:
-                raise ValueError(f"Training image {index} of the batch has no 'instances'; its keys: {sorted(item)}.")
-        adapter = get_adapter(student)
-        self.distillation.restore_normalizer(student)
+    def _run_student(self, batched_inputs: Sequence[Mapping], tails: set[int]) -> StudentRun:
+        self.distillation.restore_normalizer(self.student)
+        return run_student(self.student, batched_inputs, tap_indices=self._tap_indices(self.student, tails))
 
-        images = student.preprocess_image(batched_inputs)
-        features = student.backbone(images.tensor)
-        features = [features[name] for name in student.head_in_features]
-        indices = self._tap_indices(student, tails)
-        with record_taps(adapter.towers(student.head) if indices else {}, indices, features) as taps:
-            predictions = student.head(features)
-        autocast = torch.is_autocast_enabled(self.device.type)
-        if autocast:  # Detectron2's FCOS fails inside it
-            predictions = [[x.float() for x in maps] for maps in predictions]
-        gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
-        with torch.autocast(self.device.type, enabled=False), _watch_assignment(student) as seen:
-            losses = student.forward_training(images, features, predictions, gt_instances)
-        if len(seen) != 1:
-            raise TypeError(
-                f"{type(student).__name__}.forward_training called label_anchors {len(seen)} times, expected once: "
-                "d2kd takes the assignment from that call."
-            )
-        anchors, labels = seen[0]
-        output = adapter.dense_output(student, predictions, anchors)
-        return _StudentRun(
-            losses=losses,
-            output=output,
-            assignment=Assignment.from_flat(labels, student.num_classes, output.sizes),
-            taps=taps,
-            features=features,
-            gt_instances=gt_instances,
-            canvas=tuple(images.tensor.shape[-2:]),
-        )
-
-    def _run_teacher(self, batched_inputs: Sequence[Mapping], student: _StudentRun, tails: set[int]) -> TeacherRun:
+    def _run_teacher(self, batched_inputs: Sequence[Mapping], student: StudentRun, tails: set[int]) -> TeacherRun:
         return self._teacher.run(
             batched_inputs,
             input_format=self.input_format,
@@ -273,7 +225,7 @@ class DistilledDetector(nn.Module):
         branches = get_adapter(detector).towers(detector.head)
         return {branch: {tap_index(detector, branch, tail) for tail in tails} for branch in branches}
 
-    def _cross(self, student: _StudentRun, teacher: TeacherRun, tail: int) -> DenseOutput:
+    def _cross(self, student: StudentRun, teacher: TeacherRun, tail: int) -> DenseOutput:
         detector = self._teacher.detector
         adapter = get_adapter(detector)
         branches = adapter.towers(detector.head)
@@ -287,7 +239,7 @@ class DistilledDetector(nn.Module):
         )
         return adapter.dense_output(detector, predictions, detector.anchor_generator(student.features))
 
-    def _teacher_assignment(self, student: _StudentRun) -> Assignment:
+    def _teacher_assignment(self, student: StudentRun) -> Assignment:
         """The labels of the anchors that the crossed output lives in."""
         if self._same_layout:
             return student.assignment
@@ -316,53 +268,3 @@ class DistilledDetector(nn.Module):
             }
             for (source, per_image), total in zip(positives.items(), shared[1:])
         }
-
-
-@contextmanager
-def _watch_assignment(detector: DenseDetector) -> Iterator[list]:
-    """Collect (anchors, labels) of each ``label_anchors`` call while inside, by shadowing it on the instance."""
-    seen: list = []
-    shadowed = vars(detector).get("label_anchors")
-    label_anchors = detector.label_anchors
-
-    def watched(anchors: Any, gt_instances: Any) -> Any:
-        result = label_anchors(anchors, gt_instances)
-        seen.append((anchors, result[0]))
-        return result
-
-    object.__setattr__(detector, "label_anchors", watched)
-    try:
-        yield seen
-    finally:
-        if shadowed is None:
-            object.__delattr__(detector, "label_anchors")
-        else:
-            object.__setattr__(detector, "label_anchors", shadowed)
-
-
-@torch.no_grad()
-def _gap_at_positives(student: _StudentRun, teacher: TeacherRun) -> Tensor:
-    """Mean over positives of |sigma(t) - sigma(z)| at the object's class; 0 without positives."""
-    gaps = []
-    for level, positive in enumerate(student.assignment.positives):
-        classes = student.assignment.labels[level][positive][:, None]
-        ours, theirs = (
-            run.output.logits[level].movedim(run.output.class_dim, -1)[positive].gather(1, classes).float().sigmoid()
-            for run in (student, teacher)
-        )
-        gaps.append((theirs - ours).abs().flatten())
-    gaps = torch.cat(gaps)
-    return gaps.sum() / max(len(gaps), 1)
-
-
-def _check_finite(losses: Mapping[str, Tensor]) -> None:
-    bad = torch.stack([~torch.isfinite(value.detach()) for value in losses.values()]).float()
-    if comm.get_world_size() > 1:
-        torch.distributed.all_reduce(bad, op=torch.distributed.ReduceOp.MAX)
-    bad = bad.tolist()
-    if any(bad):
-        names = [name for name, flag in zip(losses, bad) if flag]
-        raise FloatingPointError(
-            f"Not finite: {', '.join(names)}. Lower the learning rate, clip gradients (train.clip_grad) or train "
-            "without fp16; if only loss_kd_* terms are named, look at the teacher's predictions on this data."
-        )

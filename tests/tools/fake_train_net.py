@@ -17,7 +17,7 @@ mine = {**plan.get(config, {}), **plan.get(f"{config}/{seed}", {})}
 metrics = folder / "metrics.json"
 # As train_net.py: --resume goes on after the last checkpoint.
 tag = folder / "last_checkpoint"
-start = int(tag.read_text().split("_")[1]) if "--resume" in argv and tag.is_file() else 0
+start = int(tag.read_text()[6:13]) + 1 if "--resume" in argv and tag.is_file() else 0
 call = {"run": f"{config}/{seed}", "start": start, "options": options, "threads": os.environ.get("OMP_NUM_THREADS")}
 with open(os.environ["FAKE_CALLS"], "a") as f:
     f.write(json.dumps({**call, "pid": os.getpid()}) + "\n")
@@ -29,7 +29,8 @@ with open(metrics, "a") as f:
         evaluated = {"bbox/AP": 50.0 * (i + 1) / max_iter} if (i + 1) % max(1, max_iter // 8) == 0 else {}
         f.write(json.dumps({"iteration": i, "total_loss": 1.0, **cost, **evaluated}) + "\n")
         f.flush()
-        tag.write_text(f"model_{i + 1}")
+        if (i + 1) % int(options.get("train.checkpointer.period", 3)) == 0:
+            tag.write_text(f"model_{i:07d}.pth")
         if i == mine.get("fail_at"):
             print("boom: no such loss")
             sys.exit(3)

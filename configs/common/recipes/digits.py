@@ -1,11 +1,11 @@
 """The schedule of every digits run; a leaf sets its output_dir, and train.max_iter stretches or shortens it."""
 
 from ..data.digits import dataloader
-from ..optim import steps as lr_multiplier
 from ..optim import digits_adamw as optimizer
+from ..optim import steps as lr_multiplier
 from ..train import train
 
-train.max_iter = 2500
+train.max_iter = 2000
 train.eval_period = 500
 train.checkpointer.period = 500
 train.checkpointer.max_to_keep = 1

@@ -1,0 +1,122 @@
+"""The dense output says what Detectron2's own flat predictions, boxes and labels say."""
+
+import pytest
+import torch
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.structures import Boxes
+
+from d2kd.modeling import Assignment, get_adapter
+from tests.helpers import FAMILIES, NUM_CLASSES, build_detector, make_batch
+
+SIZES = [(6, 8), (3, 4), (2, 2)]
+
+
+def flat(maps):
+    """Per level (N, A, C, H, W) -> (N, R, C)."""
+    return torch.cat([x.permute(0, 3, 4, 1, 2).flatten(1, 3) for x in maps], dim=1)
+
+
+@pytest.fixture(params=FAMILIES)
+def outputs(request):
+    """A detector, its head's predictions, its anchors, and the dense output of them."""
+    detector = build_detector(request.param)
+    features = [torch.randn(2, 8, h, w) for h, w in SIZES]
+    with torch.no_grad():
+        predictions = detector.head(features)
+    anchors = detector.anchor_generator(features)
+    return detector, predictions, anchors, get_adapter(detector).dense_output(detector, predictions, anchors)
+
+
+def test_maps_are_views_in_the_heads_layout(outputs):
+    _, predictions, anchors, dense = outputs
+    for name, ours, theirs in (
+        ("logits", dense.logits, predictions[0]),
+        ("box_params", dense.box_params, predictions[1]),
+        ("centerness", dense.centerness or [], predictions[2] if len(predictions) > 2 else []),
+        ("anchors", dense.anchors, [a.tensor for a in anchors]),
+    ):
+        for a, b in zip(ours, theirs, strict=True):
+            assert a.data_ptr() == b.data_ptr() and a.numel() == b.numel(), name
+    assert dense.sizes == SIZES
+
+
+def test_predictions_and_boxes_are_detectron2s(outputs):
+    detector, predictions, anchors, dense = outputs
+    dims = [NUM_CLASSES, 4, 1][: len(predictions)]
+    logits, deltas, *centerness = (torch.cat(x, 1) for x in detector._transpose_dense_predictions(predictions, dims))
+    assert torch.equal(flat(dense.logits), logits)
+    assert torch.equal(flat(dense.box_params), deltas)
+    if centerness:
+        assert torch.equal(flat([x[:, :, None] for x in dense.centerness]), centerness[0])
+    found = torch.cat([x.permute(0, 2, 3, 1, 4).flatten(1, 3) for x in dense.boxes], dim=1)
+    for ours, image_deltas in zip(found, deltas, strict=True):
+        boxes = detector.box2box_transform.apply_deltas(image_deltas, Boxes.cat(anchors).tensor)
+        torch.testing.assert_close(ours, boxes)
+        assert len(boxes.unique(dim=0)) > len(boxes) // 2
+    assert all(x.dtype == torch.float32 for x in dense.boxes)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision_predictions_decode_in_fp32(family):
+    detector = build_detector(family)
+    anchors = detector.anchor_generator([torch.zeros(2, 8, h, w) for h, w in SIZES])
+    anchors_per_cell = 1 if family == "FCOS" else 2
+    predictions = [
+        [torch.randn(2, anchors_per_cell * c, h, w).bfloat16() for h, w in SIZES] for c in (NUM_CLASSES, 4, 1)
+    ]
+    dense = get_adapter(detector).dense_output(detector, predictions, anchors)
+    exact = get_adapter(detector).dense_output(detector, [[x.float() for x in maps] for maps in predictions], anchors)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        boxes = dense.boxes
+    for a, b in zip(boxes, exact.boxes, strict=True):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a, b)
+
+
+def test_cropping_keeps_the_top_left_of_everything(outputs):
+    dense = outputs[-1]
+    sizes = [(5, 8), (3, 2), (1, 1)]
+    cropped = dense.crop(sizes)
+    assert cropped.sizes == sizes
+    for level, (h, w) in enumerate(sizes):
+        for name in ("logits", "box_params", "centerness"):
+            if getattr(dense, name) is not None:
+                part = getattr(cropped, name)[level]
+                assert torch.equal(part, getattr(dense, name)[level][..., :h, :w])
+                assert part.data_ptr() == getattr(dense, name)[level].data_ptr()
+        torch.testing.assert_close(cropped.boxes[level], dense.boxes[level][:, :, :h, :w])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_labels_stand_where_their_anchors_do(family):
+    detector = build_detector(family)
+    anchors = detector.anchor_generator([torch.zeros(2, 8, h, w) for h, w in SIZES])
+    gt = [x["instances"] for x in make_batch(objects=(3, 0))]
+    labels, _ = detector.label_anchors(anchors, gt)
+    assignment = Assignment.from_flat(labels, NUM_CLASSES, SIZES)
+    found = torch.cat([x.permute(0, 2, 3, 1).flatten(1) for x in assignment.labels], dim=1)
+    assert torch.equal(found, torch.stack(labels))
+    counts = [((x >= 0) & (x < NUM_CLASSES)).sum().item() for x in labels]
+    assert assignment.num_positives.tolist() == counts
+    assert counts[0] > counts[1] == 0
+    assert [x.shape for x in assignment.positives] == [x.shape for x in assignment.labels]
+
+
+def test_labels_of_another_order_or_number_are_refused():
+    with pytest.raises(ValueError, match=r"returned 65 labels an image, expected a multiple of 64.*\(6, 8\)"):
+        Assignment.from_flat([torch.zeros(65, dtype=torch.long)], NUM_CLASSES, SIZES)
+
+
+def test_anchors_of_several_shapes_keep_their_slots():
+    generator = DefaultAnchorGenerator(sizes=[[8, 12]], aspect_ratios=[0.5, 2.0], strides=[8], offset=0.5)
+    detector = build_detector("RetinaNet")
+    (anchors,) = generator([torch.zeros(1, 1, 3, 5)])
+    maps = [[torch.zeros(1, 4 * c, 3, 5)] for c in (NUM_CLASSES, 4)]
+    dense = get_adapter(detector).dense_output(detector, maps, [anchors])
+    boxes = dense.boxes[0][0]  # of zero deltas: the anchors themselves
+    torch.testing.assert_close(boxes, dense.anchors[0])
+    areas = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
+    assert torch.allclose(areas[:2], torch.tensor(64.0)) and torch.allclose(areas[2:], torch.tensor(144.0))
+    centers = (boxes[..., :2] + boxes[..., 2:]) / 2
+    expected = torch.stack(torch.meshgrid(torch.arange(5) * 8 + 4.0, torch.arange(3) * 8 + 4.0, indexing="xy"), -1)
+    torch.testing.assert_close(centers, expected.expand_as(centers))
