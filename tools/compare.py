@@ -63,9 +63,11 @@ examples:
 # Jobs
 
 
-def _environment(one_thread: bool) -> dict[str, str]:
+def _environment() -> dict[str, str]:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path, **({"OMP_NUM_THREADS": "1"} if one_thread else {})}
+    # One thread: a second gains little on images this small, stalls where a core is busy, and would make CPU
+    # seconds depend on the number of processes.
+    return {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": path}
 
 
 def train_command(run: Run) -> list[str]:
@@ -75,13 +77,13 @@ def train_command(run: Run) -> list[str]:
     return [*argv, *run.overrides, f"train.output_dir='{folder}'"]
 
 
-def _prepare(run: Run, one_thread: bool) -> Command | None:
+def _prepare(run: Run) -> Command | None:
     wanted = check_request(run)
     if run.result_file.is_file():
         return None
     write_json(run.folder / "request.json", wanted)
     _forget_abandoned(run)
-    return Command(train_command(run), _environment(one_thread), run.folder)
+    return Command(train_command(run), _environment(), run.folder)
 
 
 def _forget_abandoned(run: Run) -> None:
@@ -94,12 +96,12 @@ def _forget_abandoned(run: Run) -> None:
     metrics.write_text("".join(line for line in lines if json.loads(line)["iteration"] <= int(at[1])))
 
 
-def _prepare_teacher(run: Run, checkpoint: str, one_thread: bool) -> Command | None:
+def _prepare_teacher(run: Run, checkpoint: str) -> Command | None:
     if teacher_is_ready(checkpoint):
         return None
     if Path(checkpoint).name != "model_final.pth":
         raise JobError(f"model.teacher.checkpoint={checkpoint} does not exist (only model_final.pth is trained)")
-    return _prepare(run, one_thread)
+    return _prepare(run)
 
 
 def _finish(run: Run) -> str:
@@ -115,7 +117,7 @@ def _progress(run: Run) -> Progress:
     return Progress(max(records, default=0), run.max_iter, f"AP {aps[-1]:.1f}" if aps else "")
 
 
-def build_jobs(matrix: Matrix, one_thread: bool) -> list[Job]:
+def build_jobs(matrix: Matrix) -> list[Job]:
     """
     All trainings as jobs: teachers first, stretched runs after the runs that they follow from.
 
@@ -131,20 +133,20 @@ def build_jobs(matrix: Matrix, one_thread: bool) -> list[Job]:
         first, teachers[detector] = run.name not in teachers.values(), run.name
         if not first:
             continue
-        prepare = partial(_prepare_teacher, run, checkpoint, one_thread)
+        prepare = partial(_prepare_teacher, run, checkpoint)
         jobs.append(Job(run.name, run.name, prepare, partial(str, checkpoint), partial(_progress, run)))
     for run in plan_runs(matrix):
         check_request(run)
         needs = () if run.method == ALONE else (teachers[run.detector],)
-        work = partial(_prepare, run, one_thread), partial(_finish, run), partial(_progress, run)
+        work = partial(_prepare, run), partial(_finish, run), partial(_progress, run)
         jobs.append(Job(run.name, f"{run.detector} {run.method}", *work, needs))
     for seed in matrix.seeds if matrix.stretch else ():
         for detector in matrix.detectors:
-            jobs += [_stretched_job(matrix, detector, method, seed, one_thread) for method in matrix.distilled]
+            jobs += [_stretched_job(matrix, detector, method, seed) for method in matrix.distilled]
     return jobs
 
 
-def _stretched_job(matrix: Matrix, detector: str, method: str, seed: int, one_thread: bool) -> Job:
+def _stretched_job(matrix: Matrix, detector: str, method: str, seed: int) -> Job:
     plan = partial(plan_stretched, matrix, detector, method, seed)
     pair = [plan_run(matrix, detector, m, seed) for m in (ALONE, method)]
 
@@ -156,7 +158,7 @@ def _stretched_job(matrix: Matrix, detector: str, method: str, seed: int, one_th
     return Job(
         f"{detector} {stretched(method)} seed {seed}",
         f"{detector} {ALONE}",
-        lambda: _prepare(plan(), one_thread),
+        lambda: _prepare(plan()),
         lambda: _finish(plan()),
         progress,
         tuple(run.name for run in pair),
@@ -219,7 +221,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--detectors", nargs="+", default=["fcos"], help="default: fcos")
     parser.add_argument("--methods", nargs="+", default=[ALONE, "bckd", "crosskd"], help="default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
-    parser.add_argument("--processes", type=int, default=1, help="trainings side by side, one thread each if > 1")
+    parser.add_argument("--processes", type=int, default=1, help="trainings side by side, one thread each")
     parser.add_argument("--output", type=Path, help="default: output/compare in the clone")
     parser.add_argument("--max-iter", type=int, help="iterations of the students (default: their configs')")
     parser.add_argument("--split", choices=["val", "test"], default="val", help="reported on; default: val")
@@ -264,7 +266,7 @@ def main(argv: Sequence[str]) -> int:
     command = shlex.join(["python", "tools/compare.py", *argv])
     enter_clone()
     try:
-        jobs = build_jobs(matrix, one_thread=processes > 1)
+        jobs = build_jobs(matrix)
         prepare_digits()  # once, rather than in each of the first trainings
         failed = run_jobs(jobs, processes)
     except (ValueError, JobError) as e:

@@ -106,6 +106,7 @@ def conclusions(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     found.append(text)
     added = report.last_quarter([report.CurvePoint(*point) for point in alone["curve"]])
     if added is not None:
+        added = round(added, 1) + 0.0  # never "-0.0"
         found.append(f"The last quarter of its schedule added {added:+.1f} AP (val) to the student alone.")
     found.append(
         f"One seed ({SEED}), same initial weights and data order in all students; AP of digits_test, which nothing "
@@ -215,7 +216,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         start = time.monotonic()
         print(f"data: {prepare_digits()} ({time.monotonic() - start:.0f} s)", flush=True)
-        failed = run_jobs(compare.build_jobs(matrix, one_thread=processes > 1), processes)
+        failed = run_jobs(compare.build_jobs(matrix), processes)
     except (ValueError, JobError) as e:
         sys.exit(f"demo.py: {e}")
     except KeyboardInterrupt:

@@ -142,7 +142,7 @@ def _to_compute_dtype(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]
 def _signed_gap(z: Tensor, t: Tensor, prob: Tensor, target: Tensor) -> Tensor:
     # A sigmoid may differ in its last bit between two memory layouts (vectorised or not). Its sign would
     # turn that noise into a full-sized gradient, so that equal logits are made equal here.
-    return torch.sub(prob, target).mul_(z != t)
+    return torch.sub(prob, target).masked_fill_(z == t, 0)
 
 
 def _bce_(z: Tensor, target: Tensor) -> Tensor:

@@ -72,6 +72,8 @@ class DistilledDetector(nn.Module):
         with torch.random.fork_rng(devices=[]):  # the baseline of this seed draws the same numbers after this
             built = {name: instantiate(loss) for name, loss in (losses or {}).items() if loss is not None}
         for name, loss in built.items():
+            if not name.isidentifier() or hasattr(nn.ModuleDict, name):
+                raise ValueError(f"model.losses.{name}: {name!r} cannot name a loss, choose another name.")
             if not isinstance(loss, DistillationLoss):
                 raise TypeError(f"model.losses.{name} is a {type(loss).__name__}, expected a DistillationLoss.")
         if built and teacher is None:
@@ -175,6 +177,7 @@ class DistilledDetector(nn.Module):
             teacher = self._run_teacher(batched_inputs, student, tails)
             for tail in tails:
                 sources["crossed", tail] = self._cross(student, teacher, tail)
+            teacher.taps.clear()  # read by the crossing alone
             if tails:
                 assignments["crossed"] = self._teacher_assignment(student)
         normalizers = self._normalizers(assignments)
@@ -195,7 +198,13 @@ class DistilledDetector(nn.Module):
                 if loss.skip_empty_levels:
                     region = [w * positive.any() for w, positive in zip(region, assignment.positives)]
                 term = loss(source, teacher.output, region)
-            losses[f"loss_kd_{name}"] = term * (loss.weight / normalizers[loss.source][loss.normalizer])
+            normalizer = normalizers[loss.source][loss.normalizer]
+            if loss.normalizer == "ema" and not normalizer:
+                raise ValueError(
+                    f"model.losses.{name}.normalizer is 'ema', but {type(self._student).__name__} keeps no "
+                    "loss_normalizer: use 'positives'."
+                )
+            losses[f"loss_kd_{name}"] = term * (loss.weight / normalizer)
             # Each location counts with its region's weight: how much of an image this term distils.
             monitors[f"kd/{name}_locations"] = sum(w.sum() for w in region) / len(batched_inputs)
         if active and self._same_layout:

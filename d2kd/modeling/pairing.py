@@ -49,19 +49,8 @@ def same_layout(student: DenseDetector, teacher: DenseDetector) -> bool:
 
 
 def tap_index(detector: DenseDetector, branch: str, tail: int) -> int:
-    """
-    Number of tower blocks before the tap that leaves ``tail`` blocks.
-
-    Raises:
-        ValueError: the tower has fewer than ``tail`` blocks.
-    """
-    depth = len(get_adapter(detector).towers(detector.head)[branch])
-    if tail > depth:
-        raise ValueError(
-            f"tail={tail}, but the '{branch}' tower of {type(detector).__name__}'s head has {depth} blocks: set "
-            f"model.losses.NAME.tail to {depth} or less."
-        )
-    return depth - tail
+    """Number of tower blocks before the tap that leaves ``tail`` blocks; :func:`check_pairing` sees that they exist."""
+    return len(get_adapter(detector).towers(detector.head)[branch]) - tail
 
 
 def _check_taps(name: str, tail: int, student: DenseDetector, teacher: DenseDetector) -> None:
@@ -73,6 +62,13 @@ def _check_taps(name: str, tail: int, student: DenseDetector, teacher: DenseDete
             f"the teacher's {sorted(teacher_towers)}: choose losses with source='student'."
         )
     for branch in teacher_towers:
+        for who, towers in (("student", student_towers), ("teacher", teacher_towers)):
+            depth = len(towers[branch])
+            if tail > depth:
+                raise ValueError(
+                    f"model.losses.{name} has tail={tail}, but the '{branch}' tower of the {who}'s head has {depth} "
+                    f"blocks: set model.losses.{name}.tail to {depth} or less."
+                )
         channels = [
             tap_channels(towers[branch], tap_index(detector, branch, tail), _head_in_channels(detector))
             for detector, towers in ((student, student_towers), (teacher, teacher_towers))

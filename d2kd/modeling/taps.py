@@ -13,7 +13,7 @@ __all__ = ["Block", "Taps", "record_taps", "run_block", "split_tower", "tap_chan
 #: Modules that run one after the other: a convolution, its norm if any, its activation.
 Block = Sequence[nn.Module]
 #: (branch, number of blocks before the tap) -> one activation a level.
-Taps = Mapping[tuple[str, int], list[Tensor]]
+Taps = dict[tuple[str, int], list[Tensor]]
 
 
 def split_tower(tower: nn.Sequential) -> list[Block]:
@@ -72,7 +72,7 @@ def record_taps(
     Raises:
         ValueError: on leaving, a tap was not recorded exactly once a level.
     """
-    taps: dict[tuple[str, int], list[Tensor]] = {}
+    taps: Taps = {}
     handles = []
     for branch, wanted in indices.items():
         for index in wanted:

@@ -85,7 +85,14 @@ def test_widths_at_the_heads_input():
 @pytest.mark.parametrize("depths", [(2, 3), (3, 2)])
 def test_a_tail_longer_than_a_tower(depths):
     student, teacher = (build_detector("FCOS", conv_dims=[8] * depth) for depth in depths)
-    refused(student, teacher, make_losses("crosskd", tail=3), "tail=3", "has 2 blocks", "tail to 2 or less")
+    refused(
+        student,
+        teacher,
+        make_losses("crosskd", tail=3),
+        "model.losses.crosskd_cls has tail=3",
+        "has 2 blocks",
+        "crosskd_cls.tail to 2 or less",
+    )
 
 
 def test_a_square_teacher_canvas_that_is_too_small():
@@ -137,3 +144,17 @@ def test_losses_need_a_teacher_and_must_be_losses():
         distilled(build_detector("FCOS"), None, "bckd")
     with pytest.raises(TypeError, match="model.losses.wrong is a FPN, expected a DistillationLoss"):
         distilled(build_detector("FCOS"), build_detector("FCOS"), dict(wrong=build_backbone()))
+
+
+@pytest.mark.parametrize("name", ["keys", "a.b"])
+def test_a_name_that_no_module_can_have(name):
+    with pytest.raises(ValueError, match=f"'{name}' cannot name a loss"):
+        distilled(build_detector("FCOS"), build_detector("FCOS"), {name: BinaryClassificationKD()})
+
+
+def test_the_running_normaliser_needs_a_student_that_keeps_one(monkeypatch):
+    student = build_detector("FCOS")
+    monkeypatch.setattr(student, "_ema_update", lambda name, value, initial_value: value)
+    model = distilled(student, build_detector("FCOS"), dict(cls=BinaryClassificationKD(normalizer="ema")))
+    with pytest.raises(ValueError, match="model.losses.cls.normalizer is 'ema', but FCOS keeps no loss_normalizer"):
+        run_step(model, make_batch())
