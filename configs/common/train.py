@@ -1,4 +1,5 @@
-# What tools/train_net.py reads. Keys known to Detectron2's tools/lazyconfig_train_net.py mean the same there.
+# What tools/train_net.py reads. Keys known to Detectron2's tools/lazyconfig_train_net.py mean the same there, except
+# device, which must be "cuda" or "cpu" for it.
 train = dict(
     output_dir="./output",
     init_checkpoint="",  # weights to start from (path or URL); "" for random ones

@@ -79,6 +79,12 @@ class Trainer(SimpleTrainer):
             self.storage.put_scalar("grad_norm", norm)
         # Before the step: a non-finite loss raises here and leaves the weights as they were.
         self._write_metrics(loss_dict, data_time)
+        if self.clip_grad is not None and not self.grad_scaler.is_enabled() and not torch.isfinite(norm):
+            # Clipping by an infinite norm makes every weight NaN. (With loss scaling, the scaler skips the step.)
+            raise FloatingPointError(
+                f"The gradient's norm is {norm.item()} though the losses are finite. The weights are those before this "
+                "step: lower the learning rate or a loss's weight."
+            )
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 

@@ -27,6 +27,18 @@ from d2kd.regions import REGION_REGISTRY
 __all__ = ["DistilledDetector"]
 
 
+#: The student's own tables: what it holds beside its children is moved, cast, saved and loaded with this module.
+_ADOPTED = (
+    "_parameters",
+    "_buffers",
+    "_non_persistent_buffers_set",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+
+
 @META_ARCH_REGISTRY.register()
 class DistilledDetector(nn.Module):
     """
@@ -58,10 +70,8 @@ class DistilledDetector(nn.Module):
         super().__init__()
         student = instantiate(student)
         get_adapter(student)
-        # The student's own tables: its parameters and buffers, under its names, moved and cast with this module.
-        self._parameters = student._parameters
-        self._buffers = student._buffers
-        self._non_persistent_buffers_set = student._non_persistent_buffers_set
+        for table in _ADOPTED:
+            setattr(self, table, getattr(student, table))
         for name, child in student.named_children():
             if name == "distillation":
                 raise ValueError("The student has a child named 'distillation', a name that d2kd uses: rename it.")
@@ -258,7 +268,7 @@ class DistilledDetector(nn.Module):
         return Assignment.from_flat(labels, detector.num_classes, student.output.sizes)
 
     def _normalizers(self, assignments: Mapping[str, Assignment]) -> dict[str, dict[str, Tensor | float]]:
-        """What terms may be divided by, per source; the one exchange between ranks that every step makes."""
+        """What terms may be divided by, per source; the only numbers that ranks exchange to compute a loss."""
         ema = float(getattr(self._student, "loss_normalizer", 0))
         positives = {source: assignment.num_positives for source, assignment in assignments.items()}
         shared = torch.stack(

@@ -10,6 +10,7 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 
 from d2kd.losses import DistillationLoss
 from d2kd.modeling.adapters import get_adapter
+from d2kd.modeling.cross_head import crosses_itself
 from d2kd.modeling.taps import tap_channels
 
 __all__ = ["check_pairing", "same_layout", "tap_index", "warn_of_stacked_terms"]
@@ -79,6 +80,13 @@ def _check_taps(name: str, tail: int, student: DenseDetector, teacher: DenseDete
                 f"into the teacher's head, which takes {channels[1]} there: give both heads the same width "
                 "(model.student.head.conv_dims, or the FPN's out_channels where the tap is the head's input)."
             )
+    indices = {branch: tap_index(teacher, branch, tail) for branch in teacher_towers}
+    if not crosses_itself(teacher, get_adapter(teacher), indices):
+        raise ValueError(
+            f"model.losses.{name} crosses heads, but the teacher's own taps do not give its own predictions: "
+            f"{type(teacher.head).__name__}.forward does more than its towers and predictors. Register an Adapter "
+            "whose predict() does it too, or choose losses with source='student'."
+        )
 
 
 def check_pairing(student: DenseDetector, teacher: DenseDetector, losses: Mapping[str, DistillationLoss]) -> None:
@@ -103,8 +111,8 @@ def check_pairing(student: DenseDetector, teacher: DenseDetector, losses: Mappin
             raise ValueError(
                 f"model.losses.{name} compares the student's own predictions with the teacher's, but a "
                 f"{type(student).__name__} student and a {type(teacher).__name__} teacher of these configs have "
-                f"different anchors ({difference}): give them one anchor_generator (model.student.anchor_generator, "
-                "model.teacher.model.anchor_generator), or use a loss with source='crossed'."
+                f"different anchors ({difference}): give them the same (RetinaNet: model.student.anchor_generator, "
+                "model.teacher.model.anchor_generator; FCOS: its backbone's strides), or use source='crossed'."
             )
 
 

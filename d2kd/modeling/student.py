@@ -14,6 +14,7 @@ from torch import Tensor
 
 from d2kd.modeling.adapters import get_adapter
 from d2kd.modeling.dense_output import Assignment, DenseOutput
+from d2kd.modeling.monitors import check_finite
 from d2kd.modeling.taps import Taps, record_taps
 
 __all__ = ["StudentRun", "run_student"]
@@ -60,6 +61,7 @@ def run_student(
     Raises:
         ValueError: an image without "instances".
         TypeError: a detector that does not call ``label_anchors`` exactly once.
+        FloatingPointError: box predictions that are not finite on some rank; raised on all ranks.
     """
     for index, item in enumerate(batched_inputs):
         if "instances" not in item:
@@ -73,6 +75,9 @@ def run_student(
     device = detector.device
     if torch.is_autocast_enabled(device.type):
         predictions = [[x.float() for x in maps] for maps in predictions]
+    # A NaN in them would fail an assertion inside forward_training, on this rank alone; class maps are left to
+    # the losses.
+    check_finite({"the student's box predictions": sum(x.detach().float().sum() for m in predictions[1:] for x in m)})
     gt_instances = [x["instances"].to(device) for x in batched_inputs]
     with torch.autocast(device.type, enabled=False), _watch_assignment(detector) as seen:
         losses = detector.forward_training(images, features, predictions, gt_instances)

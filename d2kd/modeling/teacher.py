@@ -143,10 +143,15 @@ class Teacher:
 
         Raises:
             ValueError: a checkpoint with missing, unexpected or mismatched keys; they are listed.
-            TypeError: a model that no adapter reads.
+            TypeError: a model that no adapter reads, or one with its own ``preprocess_image``.
         """
         detector = instantiate(self._model)
         get_adapter(detector)
+        if type(detector).preprocess_image is not DenseDetector.preprocess_image:
+            raise TypeError(
+                f"The teacher {type(detector).__name__} overrides preprocess_image, which d2kd replaces (the teacher "
+                "sees the student's canvas): move what it adds into its backbone."
+            )
         self.input_format = input_format_of(detector, self._input_format, "model.teacher.input_format")
         if self._checkpoint:
             _load_strictly(detector, self._checkpoint)
@@ -169,7 +174,9 @@ class Teacher:
         """
         backbone = self.detector.backbone
         constraints = backbone.padding_constraints
-        divisor = constraints.get("size_divisibility", backbone.size_divisibility)
+        # The misspelt key is that of Detectron2's SimpleFeaturePyramid, whose property says 0.
+        keys = ("size_divisibility", "size_divisiblity")
+        divisor = next((constraints[key] for key in keys if key in constraints), backbone.size_divisibility)
         square = constraints.get("square_size", 0)
         if square:
             if max(height, width) > square:
@@ -218,6 +225,11 @@ class Teacher:
         with record_taps(adapter.towers(detector.head) if tap_indices else {}, tap_indices, features) as taps:
             predictions = detector.head(features)
         output = adapter.dense_output(detector, predictions, detector.anchor_generator(features))
+        if any(ours < theirs for a, b in zip(output.sizes, sizes) for ours, theirs in zip(a, b)):
+            raise ValueError(
+                f"On a canvas of {height}x{width} the teacher's levels are {output.sizes}, smaller than the student's "
+                f"{list(sizes)} on {canvas[0]}x{canvas[1]}: both backbones must round sizes alike."
+            )
         taps = {key: [x[..., :h, :w] for x, (h, w) in zip(maps, sizes)] for key, maps in taps.items()}
         return TeacherRun(output=output.crop(sizes), taps=taps)
 

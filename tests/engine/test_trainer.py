@@ -109,3 +109,13 @@ def test_non_finite_loss_stops_before_the_step():
 def test_model_left_in_eval_mode():
     with pytest.raises(RuntimeError, match="eval mode"):
         train(prepare=lambda trainer: trainer.model.eval())
+
+
+def test_an_infinite_gradient_of_finite_losses_stops_before_the_step():
+    def infinite(trainer):
+        trainer.model.linear.bias.register_hook(lambda grad: torch.full_like(grad, float("inf")))
+
+    held = []
+    with pytest.raises(FloatingPointError, match="The gradient's norm is inf though the losses are finite"):
+        train(clip_grad={"max_norm": 1.0}, prepare=lambda trainer: (infinite(trainer), held.append(trainer)))
+    assert torch.equal(weight(held[0]), weight(train(steps=0)))

@@ -4,6 +4,7 @@ import logging
 import re
 
 import pytest
+from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 
 from d2kd.losses import BinaryClassificationKD, IoULocalizationKD
 from tests.helpers import build_backbone, build_detector, distilled, make_batch, make_losses, run_step
@@ -158,3 +159,34 @@ def test_the_running_normaliser_needs_a_student_that_keeps_one(monkeypatch):
     model = distilled(student, build_detector("FCOS"), dict(cls=BinaryClassificationKD(normalizer="ema")))
     with pytest.raises(ValueError, match="model.losses.cls.normalizer is 'ema', but FCOS keeps no loss_normalizer"):
         run_step(model, make_batch())
+
+
+class ScaledHead(RetinaNetHead):
+    """Does more than its children: what an adapter that knows only them would miss."""
+
+    def forward(self, features):
+        logits, deltas = super().forward(features)
+        return [3 * x for x in logits], [2 * x for x in deltas]
+
+
+def test_a_teacher_whose_head_does_more_than_its_adapter_says():
+    teacher = build_detector("RetinaNet")
+    teacher.head.__class__ = ScaledHead
+    refused(
+        build_detector("RetinaNet"), teacher, "crosskd",
+        "model.losses.crosskd_cls crosses heads", "ScaledHead.forward does more", "source='student'",
+    )  # fmt: skip
+    run_step(distilled(build_detector("RetinaNet"), teacher, "bckd"), make_batch())  # reads its predictions only
+    student = build_detector("RetinaNet")
+    student.head.__class__ = ScaledHead
+    run_step(distilled(student, build_detector("RetinaNet"), "crosskd"), make_batch())  # only its taps are crossed
+
+
+@pytest.mark.parametrize("who", ["student", "teacher"])
+def test_crossing_a_head_without_the_towers_that_its_adapter_knows(who):
+    detectors = dict(student=build_detector("RetinaNet"), teacher=build_detector("RetinaNet"))
+    head = detectors[who].head
+    head.tower = head.cls_subnet
+    del head.cls_subnet
+    with pytest.raises(TypeError, match="RetinaNetHead has no cls_subnet, .* register an Adapter"):
+        distilled(detectors["student"], detectors["teacher"], "crosskd").load_teacher()

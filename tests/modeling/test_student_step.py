@@ -243,3 +243,13 @@ def test_losses_given_as_modules_or_none():
     losses = {**make_losses("bckd"), "off": None}
     model = distilled(build_detector("FCOS"), build_detector("FCOS", seed=1), losses)
     assert list(model.losses) == ["bckd_cls", "bckd_loc"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_box_predictions_that_are_not_finite_are_named(family):
+    """Before forward_training, where an assertion would stop this rank alone."""
+    student = build_detector(family)
+    with torch.no_grad():
+        student.head.bbox_pred.bias.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="Not finite: the student's box predictions"):
+        run_step(DistilledDetector(student=student), make_batch())

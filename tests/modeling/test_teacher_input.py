@@ -4,6 +4,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+from detectron2.modeling.meta_arch import RetinaNet
 
 from d2kd.losses import BinaryClassificationKD
 from d2kd.modeling import DistilledDetector, Teacher
@@ -110,3 +111,30 @@ def test_a_square_teacher_gets_squares():
     losses = run_step(model, make_batch())
     assert seen == [(2, 3, 96, 96)]
     assert all(value.isfinite() for value in losses.values())
+
+
+def test_a_teacher_with_its_own_preprocessing_is_refused():
+    class Resizing(RetinaNet):
+        def preprocess_image(self, batched_inputs):
+            return super().preprocess_image(batched_inputs)
+
+    held = Teacher(build_detector("RetinaNet", detector_class=Resizing))
+    with pytest.raises(TypeError, match="The teacher Resizing overrides preprocess_image"):
+        held.load(torch.device("cpu"), torch.float32)
+    assert not held.is_loaded
+
+
+@pytest.mark.parametrize("key", ["size_divisibility", "size_divisiblity"])
+def test_a_divisor_among_the_padding_constraints(monkeypatch, key):
+    """Detectron2's ViT pyramid misspells it, and its property says 0."""
+    held = Teacher(build_detector("RetinaNet"))
+    held.load(torch.device("cpu"), torch.float32)
+    backbone = type(held.detector.backbone)
+    monkeypatch.setattr(backbone, "padding_constraints", property(lambda self: {key: 32, "square_size": 0}))
+    monkeypatch.setattr(backbone, "size_divisibility", property(lambda self: 0))
+    assert held.canvas(40, 64) == (64, 64)
+
+
+def test_levels_smaller_than_the_students_are_refused():
+    with pytest.raises(ValueError, match=r"On a canvas of 48x64 the teacher's levels are .*\(6, 8\).*\(7, 8\)"):
+        run_teacher(build_detector("RetinaNet"), make_batch([(48, 64)]), (48, 64), [(7, 8), (3, 4), (2, 2)])

@@ -32,7 +32,18 @@ class Adapter(ABC):
     detector_class: type[DenseDetector]
 
     def towers(self, head: nn.Module) -> dict[str, list[Block]]:
-        """Blocks of each branch of ``head``: ``{"cls": [...], "box": [...]}``."""
+        """
+        Blocks of each branch of ``head``: ``{"cls": [...], "box": [...]}``.
+
+        Raises:
+            TypeError: the head is built otherwise.
+        """
+        missing = [name for name in ("cls_subnet", "bbox_subnet") if not hasattr(head, name)]
+        if missing:
+            raise TypeError(
+                f"{type(head).__name__} has no {' and no '.join(missing)}, in which d2kd looks for the tower blocks: "
+                "register an Adapter whose towers() lists them, or choose losses with source='student'."
+            )
         return {"cls": split_tower(head.cls_subnet), "box": split_tower(head.bbox_subnet)}
 
     @abstractmethod
