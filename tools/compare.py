@@ -77,6 +77,11 @@ def train_command(run: Run) -> list[str]:
     return [*argv, *run.overrides, f"train.output_dir='{folder}'"]
 
 
+def shown(argv: Sequence[str]) -> str:
+    """A command as it would be typed in the clone: results are read, and their commands run, elsewhere."""
+    return shlex.join("python" if arg == sys.executable else arg.replace(f"{ROOT}{os.sep}", "") for arg in argv)
+
+
 def _prepare(run: Run) -> Command | None:
     wanted = check_request(run)
     if run.result_file.is_file():
@@ -106,7 +111,7 @@ def _prepare_teacher(run: Run, checkpoint: str) -> Command | None:
 
 def _finish(run: Run) -> str:
     if not run.result_file.is_file():
-        origin = {"command": shlex.join(train_command(run)), "git": git_state()}
+        origin = {"command": shown(train_command(run)), "git": git_state()}
         write_json(run.result_file, {**train_result(run), **origin})
     return f"val AP {read_json(run.result_file)['metrics']['val']['AP']:.1f}"
 

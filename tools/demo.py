@@ -109,8 +109,8 @@ def conclusions(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
         added = round(added, 1) + 0.0  # never "-0.0"
         found.append(f"The last quarter of its schedule added {added:+.1f} AP (val) to the student alone.")
     found.append(
-        f"One seed ({SEED}), same initial weights and data order in all students; AP of digits_test, which nothing "
-        "was chosen on. tools/compare.py repeats it over seeds."
+        f"One seed ({SEED}), same initial weights and data order in all students; AP of digits_test, choices were "
+        "made on digits_val. tools/compare.py repeats it over seeds."
     )
     return found
 

@@ -22,7 +22,8 @@ from d2kd.modeling.taps import Taps, record_taps
 
 __all__ = ["Teacher", "TeacherRun", "input_format_of"]
 
-logger = logging.getLogger(__name__)
+# Below Detectron2's logger: whichever trainer runs has set that one up, and which teacher was loaded must be seen.
+logger = logging.getLogger(f"detectron2.{__name__}")
 
 #: Keys that may be missing from, or left over in, a teacher's checkpoint: they hold nothing that was trained.
 _HARMLESS = re.compile(r"(^|\.)(pixel_mean|pixel_std|num_batches_tracked)$|(^|\.)cell_anchors\.\d+$|^distillation\.")

@@ -358,3 +358,8 @@ def test_evaluate_checkpoint_measures_the_saved_weights_on_the_split(tmp_path, m
         assert set(metrics) == set(METRICS) and 0 <= metrics["AP"] < 5
         assert metrics["APl"] is None  # no object of 96 x 96 pixels
         assert cfg.dataloader.test.dataset.names == f"digits_{split}"
+
+
+def test_commands_are_shown_as_typed_in_the_clone():
+    argv = [sys.executable, str(compare.TRAIN_NET), "--config-file", str(compare.ROOT / "configs" / "x.py"), "a=1"]
+    assert compare.shown(argv) == f"python {os.path.join('tools', 'train_net.py')} --config-file configs/x.py a=1"
