@@ -163,7 +163,7 @@ def test_two_processes(tmp_path):
     command += [f"train.output_dir={tmp_path}", "train.max_iter=2", "train.eval_period=0"]
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     env["PYTHONPATH"] = os.pathsep.join([str(TRAIN_NET.parents[1]), env.get("PYTHONPATH", "")])
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     rows = metrics(tmp_path)
     assert rows[0]["loss_cls"] > 0 and rows[2]["bbox/AP"] == 0.0

@@ -250,7 +250,7 @@ sys.exit(compare.main(sys.argv[1:]))
         time.sleep(0.1)
     pids = [call["pid"] for call in workplace.calls()]
     process.send_signal(signal.SIGINT)
-    errors = process.communicate(timeout=60)[1]
+    errors = process.communicate(timeout=200)[1]
     assert len(pids) == 2
     assert process.returncode == 130 and "goes on where this one stopped" in errors and "Traceback" not in errors
     for pid in pids:
