@@ -187,7 +187,7 @@ def do_eval(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """One process of the run that the command line asks for."""
     cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
-    check_config(cfg)
+    check_config(cfg, resume=args.resume)
     default_setup(cfg, args)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="d2kd")
     logger.info("Device: %s", resolve_device(cfg.train.device))

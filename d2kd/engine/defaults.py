@@ -37,9 +37,14 @@ class ConfigError(ValueError):
     """A config or command line that cannot run; its message says what to change and needs no traceback."""
 
 
-def check_config(cfg: DictConfig) -> None:
+def check_config(cfg: DictConfig, *, resume: bool = False) -> None:
     """
     Check what can be known before anything is built.
+
+    Args:
+        cfg: a run's config.
+        resume: continue from the last checkpoint in ``train.output_dir``; if there is one, ``train.init_checkpoint`` is
+            not read and may be gone.
 
     Raises:
         ConfigError: missing keys, a negative seed, an unknown device or dtype, float16 on a CPU.
@@ -68,6 +73,8 @@ def check_config(cfg: DictConfig) -> None:
             "Detectron2's launcher picks NCCL where it sees one: set CUDA_VISIBLE_DEVICES to nothing."
         )
     path = train.init_checkpoint
+    if resume and os.path.isfile(os.path.join(train.output_dir, "last_checkpoint")):
+        path = ""
     # A query ("x.pkl?matching_heuristics=True") is the checkpointer's grammar; URLs are its to read.
     if path and "://" not in path and not os.path.isfile(path.split("?")[0]):
         raise FileNotFoundError(f"train.init_checkpoint is {path!r}, but there is no such file.")

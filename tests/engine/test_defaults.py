@@ -66,6 +66,16 @@ def test_missing_checkpoint(cfg, tmp_path):
     check_config(cfg)
 
 
+def test_a_resumed_run_does_not_read_its_first_weights(cfg, tmp_path):
+    cfg.train.output_dir, cfg.train.init_checkpoint = str(tmp_path), str(tmp_path / "gone.pth")
+    with pytest.raises(FileNotFoundError, match="train.init_checkpoint"):
+        check_config(cfg, resume=True)  # nothing to resume: they would be read
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    check_config(cfg, resume=True)
+    with pytest.raises(FileNotFoundError, match="train.init_checkpoint"):
+        check_config(cfg)
+
+
 def test_auto_device(monkeypatch):
     for available, expected in [(True, "cuda"), (False, "cpu")]:
         monkeypatch.setattr(torch.cuda, "is_available", lambda a=available: a)
