@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from numbers import Real
 from typing import TYPE_CHECKING
 
 from fvcore.common.registry import Registry
@@ -72,8 +73,8 @@ class DistillationLoss(nn.Module, ABC):
         ):
             if value not in known:
                 raise ValueError(f"{name}.{field} is {value!r}, expected one of {', '.join(known)}.")
-        if not weight >= 0:
-            raise ValueError(f"{name}.weight is {weight}, expected a number >= 0 (0 turns the term off).")
+        if not isinstance(weight, Real) or not weight >= 0:
+            raise ValueError(f"{name}.weight is {weight!r}, expected a number >= 0 (0 turns the term off).")
         if tail < 0:
             raise ValueError(f"{name}.tail is {tail}, expected a number of tower blocks >= 0.")
         self.weight = weight
@@ -100,7 +101,7 @@ class DistillationLoss(nn.Module, ABC):
         return sum(self.level_loss(source, teacher, level, weight) for level, weight in enumerate(region))
 
     def extra_repr(self) -> str:
-        crossed = f", tail={self.tail}" if self.source == "crossed" else ""
-        return (
-            f"weight={self.weight}, source={self.source}{crossed}, region={self.region}, normalizer={self.normalizer}"
-        )
+        fields = ["weight", "source", "tail", "region", "normalizer", "skip_empty_levels"]
+        if self.source != "crossed":
+            fields.remove("tail")
+        return ", ".join(f"{field}={getattr(self, field)}" for field in fields)

@@ -217,3 +217,6 @@ class BinaryClassificationKD(DistillationLoss):
             dim=source.class_dim,
             reduction="sum",
         )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, beta={self.beta}, detach_gap={self.detach_gap}"

@@ -156,3 +156,6 @@ class IoULocalizationKD(DistillationLoss):
         return iou_localization_kd(
             source.boxes[level], teacher.boxes[level], iou_type=self.iou_type, weight=region, reduction="sum"
         )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, iou_type={self.iou_type}"
