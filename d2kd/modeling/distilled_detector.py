@@ -264,7 +264,7 @@ class DistilledDetector(nn.Module):
             return student.assignment
         detector = self._teacher.detector
         anchors = detector.anchor_generator(student.features)
-        labels = get_adapter(detector).labels(detector, anchors, student.gt_instances)
+        labels, _ = detector.label_anchors(anchors, student.gt_instances)
         return Assignment.from_flat(labels, detector.num_classes, student.output.sizes)
 
     def _normalizers(self, assignments: Mapping[str, Assignment]) -> dict[str, dict[str, Tensor | float]]:

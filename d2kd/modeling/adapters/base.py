@@ -66,10 +66,6 @@ class Adapter(ABC):
             anchors: what ``detector.anchor_generator`` returns for those maps.
         """
 
-    def labels(self, detector: DenseDetector, anchors: Sequence[Boxes], gt_instances: Sequence) -> Sequence[Tensor]:
-        """The flat labels of ``detector.label_anchors``, one (R,) tensor an image."""
-        return detector.label_anchors(anchors, gt_instances)[0]
-
 
 def view_anchors(anchors: Boxes, size: tuple[int, int]) -> Tensor:
     """One level's flat anchors (H*W*A, 4) as a view of shape (A, H, W, 4)."""
