@@ -1,6 +1,7 @@
 """Tiny detectors and batches: a training step takes about ten milliseconds."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from detectron2.layers import ShapeSpec
@@ -19,8 +20,10 @@ from torch import Tensor, nn
 
 from d2kd.losses import BinaryClassificationKD, IoULocalizationKD
 from d2kd.modeling import DistilledDetector
+from d2kd.modeling.detectors import ATSS, GFL, ATSSAssigner, ATSSHead, GFLHead
 
-FAMILIES = ("RetinaNet", "FCOS")
+FAMILIES = ("RetinaNet", "FCOS", "GFL", "ATSS")
+REG_MAX = 4
 NUM_CLASSES = 3
 LEVELS = ["p3", "p4", "p5"]
 PIXELS = dict(pixel_mean=[103.53, 116.28, 123.675], pixel_std=[57.375, 57.12, 58.395])
@@ -66,7 +69,13 @@ def build_head(family: str, norm="", conv_dims: Sequence[int] = (8, 8), fpn: int
         norm=norm,
         prior_prob=0.1,
     )
-    head = FCOSHead(**kwargs) if family == "FCOS" else RetinaNetHead(num_anchors=2, **kwargs)
+    heads = dict(
+        RetinaNet=partial(RetinaNetHead, num_anchors=2),
+        FCOS=FCOSHead,
+        GFL=partial(GFLHead, reg_max=REG_MAX),
+        ATSS=ATSSHead,
+    )
+    head = heads[family](**kwargs)
     for module in head.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)
@@ -97,6 +106,12 @@ def build_detector(
     common.update(kwargs)
     if family == "FCOS":
         return (detector_class or FCOS)(**common)
+    if family in ("GFL", "ATSS"):
+        generator = DefaultAnchorGenerator(
+            sizes=[[16], [32], [64]], aspect_ratios=[1.0], strides=[8, 16, 32], offset=0.0
+        )
+        detector_class = detector_class or dict(GFL=GFL, ATSS=ATSS)[family]
+        return detector_class(anchor_generator=generator, assigner=ATSSAssigner(topk=9), **common)
     return (detector_class or RetinaNet)(
         anchor_generator=DefaultAnchorGenerator(
             sizes=[list(x) for x in sizes], aspect_ratios=[1.0], strides=[8, 16, 32], offset=0.5

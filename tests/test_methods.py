@@ -3,7 +3,13 @@
 import pytest
 from detectron2.config import instantiate
 
-from d2kd.losses import BinaryClassificationKD, IoULocalizationKD
+from d2kd.losses import (
+    BinaryClassificationKD,
+    CenternessKD,
+    IoULocalizationKD,
+    LocalizationDistillation,
+    SoftmaxClassificationKD,
+)
 from d2kd.methods import METHODS, get_losses
 
 
@@ -15,12 +21,13 @@ def build(method, family):
 def test_every_preset_instantiates_to_losses_of_both_branches(method):
     for family in METHODS[method]:
         losses = build(method, family)
-        assert [loss.task for loss in losses.values()] == ["cls", "box"]
-        # The default normaliser; the papers' own are for parity tests.
-        assert all(x.normalizer == "positives" and not x.skip_empty_levels for x in losses.values())
+        assert {"cls", "box"} <= {loss.task for loss in losses.values()}
+        # Normalisers that do not depend on how a batch is spread over ranks; the papers' own are for parity tests.
+        allowed = {"positives", "images", "locations", "level_locations"}
+        assert all(x.normalizer in allowed and not x.skip_empty_levels for x in losses.values())
 
 
-@pytest.mark.parametrize("family", ["RetinaNet", "FCOS"])
+@pytest.mark.parametrize("family", ["RetinaNet", "FCOS", "GFL", "ATSS"])
 def test_bckd(family):
     losses = build("bckd", family)
     cls, loc = losses["bckd_cls"], losses["bckd_loc"]
@@ -31,7 +38,11 @@ def test_bckd(family):
 
 @pytest.mark.parametrize(
     "family, tail, cls_weight, loc_weight, iou_type",
-    [("RetinaNet", 1, 1.0, 1.0, "giou"), ("FCOS", 2, 0.4, 0.75, "neg_log_iou")],
+    [
+        ("RetinaNet", 1, 1.0, 1.0, "giou"),
+        ("FCOS", 2, 0.4, 0.75, "neg_log_iou"),
+        ("ATSS", 1, 1.0, 1.0, "giou"),
+    ],
 )
 def test_crosskd(family, tail, cls_weight, loc_weight, iou_type):
     losses = build("crosskd", family)
@@ -40,6 +51,57 @@ def test_crosskd(family, tail, cls_weight, loc_weight, iou_type):
     assert (cls.weight, cls.beta, cls.detach_gap, cls.region) == (cls_weight, 1, False, "all_locations")
     assert (loc.weight, loc.iou_type, loc.region) == (loc_weight, iou_type, "teacher_quality")
     assert all(x.source == "crossed" and x.tail == tail for x in (cls, loc))
+
+
+def test_crosskd_on_gfl_compares_distributions():
+    losses = build("crosskd", "GFL")
+    cls, loc = losses["crosskd_cls"], losses["crosskd_loc"]
+    assert (cls.weight, cls.region, cls.normalizer) == (1, "all_locations", "positives")
+    assert isinstance(loc, LocalizationDistillation) and (loc.weight, loc.temperature, loc.bin_reduction) == (4, 1, "sum")
+    assert (loc.region, loc.normalizer) == ("teacher_quality", "locations")
+    assert all(x.source == "crossed" and x.tail == 1 for x in (cls, loc))
+
+
+def test_crosskd_on_atss_distils_centerness_at_positives():
+    loss = build("crosskd", "ATSS")["crosskd_centerness"]
+    assert isinstance(loss, CenternessKD)
+    assert (loss.weight, loss.source, loss.tail, loss.region, loss.normalizer) == (1, "crossed", 1, "positives", "positives")
+
+
+@pytest.mark.parametrize(
+    "family, main, vlr, temperature, region, exclude_positives",
+    [
+        ("GFL", 0.25, 0.25 / 4, 2, "valuable_localization", False),
+        ("ATSS", 0.25, 0.15 * 0.25, 2, "valuable_localization", False),
+        ("FCOS", 0.25, 0.25 * 0.25, 2, "inside_box", True),
+        ("RetinaNet", 5, 0.03 * 5, 8, "valuable_localization", True),
+    ],
+)
+def test_ld(family, main, vlr, temperature, region, exclude_positives):
+    losses = build("ld", family)
+    assert {name: loss.weight for name, loss in losses.items()} == {
+        "ld_main": main,
+        "ld_vlr": pytest.approx(vlr),
+        "ld_main_kd": 10,
+        "ld_vlr_kd": 0,
+    }
+    for name in ("ld_main", "ld_vlr"):
+        loss = losses[name]
+        assert isinstance(loss, LocalizationDistillation) and (loss.temperature, loss.bin_reduction) == (10, "mean")
+        assert (loss.source, loss.normalizer) == ("student", "images")
+    for name in ("ld_main_kd", "ld_vlr_kd"):
+        loss = losses[name]
+        assert isinstance(loss, SoftmaxClassificationKD) and loss.temperature == temperature
+        assert (loss.source, loss.normalizer) == ("student", "level_locations")
+    assert losses["ld_main"].region == "main" and losses["ld_main_kd"].region == "positives"
+    assert losses["ld_vlr"].region == losses["ld_vlr_kd"].region == region
+    options = losses["ld_vlr"].region_options
+    assert options["exclude_positives"] is exclude_positives
+    if region == "inside_box":
+        assert options["weighting"] == "student_score"
+    else:
+        assert (options["gamma"], options["metric"], options["weighting"]) == (0.25, "anchor_iof", "iou")
+    assert losses["ld_vlr_kd"].region_options == {**options, "weighting": "mask"}
 
 
 def test_a_preset_is_a_copy():
@@ -57,5 +119,5 @@ def test_an_unknown_method_names_the_nearest():
 
 
 def test_a_family_without_a_preset():
-    with pytest.raises(ValueError, match="'bckd' has no preset for DETR, only for RetinaNet, FCOS; give losses="):
+    with pytest.raises(ValueError, match="'bckd' has no preset for DETR, only for RetinaNet, FCOS, GFL, ATSS; give losses="):
         get_losses("bckd", "DETR")

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from d2kd.regions import REGION_REGISTRY, classification_gap, teacher_confidence, valid_locations
+from d2kd.regions import REGION_REGISTRY, classification_gap, main_region, teacher_confidence, valid_locations
 
-NAMES = ("all_locations", "positives", "teacher_quality", "gap")
+# Those of labels and scores; tests/test_regions_boxes.py and tests/test_regions_instances.py have the others.
+NAMES = ("all_locations", "positives", "main", "teacher_quality", "gap")
 # N, A, K and (H, W) of each level
 N, A, K = 2, 3, 4
 SIZES = [(4, 5), (1, 1)]
@@ -51,6 +52,17 @@ def test_classification_gap():
     torch.testing.assert_close(classification_gap(teacher, source), weights)
 
 
+def test_main_region():
+    labels = torch.tensor([0, 1, 2, -1])
+    logits = torch.tensor([[0.0, -1.0], [-3.0, -4.0], [5.0, 5.0], [5.0, 5.0]], requires_grad=True)
+    weights = main_region(labels, logits, num_classes=2)
+    # the largest score of any class, not that of the label
+    torch.testing.assert_close(weights, torch.tensor([0.5, 0.047426, 0, 0]), rtol=1e-5, atol=0)
+    assert not weights.requires_grad
+    by_column = main_region(labels, logits.T, num_classes=2, dim=0)
+    assert torch.equal(by_column, weights)
+
+
 @pytest.mark.parametrize("function", [lambda x, **kw: teacher_confidence(x, **kw),
                                       lambda x, **kw: classification_gap(x, x.flip(0), **kw)])  # fmt: skip
 def test_the_class_axis_may_be_any(function):
@@ -67,6 +79,8 @@ def test_half_precision_inputs_give_fp32_weights_and_are_left_alone(dtype):
     gap = classification_gap(source, teacher)
     torch.testing.assert_close(gap, classification_gap(source.float(), teacher.float()), rtol=0, atol=0)
     torch.testing.assert_close(teacher_confidence(teacher), teacher.float().sigmoid().amax(-1), rtol=0, atol=1e-7)
+    main = main_region(torch.zeros(5, dtype=torch.int64), source, num_classes=4)
+    torch.testing.assert_close(main, source.float().sigmoid().amax(-1), rtol=0, atol=1e-7)
     assert torch.equal(teacher, kept)
 
 
@@ -94,6 +108,7 @@ def test_registered_regions_are_their_functions():
         assert torch.equal(regions["positives"][level], (valid & (level_labels < K)).float())
         p, q = (x.logits[level].sigmoid() for x in (source, teacher))
         torch.testing.assert_close(regions["teacher_quality"][level], q.amax(2) * valid)
+        torch.testing.assert_close(regions["main"][level], p.amax(2) * regions["positives"][level])
         torch.testing.assert_close(regions["gap"][level], (p - q).abs().amax(2) * valid)
 
 
@@ -102,8 +117,9 @@ def test_where_to_distil_does_not_need_objects(name):
     background = assignment([torch.full((N, A, h, w), K) for h, w in SIZES])
     weights = REGION_REGISTRY.get(name)(dense_output(0), dense_output(1), background)
     assert all((weight > 0).all() for weight in weights)
-    nothing = REGION_REGISTRY.get("positives")(dense_output(0), dense_output(1), background)
-    assert not any(weight.any() for weight in nothing)
+    for needs_objects in ("positives", "main"):
+        nothing = REGION_REGISTRY.get(needs_objects)(dense_output(0), dense_output(1), background)
+        assert not any(weight.any() for weight in nothing)
 
 
 def test_equal_logits_leave_no_gap():

@@ -132,8 +132,10 @@ def _part_cases(method: str, model: DistilledDetector, batch: list[dict[str, Any
     def assignment_of(loss: nn.Module) -> Any:
         return assignment if loss.source == "crossed" else student.assignment
 
-    def region_of(loss: nn.Module) -> list[Tensor]:
-        return REGION_REGISTRY.get(loss.region)(source_of(loss), teacher.output, assignment_of(loss))
+    def region_of(loss: nn.Module) -> Sequence[Tensor]:
+        make = REGION_REGISTRY.get(loss.region)
+        region = make(source_of(loss), teacher.output, assignment_of(loss), **loss.region_options)
+        return loss.prepare_region(region)
 
     cases = []
     for tail in sorted(tails):
@@ -152,7 +154,7 @@ def _part_cases(method: str, model: DistilledDetector, batch: list[dict[str, Any
                 group=method,
             )
         )
-    distinct = list({(loss.region, loss.source, loss.tail): loss for loss in model.losses.values()}.values())
+    distinct = list({(loss.region_key, loss.source, loss.tail): loss for loss in model.losses.values()}.values())
     cases.append(Case("regions", lambda _: [region_of(loss) for loss in distinct], group=method))
     for name, loss in model.losses.items():
 
@@ -163,7 +165,7 @@ def _part_cases(method: str, model: DistilledDetector, batch: list[dict[str, Any
             return source, dataclasses.replace(teacher.output), region_of(loss)
 
         def run(inputs: tuple, loss: nn.Module = loss) -> None:
-            loss(*inputs).backward()
+            loss(*inputs).sum().backward()
 
         cases.append(Case(name, run, setup=fresh, group=method))
     return cases

@@ -2,17 +2,33 @@
 
 from d2kd.losses.align import align_statistics
 from d2kd.losses.base import LOSS_REGISTRY, NORMALIZERS, SOURCES, DistillationLoss
-from d2kd.losses.binary_classification import BinaryClassificationKD, binary_classification_kd
-from d2kd.losses.iou_localization import IoULocalizationKD, iou_localization_kd
+from d2kd.losses.binary_classification import BinaryClassificationKD, binary_classification_kd, gap_weighted_bce
+from d2kd.losses.centerness import CenternessKD, centerness_kd
+from d2kd.losses.feature_imitation import FeatureImitation, feature_imitation
+from d2kd.losses.iou_localization import IoULocalizationKD, iou_localization_kd, iou_loss
+from d2kd.losses.localization_distillation import LocalizationDistillation, localization_distillation
+from d2kd.losses.softmax_classification import SoftmaxClassificationKD, softmax_classification_kd
+from d2kd.losses.temperature_kl import temperature_kl
 
 __all__ = [
     "LOSS_REGISTRY",
     "NORMALIZERS",
     "SOURCES",
     "BinaryClassificationKD",
+    "CenternessKD",
     "DistillationLoss",
+    "FeatureImitation",
     "IoULocalizationKD",
+    "LocalizationDistillation",
+    "SoftmaxClassificationKD",
     "align_statistics",
     "binary_classification_kd",
+    "centerness_kd",
+    "feature_imitation",
+    "gap_weighted_bce",
     "iou_localization_kd",
+    "iou_loss",
+    "localization_distillation",
+    "softmax_classification_kd",
+    "temperature_kl",
 ]

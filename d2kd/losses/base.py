@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
 from d2kd.regions import REGION_REGISTRY
 
 if TYPE_CHECKING:  # a dense output is duck-typed here: this room must not need detectron2
-    from d2kd.modeling.dense_output import DenseOutput
+    from d2kd.modeling.dense_output import DenseOutput, OutputSpec
 
 __all__ = ["LOSS_REGISTRY", "NORMALIZERS", "SOURCES", "DistillationLoss"]
 
@@ -25,11 +27,16 @@ Registry for :class:`DistillationLoss` modules: one kernel each, with its hyper-
 #: Whose dense output a loss compares with the teacher's.
 SOURCES = ("student", "crossed")
 
-#: What a term is divided by.
-#: positives: positives of this step summed over ranks, floor 1, divided by the number of ranks (the default);
+#: What a term is divided by. "Per rank" = summed over ranks and divided by the number of ranks, so that a term averaged
+#: over ranks is the term of the whole batch.
+#: positives: positives of this step, floor 1, per rank (the default);
+#: images: half the images of this step, per rank: a sum over locations that equals the papers' at two images a GPU;
+#: locations: the region's total weight, per rank: a weighted mean over locations;
+#: level_locations: for each level the region's total weight on it, per rank: a sum of the levels' weighted means;
 #: local_positives: positives of this rank, counted at least once an image (parity with the papers' code);
-#: ema: the student's own running normaliser, Detectron2's ``loss_normalizer`` (local, as Detectron2 keeps it).
-NORMALIZERS = ("positives", "local_positives", "ema")
+#: ema: the student's own running normaliser, Detectron2's ``loss_normalizer`` (local, as Detectron2 keeps it);
+#: none: nothing, the sum over this rank's locations (parity with LD's code, where it grows with the images a GPU).
+NORMALIZERS = ("positives", "images", "locations", "level_locations", "local_positives", "ema", "none")
 
 
 class DistillationLoss(nn.Module, ABC):
@@ -42,16 +49,17 @@ class DistillationLoss(nn.Module, ABC):
         weight: the term's weight; 0 turns it off: its kernel is not run.
         source: ``"student"`` or ``"crossed"`` (the student's taps sent through the rest of the teacher's head).
         tail: for ``source="crossed"``: number of teacher tower blocks that the taps are sent through.
-        region: name in :data:`d2kd.regions.REGION_REGISTRY`: the weight of each location.
+        region: the weight of each location: a name in :data:`d2kd.regions.REGION_REGISTRY`, or a mapping of
+            "name" and that region's options.
         normalizer: one of :data:`NORMALIZERS`.
         skip_empty_levels: leave out pyramid levels on which this rank has no positive, as the papers' code does
             (parity only: the terms are defined on all locations).
 
     Raises:
-        ValueError: an unknown source, region or normaliser, a negative weight or tail.
+        ValueError: an unknown source, region, option of a region or normaliser, a negative weight or tail.
     """
 
-    #: The head branch that the term trains: "cls" or "box". Two terms of one task and different sources conflict.
+    #: What the term trains: "cls", "box", "centerness" or "feature". Terms of one task and different sources conflict.
     task: str
 
     def __init__(
@@ -60,17 +68,13 @@ class DistillationLoss(nn.Module, ABC):
         weight: float = 1.0,
         source: str = "student",
         tail: int = 1,
-        region: str = "all_locations",
+        region: str | Mapping[str, Any] = "all_locations",
         normalizer: str = "positives",
         skip_empty_levels: bool = False,
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        for field, value, known in (
-            ("source", source, SOURCES),
-            ("normalizer", normalizer, NORMALIZERS),
-            ("region", region, sorted(key for key, _ in REGION_REGISTRY)),
-        ):
+        for field, value, known in (("source", source, SOURCES), ("normalizer", normalizer, NORMALIZERS)):
             if value not in known:
                 raise ValueError(f"{name}.{field} is {value!r}, expected one of {', '.join(known)}.")
         if not isinstance(weight, Real) or not weight >= 0:
@@ -80,9 +84,30 @@ class DistillationLoss(nn.Module, ABC):
         self.weight = weight
         self.source = source
         self.tail = tail
-        self.region = region
+        self.region, self.region_options = _read_region(name, region)
         self.normalizer = normalizer
         self.skip_empty_levels = skip_empty_levels
+
+    @property
+    def region_key(self) -> tuple:
+        """Region and options, hashable: losses with equal keys (and equal sources) share one region."""
+        return self.region, *sorted(self.region_options.items())
+
+    def check_pair(self, source: OutputSpec, teacher: OutputSpec) -> None:  # noqa: B027: most losses need nothing
+        """
+        Refuse, before the first step, outputs that the kernel cannot compare.
+
+        Args:
+            source: what is known of the source's dense output.
+            teacher: the same of the teacher's.
+
+        Raises:
+            ValueError: what was found, what is needed, what to change. The caller adds the loss's name in front.
+        """
+
+    def prepare_region(self, region: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The region, per level (N, A, H, W), as this loss reads it: feature losses have one weight a cell."""
+        return region
 
     @abstractmethod
     def level_loss(self, source: DenseOutput, teacher: DenseOutput, level: int, region: Tensor) -> Tensor:
@@ -93,15 +118,34 @@ class DistillationLoss(nn.Module, ABC):
         Args:
             source: dense output of the source.
             teacher: dense output of the teacher, in the same anchors and classes.
-            region: per level, detached weights of shape (N, A, H, W).
+            region: per level, detached weights as :meth:`prepare_region` returns them.
 
         Returns:
-            a scalar, not yet weighted nor normalised.
+            (L,): each level's sum, not yet weighted nor normalised.
         """
-        return sum(self.level_loss(source, teacher, level, weight) for level, weight in enumerate(region))
+        return torch.stack([self.level_loss(source, teacher, level, weight) for level, weight in enumerate(region)])
 
     def extra_repr(self) -> str:
         fields = ["weight", "source", "tail", "region", "normalizer", "skip_empty_levels"]
         if self.source != "crossed":
             fields.remove("tail")
+        if self.region_options:
+            fields.insert(fields.index("region") + 1, "region_options")
         return ", ".join(f"{field}={getattr(self, field)}" for field in fields)
+
+
+def _read_region(loss: str, region: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Name and options of a ``region`` field."""
+    options = dict(region) if isinstance(region, Mapping) else {"name": region}
+    name = options.pop("name", None)
+    known = sorted(key for key, _ in REGION_REGISTRY)
+    if name not in known:
+        raise ValueError(f"{loss}.region is {name!r}, expected one of {', '.join(known)}.")
+    parameters = inspect.signature(REGION_REGISTRY.get(name)).parameters.values()
+    accepted = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    for option in options:
+        if option not in accepted:
+            raise ValueError(
+                f"{loss}.region {name!r} has no option {option!r}; it has {', '.join(accepted) or 'none'}."
+            )
+    return name, options

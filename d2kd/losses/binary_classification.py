@@ -10,11 +10,19 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from d2kd.losses.base import LOSS_REGISTRY, DistillationLoss
+from d2kd.losses.kernel import (
+    check_axis,
+    check_floating,
+    check_reduction,
+    check_weight,
+    compute_dtype,
+    weigh_and_reduce,
+)
 
 if TYPE_CHECKING:
     from d2kd.modeling.dense_output import DenseOutput
 
-__all__ = ["BinaryClassificationKD", "binary_classification_kd"]
+__all__ = ["BinaryClassificationKD", "binary_classification_kd", "gap_weighted_bce"]
 
 
 def binary_classification_kd(
@@ -75,18 +83,60 @@ def binary_classification_kd(
         ValueError: shapes that differ, a non-floating dtype, a ``dim`` out of range, a negative or non-finite
             ``beta``, an unknown ``reduction``, a ``weight`` of another shape or one that requires grad.
     """
-    _check_inputs(student_logits, teacher_logits, beta, weight, dim, reduction)
-    loss = _BinaryClassificationKD.apply(
-        student_logits, teacher_logits.detach(), float(beta), detach_gap, dim % student_logits.dim()
-    )
-    if weight is not None:
-        loss = loss * weight.to(loss.dtype)
-    return loss.sum() if reduction == "sum" else loss
+    logits = {"student_logits": student_logits, "teacher_logits": teacher_logits}
+    hint = ". A teacher with other classes or anchors can only be compared with the crossed output"
+    _check_inputs("binary_classification_kd", logits, hint, beta, weight, dim, reduction)
+    dim %= student_logits.dim()
+    loss = _GapWeightedBCE.apply(student_logits, teacher_logits.detach(), float(beta), detach_gap, True, dim)
+    return weigh_and_reduce(loss, weight, reduction)
 
 
-class _BinaryClassificationKD(torch.autograd.Function):
+def gap_weighted_bce(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    beta: float,
+    weight: Tensor | None = None,
+    dim: int = -1,
+    reduction: str = "none",
+) -> Tensor:
     """
-    The per-location loss with its analytic gradient.
+    Binary cross entropy with soft targets, weighted by its gap: per location i, with p = sigmoid(logits),
+
+        l_i = weight_i * sum_k |p_ik - y_ik|^beta * BCE(p_ik, y_ik)
+
+    With ``beta=2`` this is the quality focal loss of "Generalized Focal Loss: Learning Qualified and
+    Distributed Bounding Boxes for Dense Object Detection" (NeurIPS 2020, eq. 5), where y is the IoU of the
+    predicted box at the object's class and 0 elsewhere. As in the authors' code the gradient flows through
+    the gap too; the targets are detached. The normaliser is the caller's.
+
+    The function is :func:`binary_classification_kd` with probabilities for targets, and computes like it: in
+    float32, on any view, keeping the two inputs only. Equal probabilities give a zero only up to the rounding
+    of the sigmoid.
+
+    Args:
+        logits: raw logits, any shape with K classes on axis ``dim``.
+        targets: probabilities in [0, 1], same shape; not checked, since that would wait for the device.
+        beta: exponent of the gap, >= 0. Zero is plain BCE.
+        weight: a factor per location, of the inputs' shape without axis ``dim``; detached.
+        dim: the class axis.
+        reduction: "none" or "sum".
+
+    Returns:
+        The loss in nats: per location (the inputs' shape without axis ``dim``) for "none", a scalar for
+        "sum". float32, or float64 if an input is float64.
+
+    Raises:
+        ValueError: as :func:`binary_classification_kd`.
+    """
+    _check_inputs("gap_weighted_bce", {"logits": logits, "targets": targets}, "", beta, weight, dim, reduction)
+    loss = _GapWeightedBCE.apply(logits, targets.detach(), float(beta), False, False, dim % logits.dim())
+    return weigh_and_reduce(loss, weight, reduction)
+
+
+class _GapWeightedBCE(torch.autograd.Function):
+    """
+    The per-location loss with its analytic gradient. ``other`` holds the targets, as logits or as probabilities.
 
     Autograd would keep about five class maps (RetinaNet: 64 MB each per 800x1333 image); this keeps the
     two inputs, in the dtype they came in, and overwrites its own temporaries. Autocast needs no guard:
@@ -94,11 +144,12 @@ class _BinaryClassificationKD(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, student: Tensor, teacher: Tensor, beta: float, detach_gap: bool, dim: int) -> Tensor:
-        ctx.save_for_backward(student, teacher)
-        ctx.beta, ctx.detach_gap, ctx.dim = beta, detach_gap, dim
-        z, t = _to_compute_dtype(student, teacher)
-        target = t.sigmoid()
+    def forward(
+        ctx: FunctionCtx, logits: Tensor, other: Tensor, beta: float, detach_gap: bool, other_is_logits: bool, dim: int
+    ) -> Tensor:
+        ctx.save_for_backward(logits, other)
+        ctx.beta, ctx.detach_gap, ctx.other_is_logits, ctx.dim = beta, detach_gap, other_is_logits, dim
+        z, target, t = _unpack(logits, other, other_is_logits)
         if beta == 0:
             return _bce_(z, target).sum(dim)
         gap = _signed_gap(z, t, z.sigmoid(), target).abs_()
@@ -109,10 +160,9 @@ class _BinaryClassificationKD(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        student, teacher = ctx.saved_tensors
+        logits, other = ctx.saved_tensors
         beta = ctx.beta
-        z, t = _to_compute_dtype(student, teacher)
-        target = t.sigmoid()
+        z, target, t = _unpack(logits, other, ctx.other_is_logits)
         prob = z.sigmoid()
         if beta == 0:
             grad = prob.sub_(target)
@@ -131,18 +181,23 @@ class _BinaryClassificationKD(torch.autograd.Function):
                 # product zero; the floor keeps that zero from becoming NaN.
                 grad.mul_(gap.abs_().clamp_(min=torch.finfo(gap.dtype).tiny).pow_(beta - 1))
         grad.mul_(grad_output.unsqueeze(ctx.dim))
-        return grad.to(student.dtype), None, None, None, None
+        return grad.to(logits.dtype), None, None, None, None, None
 
 
-def _to_compute_dtype(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
-    return student.to(dtype), teacher.to(dtype)
+def _unpack(logits: Tensor, other: Tensor, other_is_logits: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Logits and targets in the dtype to compute in, the targets free to be written over; and the targets' logits."""
+    dtype = compute_dtype(logits, other)
+    z, t = logits.to(dtype), other.to(dtype)
+    if other_is_logits:
+        return z, t.sigmoid(), t
+    return z, t.clone() if t is other else t, None
 
 
-def _signed_gap(z: Tensor, t: Tensor, prob: Tensor, target: Tensor) -> Tensor:
+def _signed_gap(z: Tensor, t: Tensor | None, prob: Tensor, target: Tensor) -> Tensor:
     # A sigmoid may differ in its last bit between two memory layouts (vectorised or not). Its sign would
     # turn that noise into a full-sized gradient, so that equal logits are made equal here.
-    return torch.sub(prob, target).masked_fill_(z == t, 0)
+    gap = torch.sub(prob, target)
+    return gap if t is None else gap.masked_fill_(z == t, 0)
 
 
 def _bce_(z: Tensor, target: Tensor) -> Tensor:
@@ -157,35 +212,22 @@ def _bce_(z: Tensor, target: Tensor) -> Tensor:
 
 
 def _check_inputs(
-    student: Tensor, teacher: Tensor, beta: float, weight: Tensor | None, dim: int, reduction: str
+    caller: str, inputs: dict[str, Tensor], hint: str, beta: float, weight: Tensor | None, dim: int, reduction: str
 ) -> None:
-    if student.shape != teacher.shape or student.dim() == 0:
+    (name, first), (other_name, other) = inputs.items()
+    if first.shape != other.shape or first.dim() == 0:
         raise ValueError(
-            "binary_classification_kd: student_logits and teacher_logits must have the same shape with a "
-            f"class axis; found {tuple(student.shape)} and {tuple(teacher.shape)}. A teacher with other "
-            "classes or anchors can only be compared with the crossed output"
+            f"{caller}: {name} and {other_name} must have the same shape with a class axis; found "
+            f"{tuple(first.shape)} and {tuple(other.shape)}{hint}"
         )
-    for name, logits in (("student_logits", student), ("teacher_logits", teacher)):
-        if not logits.is_floating_point():
-            raise ValueError(f"binary_classification_kd: {name} must be floating point, found {logits.dtype}")
-    if not -student.dim() <= dim < student.dim():
-        raise ValueError(
-            f"binary_classification_kd: dim must be an axis of the logits {tuple(student.shape)}, found {dim}"
-        )
+    check_floating(caller, **inputs)
+    check_axis(caller, "logits", first.shape, dim)
     if not (math.isfinite(beta) and beta >= 0):
-        raise ValueError(f"binary_classification_kd: beta must be a finite number >= 0, found {beta}")
-    if reduction not in ("none", "sum"):
-        raise ValueError(f'binary_classification_kd: reduction must be "none" or "sum", found {reduction!r}')
-    if weight is not None:
-        expected = list(student.shape)
-        del expected[dim]
-        if list(weight.shape) != expected:
-            raise ValueError(
-                "binary_classification_kd: weight must have the logits' shape without the class axis, "
-                f"expected {tuple(expected)}, found {tuple(weight.shape)}"
-            )
-        if weight.requires_grad:
-            raise ValueError("binary_classification_kd: weight must not require grad, pass weight.detach()")
+        raise ValueError(f"{caller}: beta must be a finite number >= 0, found {beta}")
+    check_reduction(caller, reduction)
+    expected = list(first.shape)
+    del expected[dim]
+    check_weight(caller, weight, expected, "the logits' shape without the class axis")
 
 
 @LOSS_REGISTRY.register()

@@ -8,11 +8,19 @@ import torch
 from torch import Tensor
 
 from d2kd.losses.base import LOSS_REGISTRY, DistillationLoss
+from d2kd.losses.kernel import (
+    check_floating,
+    check_positive,
+    check_reduction,
+    check_weight,
+    compute_dtype,
+    weigh_and_reduce,
+)
 
 if TYPE_CHECKING:
     from d2kd.modeling.dense_output import DenseOutput
 
-__all__ = ["IoULocalizationKD", "iou_localization_kd"]
+__all__ = ["IoULocalizationKD", "iou_localization_kd", "iou_loss"]
 
 _IOU_TYPES = ("giou", "iou", "neg_log_iou")
 
@@ -72,20 +80,47 @@ def iou_localization_kd(
         ValueError: shapes that differ or do not end in 4, a non-floating dtype, an unknown ``iou_type`` or
             ``reduction``, ``eps`` <= 0, a ``weight`` of another shape or one that requires grad.
     """
-    _check_inputs(student_boxes, teacher_boxes, iou_type, weight, reduction, eps)
-    dtype = torch.promote_types(torch.promote_types(student_boxes.dtype, teacher_boxes.dtype), torch.float32)
-    student = student_boxes.to(dtype)
-    teacher = teacher_boxes.detach().to(dtype)
+    _check_boxes("iou_localization_kd", iou_type, eps, student_boxes=student_boxes, teacher_boxes=teacher_boxes)
+    check_reduction("iou_localization_kd", reduction)
+    check_weight("iou_localization_kd", weight, student_boxes.shape[:-1], "the boxes' shape without the last axis")
+    loss = iou_loss(student_boxes, teacher_boxes.detach(), iou_type=iou_type, eps=eps)
+    return weigh_and_reduce(loss, weight, reduction)
 
-    s_top_left, s_bottom_right = student[..., :2], student[..., 2:]
-    t_top_left, t_bottom_right = teacher[..., :2], teacher[..., 2:]
-    sides = torch.min(s_bottom_right, t_bottom_right) - torch.max(s_top_left, t_top_left)
+
+def iou_loss(boxes: Tensor, targets: Tensor, *, iou_type: str = "giou", eps: float = 1e-6) -> Tensor:
+    """
+    IoU loss of each box with its target: the formula of :func:`iou_localization_kd`, whose docstring says what
+    it does with areas, equal boxes and non-finite coordinates. As a detection loss ("giou") it is that of GFL
+    and ATSS: "Generalized Intersection over Union" (CVPR 2019), areas clamped at ``eps``.
+
+    The targets are not detached: gradient flows into them too if they require it.
+
+    Args:
+        boxes: (..., 4), xyxy, in any unit that the targets share.
+        targets: same shape.
+        iou_type: "giou", "iou" or "neg_log_iou".
+        eps: lower clamp of the areas (squared unit of the boxes) and of IoU, > 0.
+
+    Returns:
+        One value per box, the boxes' shape without the last axis. float32, or float64 if an input is float64.
+
+    Raises:
+        ValueError: shapes that differ or do not end in 4, a non-floating dtype, an unknown ``iou_type``,
+            ``eps`` <= 0.
+    """
+    _check_boxes("iou_loss", iou_type, eps, boxes=boxes, targets=targets)
+    dtype = compute_dtype(boxes, targets)
+    boxes, targets = boxes.to(dtype), targets.to(dtype)
+
+    top_left, bottom_right = boxes[..., :2], boxes[..., 2:]
+    t_top_left, t_bottom_right = targets[..., :2], targets[..., 2:]
+    sides = torch.min(bottom_right, t_bottom_right) - torch.max(top_left, t_top_left)
     overlap = _area(sides.clamp(min=0))
-    union = _area(s_bottom_right - s_top_left) + _area(t_bottom_right - t_top_left) - overlap
+    union = _area(bottom_right - top_left) + _area(t_bottom_right - t_top_left) - overlap
     union = union.clamp(min=eps)
     iou = overlap / union
     if iou_type == "giou":
-        sides = torch.max(s_bottom_right, t_bottom_right) - torch.min(s_top_left, t_top_left)
+        sides = torch.max(bottom_right, t_bottom_right) - torch.min(top_left, t_top_left)
         enclosure = _area(sides.clamp(min=0)).clamp(min=eps)
         loss = 1 - (iou - (enclosure - union) / enclosure)
     elif iou_type == "iou":
@@ -93,44 +128,27 @@ def iou_localization_kd(
     else:
         loss = -iou.clamp(min=eps).log()
 
-    loss = torch.where((student == teacher).all(dim=-1), torch.zeros_like(loss), loss)
+    loss = torch.where((boxes == targets).all(dim=-1), torch.zeros_like(loss), loss)
     # The clamps and the line above would hide an infinite coordinate (a negative infinite area becomes
     # eps): zero times the coordinates adds nothing to a finite location and NaN to any other.
-    loss = loss + (student * 0 + teacher * 0).sum(dim=-1)
-    if weight is not None:
-        loss = loss * weight.to(dtype)
-    return loss.sum() if reduction == "sum" else loss
+    return loss + (boxes * 0 + targets * 0).sum(dim=-1)
 
 
 def _area(sides: Tensor) -> Tensor:
     return sides[..., 0] * sides[..., 1]
 
 
-def _check_inputs(
-    student: Tensor, teacher: Tensor, iou_type: str, weight: Tensor | None, reduction: str, eps: float
-) -> None:
-    if student.shape != teacher.shape or student.dim() == 0 or student.shape[-1] != 4:
+def _check_boxes(caller: str, iou_type: str, eps: float, **boxes: Tensor) -> None:
+    (name, first), (other_name, other) = boxes.items()
+    if first.shape != other.shape or first.dim() == 0 or first.shape[-1] != 4:
         raise ValueError(
-            "iou_localization_kd: student_boxes and teacher_boxes must have the same shape (..., 4), found "
-            f"{tuple(student.shape)} and {tuple(teacher.shape)}"
+            f"{caller}: {name} and {other_name} must have the same shape (..., 4), found "
+            f"{tuple(first.shape)} and {tuple(other.shape)}"
         )
-    for name, boxes in (("student_boxes", student), ("teacher_boxes", teacher)):
-        if not boxes.is_floating_point():
-            raise ValueError(f"iou_localization_kd: {name} must be floating point, found {boxes.dtype}")
+    check_floating(caller, **boxes)
     if iou_type not in _IOU_TYPES:
-        raise ValueError(f"iou_localization_kd: iou_type must be one of {_IOU_TYPES}, found {iou_type!r}")
-    if reduction not in ("none", "sum"):
-        raise ValueError(f'iou_localization_kd: reduction must be "none" or "sum", found {reduction!r}')
-    if not eps > 0:
-        raise ValueError(f"iou_localization_kd: eps must be > 0, found {eps}")
-    if weight is not None:
-        if weight.shape != student.shape[:-1]:
-            raise ValueError(
-                "iou_localization_kd: weight must have the boxes' shape without the last axis, "
-                f"expected {tuple(student.shape[:-1])}, found {tuple(weight.shape)}"
-            )
-        if weight.requires_grad:
-            raise ValueError("iou_localization_kd: weight must not require grad, pass weight.detach()")
+        raise ValueError(f"{caller}: iou_type must be one of {_IOU_TYPES}, found {iou_type!r}")
+    check_positive(caller, "eps", eps)
 
 
 @LOSS_REGISTRY.register()

@@ -9,7 +9,27 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-__all__ = ["Assignment", "DenseOutput"]
+__all__ = ["Assignment", "DenseOutput", "OutputSpec"]
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """
+    What is known of a detector's dense output before it runs.
+
+    Attributes:
+        family: name of the detector family.
+        num_classes: K.
+        bins: n + 1, the bins of each side's distribution; None for a head that predicts box deltas.
+        centerness: whether it predicts centerness.
+        feature_channels: channels of the maps that the head is given.
+    """
+
+    family: str
+    num_classes: int
+    bins: int | None
+    centerness: bool
+    feature_channels: int
 
 
 @dataclass
@@ -21,24 +41,28 @@ class DenseOutput:
 
     Attributes:
         logits: per level, class logits of shape (N, A, K, H, W); the class axis is :attr:`class_dim`.
-        box_params: per level, box parameters in the head's own coding, (N, A, 4, H, W).
+        box_params: per level, box parameters in the head's own coding: (N, A, 4, H, W) deltas, or
+            (N, A, 4, n+1, H, W) logits of a distribution for each of left, top, right, bottom.
         anchors: per level, (A, H, W, 4) boxes in absolute xyxy pixels of the canvas.
-        decode: turns one level's (box_params, anchors) into boxes, (N, A, H, W, 4) absolute xyxy, fp32.
+        decode: turns (box_params, anchors, level) of one level into boxes, (N, A, H, W, 4) absolute xyxy, fp32.
         centerness: per level, centerness logits of shape (N, A, H, W); None for detectors without.
+        features: per level, the maps that the head was given, (N, C, H, W); None for a crossed output.
     """
 
     logits: list[Tensor]
     box_params: list[Tensor]
     anchors: list[Tensor]
-    decode: Callable[[Tensor, Tensor], Tensor]
+    decode: Callable[[Tensor, Tensor, int], Tensor]
     centerness: list[Tensor] | None = None
+    features: list[Tensor] | None = None
 
     class_dim = 2
 
     @cached_property
     def boxes(self) -> list[Tensor]:
         """Per level, decoded boxes of shape (N, A, H, W, 4), absolute xyxy, fp32; made on first use."""
-        return [self.decode(params, anchors) for params, anchors in zip(self.box_params, self.anchors)]
+        levels = zip(self.box_params, self.anchors, strict=True)
+        return [self.decode(params, anchors, level) for level, (params, anchors) in enumerate(levels)]
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -57,6 +81,7 @@ class DenseOutput:
             box_params=crop_maps(self.box_params),
             anchors=[x[:, :h, :w] for x, (h, w) in zip(self.anchors, sizes)],
             centerness=None if self.centerness is None else crop_maps(self.centerness),
+            features=None if self.features is None else crop_maps(self.features),
         )
 
 
@@ -67,20 +92,34 @@ class Assignment:
 
     Attributes:
         labels: per level, (N, A, H, W) integers: -1 = ignored, 0..K-1 = class, K = background.
+        valid: per level, (N, A, H, W) booleans: False where an anchor lies in padding that the detector leaves out.
+        gt_boxes: (G, 4) boxes of each image's objects, absolute xyxy pixels of the canvas.
         num_classes: K.
     """
 
     labels: list[Tensor]
+    valid: list[Tensor]
+    gt_boxes: list[Tensor]
     num_classes: int
 
     @classmethod
-    def from_flat(cls, flat_labels: Sequence[Tensor], num_classes: int, sizes: Sequence[tuple[int, int]]) -> Assignment:
+    def from_flat(
+        cls,
+        flat_labels: Sequence[Tensor],
+        num_classes: int,
+        sizes: Sequence[tuple[int, int]],
+        *,
+        gt_boxes: Sequence[Tensor],
+        valid: Tensor | None = None,
+    ) -> Assignment:
         """
         Args:
             flat_labels: what ``label_anchors`` returns: one (R,) tensor an image, R running over levels and,
                 inside a level, over (H, W, A).
             num_classes: K.
             sizes: (H, W) of each level.
+            gt_boxes: (G, 4) boxes of each image, absolute xyxy.
+            valid: (N, R) booleans, ordered as the labels; None: all anchors are.
 
         Raises:
             ValueError: R is not a whole number of anchors per cell of ``sizes``.
@@ -93,9 +132,15 @@ class Assignment:
                 f"label_anchors returned {labels.shape[1]} labels an image, expected a multiple of {cells}, the "
                 f"number of cells of the levels {list(sizes)}: d2kd reads labels in (level, H, W, anchor) order."
             )
-        per_level = labels.split([h * w * num_anchors for h, w in sizes], dim=1)
+
+        def split_levels(flat: Tensor) -> list[Tensor]:
+            per_level = flat.split([h * w * num_anchors for h, w in sizes], dim=1)
+            return [x.unflatten(1, (h, w, num_anchors)).permute(0, 3, 1, 2) for x, (h, w) in zip(per_level, sizes)]
+
         return cls(
-            labels=[x.unflatten(1, (h, w, num_anchors)).permute(0, 3, 1, 2) for x, (h, w) in zip(per_level, sizes)],
+            labels=split_levels(labels),
+            valid=split_levels(torch.ones_like(labels, dtype=torch.bool) if valid is None else valid),
+            gt_boxes=list(gt_boxes),
             num_classes=num_classes,
         )
 

@@ -9,7 +9,6 @@ import torch
 from detectron2.config import instantiate
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
-from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from d2kd.modeling.cross_head import cross_head
 from d2kd.modeling.dense_output import Assignment, DenseOutput
 from d2kd.modeling.distillation_state import DistillationState
 from d2kd.modeling.monitors import check_finite, gap_at_positives
+from d2kd.modeling.normalizers import compute_normalizers
 from d2kd.modeling.pairing import check_pairing, same_layout, tap_index, warn_of_stacked_terms
 from d2kd.modeling.student import StudentRun, run_student
 from d2kd.modeling.teacher import Teacher, TeacherRun, input_format_of
@@ -190,33 +190,20 @@ class DistilledDetector(nn.Module):
             teacher.taps.clear()  # read by the crossing alone
             if tails:
                 assignments["crossed"] = self._teacher_assignment(student)
-        normalizers = self._normalizers(assignments)
+        regions = self._regions(active, sources, teacher.output, assignments) if active else {}
+        normalizers = self._normalizers(active, regions, assignments)
 
         losses = dict(student.losses)
         monitors: dict[str, Tensor] = {}
-        regions: dict[tuple, list[Tensor]] = {}
         for name, loss in self.losses.items():
             if name not in active:
                 losses[f"loss_kd_{name}"] = sum((p.sum() * 0 for p in loss.parameters()), self.pixel_mean.new_zeros(()))
                 continue
-            key = (loss.source, loss.tail) if loss.source == "crossed" else loss.source
-            source, assignment = sources[key], assignments[loss.source]
             with torch.autocast(self.device.type, enabled=False):
-                if (loss.region, key) not in regions:
-                    regions[loss.region, key] = REGION_REGISTRY.get(loss.region)(source, teacher.output, assignment)
-                region = regions[loss.region, key]
-                if loss.skip_empty_levels:
-                    region = [w * positive.any() for w, positive in zip(region, assignment.positives)]
-                term = loss(source, teacher.output, region)
-            normalizer = normalizers[loss.source][loss.normalizer]
-            if loss.normalizer == "ema" and not normalizer:
-                raise ValueError(
-                    f"model.losses.{name}.normalizer is 'ema', but {type(self._student).__name__} keeps no "
-                    "loss_normalizer: use 'positives'."
-                )
-            losses[f"loss_kd_{name}"] = term * (loss.weight / normalizer)
+                term = loss(sources[_source_key(loss)], teacher.output, regions[name])
+            losses[f"loss_kd_{name}"] = loss.weight * (term / normalizers[name]).sum()
             # Each location counts with its region's weight: how much of an image this term distils.
-            monitors[f"kd/{name}_locations"] = sum(w.sum() for w in region) / len(batched_inputs)
+            monitors[f"kd/{name}_locations"] = sum(w.sum() for w in regions[name]) / len(batched_inputs)
         if active and self._same_layout:
             monitors["kd/gap_at_positives"] = gap_at_positives(student.output, teacher.output, student.assignment)
         check_finite(losses)
@@ -236,6 +223,7 @@ class DistilledDetector(nn.Module):
             canvas=student.canvas,
             sizes=student.output.sizes,
             tap_indices=self._tap_indices(self._teacher.detector, tails),
+            keep_features=any(loss.task == "feature" and loss.weight > 0 for loss in self.losses.values()),
         )
 
     def _tap_indices(self, detector: DenseDetector, tails: set[int]) -> dict[str, set[int]]:
@@ -256,34 +244,55 @@ class DistilledDetector(nn.Module):
             student_indices={branch: tap_index(self.student, branch, tail) for branch in branches},
             teacher_indices={branch: tap_index(detector, branch, tail) for branch in branches},
         )
-        return adapter.dense_output(detector, predictions, detector.anchor_generator(student.features))
+        return adapter.dense_output(detector, predictions, detector.anchor_generator(student.output.features))
 
     def _teacher_assignment(self, student: StudentRun) -> Assignment:
         """The labels of the anchors that the crossed output lives in."""
         if self._same_layout:
             return student.assignment
         detector = self._teacher.detector
-        anchors = detector.anchor_generator(student.features)
+        anchors = detector.anchor_generator(student.output.features)
         labels, _ = detector.label_anchors(anchors, student.gt_instances)
-        return Assignment.from_flat(labels, detector.num_classes, student.output.sizes)
-
-    def _normalizers(self, assignments: Mapping[str, Assignment]) -> dict[str, dict[str, Tensor | float]]:
-        """What terms may be divided by, per source; the only numbers that ranks exchange to compute a loss."""
-        ema = float(getattr(self._student, "loss_normalizer", 0))
-        positives = {source: assignment.num_positives for source, assignment in assignments.items()}
-        shared = torch.stack(
-            [torch.tensor(ema, dtype=torch.float64, device=self.device)]
-            + [per_image.sum().double() for per_image in positives.values()]
+        return get_adapter(detector).assignment(
+            detector, anchors, labels, student.gt_instances, student.output.sizes
         )
-        world_size = comm.get_world_size()
-        if world_size > 1:
-            torch.distributed.all_reduce(shared)
-        self.distillation.loss_normalizer.copy_(shared[0] / world_size)
-        return {
-            source: {
-                "positives": (total.clamp(min=1) / world_size).float(),
-                "local_positives": per_image.clamp(min=1).sum().float(),
-                "ema": ema,
-            }
-            for (source, per_image), total in zip(positives.items(), shared[1:])
-        }
+
+    def _regions(
+        self,
+        active: Mapping[str, DistillationLoss],
+        sources: Mapping[Any, DenseOutput],
+        teacher: DenseOutput,
+        assignments: Mapping[str, Assignment],
+    ) -> dict[str, Sequence[Tensor]]:
+        """Each loss's region, made once for all losses of one region and source."""
+        made: dict[tuple, Sequence[Tensor]] = {}
+        regions = {}
+        for name, loss in active.items():
+            key = (loss.region_key, _source_key(loss))
+            assignment = assignments[loss.source]
+            if key not in made:
+                with torch.autocast(self.device.type, enabled=False):
+                    make = REGION_REGISTRY.get(loss.region)
+                    made[key] = make(sources[_source_key(loss)], teacher, assignment, **loss.region_options)
+            region = loss.prepare_region(made[key])
+            if loss.skip_empty_levels:
+                region = [weight * positive.any() for weight, positive in zip(region, assignment.positives)]
+            regions[name] = region
+        return regions
+
+    def _normalizers(
+        self,
+        active: Mapping[str, DistillationLoss],
+        regions: Mapping[str, Sequence[Tensor]],
+        assignments: Mapping[str, Assignment],
+    ) -> dict[str, Tensor]:
+        """What each term is divided by; keeps the student's own normaliser for the checkpoint."""
+        ema = float(getattr(self._student, "loss_normalizer", 0))
+        normalizers, mean_ema = compute_normalizers(active, regions, assignments, ema=ema)
+        self.distillation.loss_normalizer.copy_(mean_ema)
+        return normalizers
+
+
+def _source_key(loss: DistillationLoss) -> Any:
+    """Which dense output a loss reads: crossed ones are made once a tail."""
+    return (loss.source, loss.tail) if loss.source == "crossed" else loss.source

@@ -114,6 +114,12 @@ def check_pairing(student: DenseDetector, teacher: DenseDetector, losses: Mappin
                 f"different anchors ({difference}): give them the same (RetinaNet: model.student.anchor_generator, "
                 "model.teacher.model.anchor_generator; FCOS: its backbone's strides), or use source='crossed'."
             )
+        teacher_spec = get_adapter(teacher).describe(teacher)
+        source_spec = teacher_spec if loss.source == "crossed" else get_adapter(student).describe(student)
+        try:
+            loss.check_pair(source_spec, teacher_spec)
+        except ValueError as error:
+            raise ValueError(f"model.losses.{name}: {error}") from error
 
 
 def warn_of_stacked_terms(losses: Mapping[str, DistillationLoss]) -> None:

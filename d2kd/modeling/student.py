@@ -30,7 +30,6 @@ class StudentRun:
         output: its dense output.
         assignment: the labels of its anchors.
         taps: (branch, index) -> one (N, C, H, W) activation a level.
-        features: what its head was given, one (N, C, H, W) map a level.
         gt_instances: the images' annotations, on its device.
         canvas: (H, W) of the padded batch.
     """
@@ -39,7 +38,6 @@ class StudentRun:
     output: DenseOutput
     assignment: Assignment
     taps: Taps
-    features: list[Tensor]
     gt_instances: list[Instances]
     canvas: tuple[int, int]
 
@@ -88,12 +86,12 @@ def run_student(
         )
     anchors, labels = seen[0]
     output = adapter.dense_output(detector, predictions, anchors)
+    output.features = features
     return StudentRun(
         losses=losses,
         output=output,
-        assignment=Assignment.from_flat(labels, detector.num_classes, output.sizes),
+        assignment=adapter.assignment(detector, anchors, labels, gt_instances, output.sizes),
         taps=taps,
-        features=features,
         gt_instances=gt_instances,
         canvas=tuple(images.tensor.shape[-2:]),
     )

@@ -199,6 +199,7 @@ class Teacher:
         canvas: tuple[int, int],
         sizes: Sequence[tuple[int, int]],
         tap_indices: Mapping[str, set[int]],
+        keep_features: bool = False,
     ) -> TeacherRun:
         """
         Backbone and head on the student's images; never the inference path, which changes logits in place.
@@ -209,6 +210,7 @@ class Teacher:
             canvas: (H, W) of the student's padded batch.
             sizes: (H, W) of each of the student's levels.
             tap_indices: for each branch, after how many blocks to record taps.
+            keep_features: whether the dense output holds the maps that the head was given.
         """
         detector = self.detector
         adapter = get_adapter(detector)
@@ -226,6 +228,7 @@ class Teacher:
         with record_taps(adapter.towers(detector.head) if tap_indices else {}, tap_indices, features) as taps:
             predictions = detector.head(features)
         output = adapter.dense_output(detector, predictions, detector.anchor_generator(features))
+        output.features = features if keep_features else None
         if any(ours < theirs for a, b in zip(output.sizes, sizes) for ours, theirs in zip(a, b)):
             raise ValueError(
                 f"On a canvas of {height}x{width} the teacher's levels are {output.sizes}, smaller than the student's "

@@ -1,23 +1,43 @@
 """What every distillation loss refuses, and what the registry holds."""
 
+import inspect
+
 import pytest
 
-from d2kd.losses import LOSS_REGISTRY, BinaryClassificationKD, DistillationLoss, IoULocalizationKD
+from d2kd.losses import (
+    LOSS_REGISTRY,
+    BinaryClassificationKD,
+    CenternessKD,
+    DistillationLoss,
+    FeatureImitation,
+    IoULocalizationKD,
+    LocalizationDistillation,
+    SoftmaxClassificationKD,
+)
+
+TASKS = {
+    BinaryClassificationKD: "cls",
+    CenternessKD: "centerness",
+    FeatureImitation: "feature",
+    IoULocalizationKD: "box",
+    LocalizationDistillation: "box",
+    SoftmaxClassificationKD: "cls",
+}
 
 
 @pytest.mark.parametrize(
     "kwargs, message",
     [
         (dict(source="teacher"), "source is 'teacher', expected one of student, crossed"),
-        (dict(region="positive"), "region is 'positive', expected one of all_locations, gap, positives"),
-        (dict(normalizer="mean"), "normalizer is 'mean', expected one of positives, local_positives, ema"),
+        (dict(region="positive"), "region is 'positive', expected one of all_locations, .*gap, .*positives"),
+        (dict(normalizer="mean"), "normalizer is 'mean', expected one of positives, images, .*, ema, none"),
         (dict(weight=-1), "weight is -1, expected a number >= 0"),
         (dict(weight=float("nan")), "weight is nan, expected a number >= 0"),
         (dict(weight="1"), "weight is '1', expected a number >= 0"),
         (dict(tail=-1), "tail is -1, expected a number of tower blocks >= 0"),
     ],
 )
-@pytest.mark.parametrize("loss", [BinaryClassificationKD, IoULocalizationKD])
+@pytest.mark.parametrize("loss", list(TASKS))
 def test_arguments_that_mean_nothing_are_named(loss, kwargs, message):
     with pytest.raises(ValueError, match=f"{loss.__name__}.{message}"):
         loss(**kwargs)
@@ -29,9 +49,8 @@ def test_an_unknown_iou_is_named():
 
 
 def test_registered_losses_are_distillation_losses_of_one_task():
-    registered = dict(LOSS_REGISTRY)
-    assert registered == {"BinaryClassificationKD": BinaryClassificationKD, "IoULocalizationKD": IoULocalizationKD}
-    assert all(issubclass(loss, DistillationLoss) and loss.task in ("cls", "box") for loss in registered.values())
+    assert dict(LOSS_REGISTRY) == {loss.__name__: loss for loss in TASKS}
+    assert all(issubclass(loss, DistillationLoss) and loss.task == task for loss, task in TASKS.items())
 
 
 def test_a_printed_model_shows_what_each_term_is():
@@ -43,3 +62,25 @@ def test_a_printed_model_shows_what_each_term_is():
         "IoULocalizationKD(weight=1.0, source=student, region=gap, normalizer=positives, skip_empty_levels=False, "
         "iou_type=giou)"
     )
+    assert repr(LocalizationDistillation(normalizer="images", temperature=1.0)) == (
+        "LocalizationDistillation(weight=1.0, source=student, region=all_locations, normalizer=images, "
+        "skip_empty_levels=False, temperature=1.0, bin_reduction=mean)"
+    )
+    assert repr(SoftmaxClassificationKD(region="positives")) == (
+        "SoftmaxClassificationKD(weight=1.0, source=student, region=positives, normalizer=positives, "
+        "skip_empty_levels=False, temperature=2.0)"
+    )
+
+
+@pytest.mark.parametrize("loss", list(TASKS))
+def test_a_printed_term_shows_every_argument(loss):
+    """All but the tail, which only a crossed source has."""
+    arguments = [
+        name
+        for kind in (DistillationLoss, loss)
+        for name, parameter in inspect.signature(kind.__init__).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and name != "tail"
+    ]
+    assert len(arguments) >= 5
+    for name in arguments:
+        assert f"{name}=" in repr(loss())

@@ -6,7 +6,7 @@ from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.structures import Boxes
 
 from d2kd.modeling import Assignment, get_adapter
-from tests.helpers import FAMILIES, NUM_CLASSES, build_detector, make_batch
+from tests.helpers import FAMILIES, NUM_CLASSES, REG_MAX, build_detector, make_batch
 
 SIZES = [(6, 8), (3, 4), (2, 2)]
 
@@ -45,7 +45,12 @@ def test_predictions_and_boxes_are_detectron2s(outputs):
     dims = [NUM_CLASSES, 4, 1][: len(predictions)]
     logits, deltas, *centerness = (torch.cat(x, 1) for x in detector._transpose_dense_predictions(predictions, dims))
     assert torch.equal(flat(dense.logits), logits)
-    assert torch.equal(flat(dense.box_params), deltas)
+    if dense.box_params[0].dim() == 5:
+        assert torch.equal(flat(dense.box_params), deltas)
+    else:  # GFL's deltas are distances in pixels, expected under the head's distributions
+        sides = [x.softmax(dim=3).mul(torch.arange(REG_MAX + 1).view(-1, 1, 1)).sum(dim=3) for x in dense.box_params]
+        sides = [x * stride for x, stride in zip(sides, detector.anchor_generator.strides, strict=True)]
+        torch.testing.assert_close(flat(sides), deltas)
     if centerness:
         assert torch.equal(flat([x[:, :, None] for x in dense.centerness]), centerness[0])
     found = torch.cat([x.permute(0, 2, 3, 1, 4).flatten(1, 3) for x in dense.boxes], dim=1)
@@ -60,9 +65,11 @@ def test_predictions_and_boxes_are_detectron2s(outputs):
 def test_half_precision_predictions_decode_in_fp32(family):
     detector = build_detector(family)
     anchors = detector.anchor_generator([torch.zeros(2, 8, h, w) for h, w in SIZES])
-    anchors_per_cell = 1 if family == "FCOS" else 2
+    anchors_per_cell = 2 if family == "RetinaNet" else 1
+    box_channels = 4 * (REG_MAX + 1) if family == "GFL" else 4
     predictions = [
-        [torch.randn(2, anchors_per_cell * c, h, w).bfloat16() for h, w in SIZES] for c in (NUM_CLASSES, 4, 1)
+        [torch.randn(2, anchors_per_cell * c, h, w).bfloat16() for h, w in SIZES]
+        for c in (NUM_CLASSES, box_channels, 1)
     ]
     dense = get_adapter(detector).dense_output(detector, predictions, anchors)
     exact = get_adapter(detector).dense_output(detector, [[x.float() for x in maps] for maps in predictions], anchors)
@@ -93,18 +100,24 @@ def test_labels_stand_where_their_anchors_do(family):
     anchors = detector.anchor_generator([torch.zeros(2, 8, h, w) for h, w in SIZES])
     gt = [x["instances"] for x in make_batch(objects=(3, 0))]
     labels, _ = detector.label_anchors(anchors, gt)
-    assignment = Assignment.from_flat(labels, NUM_CLASSES, SIZES)
+    assignment = get_adapter(detector).assignment(detector, anchors, labels, gt, SIZES)
     found = torch.cat([x.permute(0, 2, 3, 1).flatten(1) for x in assignment.labels], dim=1)
     assert torch.equal(found, torch.stack(labels))
     counts = [((x >= 0) & (x < NUM_CLASSES)).sum().item() for x in labels]
     assert assignment.num_positives.tolist() == counts
     assert counts[0] > counts[1] == 0
     assert [x.shape for x in assignment.positives] == [x.shape for x in assignment.labels]
+    assert all(torch.equal(a, b.gt_boxes.tensor) for a, b in zip(assignment.gt_boxes, gt, strict=True))
+    valid = torch.cat([x.permute(0, 2, 3, 1).flatten(1) for x in assignment.valid], dim=1)
+    ignored = found < 0
+    # RetinaNet ignores anchors for their IoU, the others none but those in the padding of their image.
+    assert torch.equal(ignored, ~valid) if family != "RetinaNet" else (valid.all() and ignored.any())
+    assert (~valid).any() == (family in ("GFL", "ATSS"))
 
 
 def test_labels_of_another_order_or_number_are_refused():
     with pytest.raises(ValueError, match=r"returned 65 labels an image, expected a multiple of 64.*\(6, 8\)"):
-        Assignment.from_flat([torch.zeros(65, dtype=torch.long)], NUM_CLASSES, SIZES)
+        Assignment.from_flat([torch.zeros(65, dtype=torch.long)], NUM_CLASSES, SIZES, gt_boxes=[torch.zeros(0, 4)])
 
 
 def test_anchors_of_several_shapes_keep_their_slots():

@@ -6,11 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, Instances
 from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
-from d2kd.modeling.dense_output import DenseOutput
+from d2kd.modeling.dense_output import Assignment, DenseOutput, OutputSpec
+from d2kd.modeling.detectors import DistributionBoxes, expected_distances
 from d2kd.modeling.taps import Block, split_tower
 
 __all__ = ["ADAPTER_REGISTRY", "Adapter", "family_of", "get_adapter"]
@@ -28,8 +29,10 @@ class Adapter(ABC):
     into a :class:`DenseOutput`. Adapters hold no state.
     """
 
-    #: The Detectron2 class whose instances (and subclasses' instances) this adapter reads.
+    #: The class whose instances (and subclasses' instances) this adapter reads.
     detector_class: type[DenseDetector]
+    #: Whether the family predicts centerness.
+    has_centerness = False
 
     def towers(self, head: nn.Module) -> dict[str, list[Block]]:
         """
@@ -55,6 +58,17 @@ class Adapter(ABC):
             the raw predictions of that level, in the order in which ``head.forward`` returns its lists.
         """
 
+    def describe(self, detector: DenseDetector) -> OutputSpec:
+        """What can be said of the detector's dense output before it runs."""
+        features = detector.backbone.output_shape()
+        return OutputSpec(
+            family=self.detector_class.__name__,
+            num_classes=detector.num_classes,
+            bins=detector.head.reg_max + 1 if isinstance(detector, DistributionBoxes) else None,
+            centerness=self.has_centerness,
+            feature_channels=features[detector.head_in_features[0]].channels,
+        )
+
     @abstractmethod
     def dense_output(
         self, detector: DenseDetector, predictions: Sequence[Sequence[Tensor]], anchors: Sequence[Boxes]
@@ -66,25 +80,52 @@ class Adapter(ABC):
             anchors: what ``detector.anchor_generator`` returns for those maps.
         """
 
+    def assignment(
+        self,
+        detector: DenseDetector,
+        anchors: Sequence[Boxes],
+        labels: Sequence[Tensor],
+        gt_instances: Sequence[Instances],
+        sizes: Sequence[tuple[int, int]],
+    ) -> Assignment:
+        """
+        Args:
+            detector: the detector whose ``label_anchors`` made ``labels`` of ``anchors`` and ``gt_instances``.
+            sizes: (H, W) of each level.
+        """
+        return Assignment.from_flat(
+            labels, detector.num_classes, sizes, gt_boxes=[x.gt_boxes.tensor for x in gt_instances]
+        )
+
 
 def view_anchors(anchors: Boxes, size: tuple[int, int]) -> Tensor:
     """One level's flat anchors (H*W*A, 4) as a view of shape (A, H, W, 4)."""
     return anchors.tensor.unflatten(0, (*size, -1)).permute(2, 0, 1, 3)
 
 
-def apply_deltas(box2box_transform: object, deltas: Tensor, anchors: Tensor) -> Tensor:
+def view_boxes(detector: DenseDetector, maps: Sequence[Tensor]) -> list[Tensor]:
+    """Raw box maps (N, A*C, H, W) as views of shape (N, A, 4, H, W), or (N, A, 4, n+1, H, W) of a distribution head."""
+    if isinstance(detector, DistributionBoxes):
+        return [x.unflatten(1, (-1, 4, detector.head.reg_max + 1)) for x in maps]
+    return [x.unflatten(1, (-1, 4)) for x in maps]
+
+
+def decode(detector: DenseDetector, params: Tensor, anchors: Tensor, level: int) -> Tensor:
     """
-    Decode with a Detectron2 box transform, in fp32 whatever the autocast (``Box2BoxTransformLinear`` does not cast).
+    Decode with the detector's box transform, in fp32 whatever the autocast (``Box2BoxTransformLinear`` does not cast).
 
     Args:
-        deltas: (N, A, 4, H, W).
+        params: one level's box parameters as :func:`view_boxes` returns them.
         anchors: (A, H, W, 4) absolute xyxy.
 
     Returns:
         boxes (N, A, H, W, 4), absolute xyxy.
     """
-    deltas = deltas.float().movedim(2, -1)
-    boxes = box2box_transform.apply_deltas(deltas.reshape(-1, 4), anchors.expand_as(deltas).reshape(-1, 4))
+    deltas = params.float()
+    if isinstance(detector, DistributionBoxes):
+        deltas = expected_distances(deltas, dim=3) * detector.anchor_generator.strides[level]
+    deltas = deltas.movedim(2, -1)
+    boxes = detector.box2box_transform.apply_deltas(deltas.reshape(-1, 4), anchors.expand_as(deltas).reshape(-1, 4))
     return boxes.view(deltas.shape)
 
 

@@ -1,22 +1,16 @@
-"""
-Regions: where to distil, as one detached weight a location.
-
-Pure functions on tensors first; the registered ones below read them off dense outputs, level by level. Torch and
-fvcore only.
-"""
+"""Regions made of labels and class scores."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import torch
-from fvcore.common.registry import Registry
 from torch import Tensor
 
-if TYPE_CHECKING:  # dense outputs are duck-typed here: this module must not need detectron2
-    from d2kd.modeling.dense_output import Assignment, DenseOutput
+from d2kd.regions.base import REGION_REGISTRY, max_score
 
-__all__ = ["REGION_REGISTRY", "classification_gap", "teacher_confidence", "valid_locations"]
+if TYPE_CHECKING:
+    from d2kd.modeling.dense_output import Assignment, DenseOutput
 
 
 @torch.no_grad()
@@ -45,7 +39,7 @@ def teacher_confidence(teacher_logits: Tensor, *, dim: int = -1) -> Tensor:
     Returns:
         float32 weights in [0, 1], the inputs' shape without the class axis.
     """
-    return teacher_logits.amax(dim).float().sigmoid()
+    return max_score(teacher_logits, dim)
 
 
 @torch.no_grad()
@@ -63,11 +57,22 @@ def classification_gap(source_logits: Tensor, teacher_logits: Tensor, *, dim: in
     return gap.sub_(source_logits.float().sigmoid()).abs_().amax(dim)
 
 
-REGION_REGISTRY = Registry("REGION")
-REGION_REGISTRY.__doc__ = """
-Registry for regions: ``f(source, teacher, assignment) -> per level, detached weights of shape (N, A, H, W)``, where
-source and teacher are dense outputs in the same anchors and assignment holds the labels of those anchors.
-"""
+@torch.no_grad()
+def main_region(labels: Tensor, student_logits: Tensor, *, num_classes: int, dim: int = -1) -> Tensor:
+    """
+    The student's largest class score, max_k sigma(z_k), at locations that carry an object's label; 0 elsewhere: LD's
+    main distillation region with its weight w_i. The largest over all classes, not that of the object's class, and the
+    student's, as GFL weighs its own box losses (from LD's code; its authors tried no other).
+
+    Args:
+        labels: integers: -1 = ignored, 0..K-1 = class, K = background.
+        student_logits: logits of the labels' shape with one more axis, the class axis ``dim``.
+        num_classes: K.
+
+    Returns:
+        float32 weights in [0, 1], of the labels' shape.
+    """
+    return max_score(student_logits, dim) * ((labels >= 0) & (labels != num_classes))
 
 
 @REGION_REGISTRY.register()
@@ -80,6 +85,15 @@ def all_locations(source: DenseOutput, teacher: DenseOutput, assignment: Assignm
 def positives(source: DenseOutput, teacher: DenseOutput, assignment: Assignment) -> list[Tensor]:
     """The locations that carry an object's label."""
     return [positive.float() for positive in assignment.positives]
+
+
+@REGION_REGISTRY.register()
+def main(source: DenseOutput, teacher: DenseOutput, assignment: Assignment) -> list[Tensor]:
+    """:func:`main_region` of the source."""
+    return [
+        main_region(labels, logits, num_classes=assignment.num_classes, dim=source.class_dim)
+        for labels, logits in zip(assignment.labels, source.logits)
+    ]
 
 
 @REGION_REGISTRY.register()

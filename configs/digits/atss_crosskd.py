@@ -1,0 +1,11 @@
+"""Capacity-limited ATSS student, distilled; model.losses=null trains the student alone."""
+
+from d2kd.config import distill
+
+from ..common.models.digits_atss import model
+from ..common.recipes.digits import dataloader, lr_multiplier, optimizer, train
+from ..common.teachers.digits_atss import checkpoint
+from ..common.teachers.digits_atss import model as _teacher
+
+model = distill(model, teacher=_teacher, teacher_checkpoint=checkpoint, method="crosskd")
+train.output_dir = "output/digits/atss_crosskd"

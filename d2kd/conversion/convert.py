@@ -1,0 +1,168 @@
+"""The conversion: every tensor of the target filled, every tensor of the source placed or dropped with a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from d2kd.conversion.errors import ConversionError
+from d2kd.conversion.families import FAMILIES, STYLES
+from d2kd.conversion.fit import Fit, find_fit
+from d2kd.conversion.layout import Layout, read_layout
+from d2kd.conversion.names import SourceNames, reorder_anchors
+
+__all__ = ["Conversion", "convert"]
+
+_COUNTER = ".num_batches_tracked"
+
+
+@dataclass
+class Conversion:
+    """
+    What became of a checkpoint.
+
+    Attributes:
+        detector: a key of :data:`FAMILIES`.
+        layout: what the file told.
+        fit: the model node that ``model`` loads into without missing or unexpected keys.
+        model: its state dict.
+        placed: key of ``model`` -> key of the source.
+        dropped: key of the source -> why it is not in ``model``.
+        filled: key of ``model`` that the source lacks -> with what and why.
+    """
+
+    detector: str
+    layout: Layout
+    fit: Fit
+    model: dict[str, Tensor] = field(repr=False)
+    placed: dict[str, str] = field(repr=False)
+    dropped: dict[str, str] = field(repr=False)
+    filled: dict[str, str] = field(repr=False)
+
+
+def convert(
+    state: Mapping[str, Tensor],
+    detector: str,
+    *,
+    depth: int,
+    style: str | None = None,
+    p6_from: str | None = None,
+    centerness_on_reg: bool = False,
+    norm_on_bbox: bool = False,
+    ema: bool = False,
+) -> Conversion:
+    """
+    Args:
+        state: weights of an OpenMMLab checkpoint, see :func:`read_state`.
+        detector: a key of :data:`FAMILIES`.
+        depth: of its ResNet, 18, 34, 50 or 101.
+        style: a key of :data:`STYLES`; None for that of the family's published files. The weights do not tell.
+        p6_from: "c5" or "p5"; None leaves it to the weights.
+        centerness_on_reg: (FCOS) its config has ``centerness_on_reg``.
+        norm_on_bbox: (FCOS) its config has ``norm_on_bbox``.
+        ema: take the averaged copies ``ema_*``.
+
+    Raises:
+        ConversionError: the weights do not fit these options, or a key is left that nobody knows; keys are listed.
+    """
+    if detector not in FAMILIES:
+        raise ConversionError(f"--detector is {detector!r}, expected one of {', '.join(FAMILIES)}.")
+    style = style or FAMILIES[detector].style
+    if style not in STYLES:
+        raise ConversionError(f"--style is {style!r}, expected one of {', '.join(STYLES)}.")
+    if detector != "fcos" and (centerness_on_reg or norm_on_bbox):
+        name = "--centerness-on-reg" if centerness_on_reg else "--norm-on-bbox"
+        raise ConversionError(f"{name} is an option of FCOS, but --detector is {detector}: remove it.")
+    state, names, aside = _without_averages(state, ema)
+    layout = read_layout(state, detector, depth=depth, p6_from=p6_from)
+    fit = find_fit(layout, detector, style=style, centerness_on_reg=centerness_on_reg, norm_on_bbox=norm_on_bbox)
+    conversion = Conversion(detector, layout, fit, model={}, placed={}, dropped={}, filled={})
+    problems = _place(state, conversion)
+    _drop(state, conversion)
+    unknown = [key for key in state if key not in conversion.dropped and key not in conversion.placed.values()]
+    problems["not known, so neither placed nor dropped"] = unknown
+    if any(problems.values()):
+        raise ConversionError(_explained(problems, conversion))
+    conversion.placed = {target: names.get(source, source) for target, source in conversion.placed.items()}
+    conversion.dropped = {names.get(key, key): why for key, why in conversion.dropped.items()} | aside
+    return conversion
+
+
+def _without_averages(
+    state: Mapping[str, Tensor], ema: bool
+) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
+    """Weights to convert by plain name; the keys of those that stand under another; what is dropped for them."""
+    averages = [key for key in state if key.startswith("ema_")]
+    plain = [key for key in state if not key.startswith("ema_")]
+    if not ema:
+        aside = dict.fromkeys(averages, "averaged copy; --ema takes it in place of the plain weights")
+        return {key: state[key] for key in plain}, {}, aside
+    names, missing = {}, []
+    for key in plain:
+        # As a module's buffer, which has no dots in its name, or as the key itself.
+        copy = next((name for name in (f"ema_{key.replace('.', '_')}", f"ema_{key}") if name in state), None)
+        if copy is not None:
+            names[key] = copy
+        elif not key.endswith(_COUNTER):
+            missing.append(key)
+    if missing:
+        raise ConversionError(
+            "--ema takes the averaged copies ema_* of the weights, but the file's state_dict has none of "
+            f"{', '.join(missing)}: remove --ema."
+        )
+    taken = {key: state[names.get(key, key)] for key in plain}
+    taken |= {key: state[key] for key in averages if key not in names.values()}  # copies of nothing: not known
+    return taken, names, dict.fromkeys(names, "replaced by its averaged copy (--ema)")
+
+
+def _place(state: Mapping[str, Tensor], conversion: Conversion) -> dict[str, list[str]]:
+    """Fill the target; return what is missing and what has another shape."""
+    family = FAMILIES[conversion.detector]
+    source_of = SourceNames(family, tower_norm=conversion.layout.tower_norm)
+    missing, mismatched = [], []
+    for key, wanted in conversion.fit.state_dict().items():
+        source = source_of(key)
+        if source not in state:
+            if key.endswith(_COUNTER):
+                conversion.filled[key] = "0, as the file has no counter of training batches"
+                conversion.model[key] = torch.zeros_like(wanted, device="cpu")
+            else:
+                missing.append(f"{source} ({tuple(wanted.shape)})")
+            continue
+        conversion.placed[key] = source
+        value = state[source]
+        if value.shape != wanted.shape:
+            mismatched.append(f"{source} (file {tuple(value.shape)}, expected {tuple(wanted.shape)})")
+            continue
+        if family.num_anchors == 9 and key.startswith(("head.cls_score.", "head.bbox_pred.")):
+            value = reorder_anchors(value)
+        # Contiguous and alone in its storage: a view would be saved with all that it is a view of.
+        conversion.model[key] = value.to(wanted.dtype, copy=True, memory_format=torch.contiguous_format)
+    return {"missing": missing, "of another shape": mismatched}
+
+
+def _drop(state: Mapping[str, Tensor], conversion: Conversion) -> None:
+    """Note what is left over for a reason."""
+    placed = set(conversion.placed.values())
+    for key, value in state.items():
+        if key in placed:
+            continue
+        if key.endswith(_COUNTER) and f"{key.removesuffix(_COUNTER)}.running_var" in placed:
+            conversion.dropped[key] = "counter of training batches, which a frozen norm does not have"
+        elif key == "bbox_head.integral.project":
+            bins = torch.arange(len(value) if value.dim() else 0)
+            if conversion.layout.reg_max != len(bins) - 1 or not torch.equal(value.float().cpu(), bins.float()):
+                raise ConversionError(
+                    f"{key} is {value.tolist()}, expected the whole numbers from 0 to {conversion.layout.reg_max}: "
+                    "distributions over other distances are not converted."
+                )
+            conversion.dropped[key] = f"constant: the distances 0 to {len(bins) - 1}"
+
+
+def _explained(problems: Mapping[str, list[str]], conversion: Conversion) -> str:
+    lines = [f"  {kind}, {len(keys)}: {', '.join(keys)}" for kind, keys in problems.items() if keys]
+    title, depth = FAMILIES[conversion.detector].title, conversion.layout.depth
+    return f"The file does not fit {title} with ResNet-{depth}; nothing was converted. Keys\n" + "\n".join(lines)

@@ -1,0 +1,9 @@
+"""What a user can put right."""
+
+from __future__ import annotations
+
+__all__ = ["ConversionError"]
+
+
+class ConversionError(ValueError):
+    """A file or an option that does not convert; its message says what was found and needs no traceback."""

@@ -1,0 +1,145 @@
+"""Reading a checkpoint with as little trust as possible; writing one whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from d2kd.conversion.errors import ConversionError
+
+__all__ = ["check_output", "read_state", "write_checkpoint"]
+
+
+def read_state(path: str | Path, *, trust_pickle: bool = False) -> dict[str, Tensor]:
+    """
+    The weights in an OpenMMLab checkpoint: its ``state_dict``, or the file itself where that is one.
+
+    Args:
+        path: a file of torch.save.
+        trust_pickle: run the file's pickle, which can execute any code. Classes of packages that are not installed
+            (mmengine's logs beside the weights) are read as empty objects.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ConversionError: it is no checkpoint, or needs objects that only a trusted pickle may make.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: no such file.")
+    try:
+        if trust_pickle:
+            content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_LENIENT_PICKLE)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ConversionError(_refused(path, error)) from error
+    except Exception as error:  # a damaged pickle can raise anything
+        raise ConversionError(f"{path} is no checkpoint that torch.load reads: {error!r}") from error
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
+        raise ConversionError(
+            f"{path} holds {_described(content)}, expected the weights of an OpenMMLab detector under 'state_dict'."
+        )
+    strange = [str(key) for key, value in state.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
+    if strange:
+        raise ConversionError(f"{path}: these entries of its state_dict are no tensors: {', '.join(strange)}.")
+    return dict(state)
+
+
+def _described(content: Any) -> str:
+    return f"the keys {', '.join(map(str, content))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+
+
+def _refused(path: str | Path, error: pickle.UnpicklingError) -> str:
+    names = re.findall(r"GLOBAL ([\w.]+)", str(error))
+    if not names:
+        return f"{path} is no checkpoint that torch.load reads: {error}"
+    return (
+        f"{path} needs {', '.join(dict.fromkeys(names))}, which is more than weights (files of MMDetection 3 carry "
+        "their logs). Reading it runs code of the file: if you trust where it came from, add --trust-pickle."
+    )
+
+
+class _Absent:
+    """Stands for an object of a class that is not installed; takes whatever a pickle tells it and keeps nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, value: Any) -> None:
+        pass
+
+    def extend(self, values: Any) -> None:
+        pass
+
+
+class _LenientUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return super().find_class(module, name)
+        except (ImportError, AttributeError):
+            return _Absent
+
+
+#: What torch.load asks of a ``pickle_module``.
+_LENIENT_PICKLE = SimpleNamespace(
+    Unpickler=_LenientUnpickler,
+    load=lambda file, **kwargs: _LenientUnpickler(file, **kwargs).load(),
+    loads=pickle.loads,
+    UnpicklingError=pickle.UnpicklingError,
+    __name__="d2kd.conversion.files",
+)
+
+
+def check_output(path: str | Path, *, source: str | Path, force: bool = False) -> None:
+    """
+    Check what can be known about the output before anything is read.
+
+    Raises:
+        ConversionError: it is the input, or no .pth (Detectron2 reads .pkl and .pyth otherwise), or it exists and
+            ``force`` is not set.
+    """
+    path = Path(path)
+    if path.suffix != ".pth":
+        raise ConversionError(f"The output is {path}, expected a name that ends in .pth: Detectron2 goes by it.")
+    if path.exists() and os.path.exists(source) and os.path.samefile(path, source):
+        raise ConversionError(f"The output {path} is the input: give it another name.")
+    if path.is_dir():
+        raise ConversionError(f"The output {path} is a folder, expected the name of a file.")
+    if path.exists() and not force:
+        raise ConversionError(f"The output {path} exists: add --force to replace it.")
+
+
+def write_checkpoint(model: Mapping[str, Tensor], path: str | Path) -> None:
+    """
+    Write a checkpoint that Detectron2 loads by exact names; the file is there whole or not at all.
+
+    Args:
+        model: the detector's state dict.
+        path: replaced if it exists; its folder is made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            # No matching_heuristics: Detectron2 would guess at names that are exact.
+            torch.save({"model": dict(model), "__author__": "d2kd.conversion"}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,115 @@
+"""Softmax classification distillation: LD's classification term, and what BCKD argues against."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from d2kd.losses.base import LOSS_REGISTRY, DistillationLoss
+from d2kd.losses.kernel import check_positive, check_reduction, check_weight, drop_unweighted, weigh_and_reduce
+from d2kd.losses.temperature_kl import check_inputs, temperature_kl
+
+if TYPE_CHECKING:
+    from d2kd.modeling.dense_output import DenseOutput, OutputSpec
+
+__all__ = ["SoftmaxClassificationKD", "softmax_classification_kd"]
+
+logger = logging.getLogger(__name__)
+
+
+def softmax_classification_kd(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    temperature: float = 2.0,
+    weight: Tensor | None = None,
+    reduction: str = "none",
+    dim: int = -1,
+) -> Tensor:
+    """
+    Temperature KL between student and teacher classes, as if they were exclusive.
+
+    With p = softmax(teacher / T), q = softmax(student / T) over the K classes of location i:
+
+        l_i = weight_i * T^2 * mean_k p_ik (ln p_ik - ln q_ik)
+
+    The classification term of "Localization Distillation for Dense Object Detection" (CVPR 2022, arXiv
+    2102.12252), T = 2: a softmax over the logits of K sigmoid classifiers, and a mean over classes, both from the
+    authors' code, which applies it to the positives and divides by their number on each level.
+
+    A dense detector's scores are sigmoids, so this compares only which class is ahead of which: with all logits of
+    a location shifted by a constant it stays zero although every score differs, and with one class it is zero
+    always. That is the inconsistency of "Bridging Cross-task Protocol Inconsistency for Distillation in Dense
+    Object Detection" (ICCV 2023), whose answer is :func:`d2kd.losses.binary_classification_kd`.
+
+    The teacher is detached. How it is computed: :func:`d2kd.losses.temperature_kl`.
+
+    Args:
+        student_logits: raw logits, any shape with the K classes on axis ``dim``, for instance (M, K), or the
+            head's own map seen as (N, A, K, H, W) with ``dim=2``.
+        teacher_logits: raw logits, same shape.
+        temperature: T > 0.
+        weight: a factor per location, of the inputs' shape without axis ``dim``; detached.
+        reduction: "none", "sum" or "mean" over locations (not a weighted mean; zero if there are none).
+        dim: the class axis.
+
+    Returns:
+        The loss in nats: per location (the inputs' shape without axis ``dim``) for "none", else a scalar.
+        float32, or float64 if an input is float64.
+
+    Raises:
+        ValueError: shapes that differ, a non-floating dtype, a ``dim`` out of range or without classes, a
+            ``temperature`` that is not a finite number > 0, an unknown ``reduction``, a ``weight`` of another shape or
+            one that requires grad.
+    """
+    caller = "softmax_classification_kd"
+    check_inputs(caller, student_logits, teacher_logits, temperature, "mean", dim)
+    check_reduction(caller, reduction, ("none", "sum", "mean"))
+    expected = list(student_logits.shape)
+    del expected[dim]
+    check_weight(caller, weight, expected, "the inputs' shape without the class axis")
+    return weigh_and_reduce(
+        temperature_kl(student_logits, teacher_logits, temperature=temperature, dim=dim), weight, reduction
+    )
+
+
+@LOSS_REGISTRY.register()
+class SoftmaxClassificationKD(DistillationLoss):
+    """
+    :func:`softmax_classification_kd` over dense outputs: LD's classification term with ``region="positives"``,
+    ``normalizer="level_locations"``.
+
+    Args:
+        temperature: T > 0; 2 in LD.
+        kwargs: see :class:`DistillationLoss`.
+    """
+
+    task = "cls"
+
+    def __init__(self, *, temperature: float = 2.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        check_positive("SoftmaxClassificationKD", "temperature", temperature)
+        self.temperature = temperature
+
+    def check_pair(self, source: OutputSpec, teacher: OutputSpec) -> None:
+        if source.num_classes == 1:
+            logger.warning(
+                "SoftmaxClassificationKD is identically zero with one class (num_classes=1), since a softmax over one "
+                "logit is 1: set this loss to null, or use BinaryClassificationKD instead."
+            )
+
+    def level_loss(self, source: DenseOutput, teacher: DenseOutput, level: int, region: Tensor) -> Tensor:
+        region, student_logits, teacher_logits = drop_unweighted(region, source.logits[level], teacher.logits[level])
+        return softmax_classification_kd(
+            student_logits,
+            teacher_logits,
+            temperature=self.temperature,
+            weight=region,
+            dim=source.class_dim,
+            reduction="sum",
+        )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, temperature={self.temperature}"

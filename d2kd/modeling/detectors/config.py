@@ -1,0 +1,125 @@
+"""GFL and ATSS from Detectron2's yacs configs: their defaults, and how those become arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, build_backbone, build_resnet_backbone
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.backbone import FPN
+from torch import nn
+
+from d2kd.modeling.detectors.assigner import ATSSAssigner
+from d2kd.modeling.layers import P6P7
+
+__all__ = ["add_atss_config", "add_gfl_config", "build_resnet_fpn_p6p7_backbone", "yacs_arguments"]
+
+
+def add_gfl_config(cfg: CfgNode) -> None:
+    """
+    Add ``cfg.MODEL.GFL`` with the paper's values, for ``MODEL.META_ARCHITECTURE: GFL``.
+
+    Its backbone is ``MODEL.BACKBONE.NAME: build_resnet_fpn_p6p7_backbone`` with ``MODEL.RESNETS.OUT_FEATURES`` and
+    ``MODEL.FPN.IN_FEATURES`` res3 to res5; neither these nor the pixel statistics are touched here.
+    """
+    node = cfg.MODEL.GFL = _common_defaults()
+    # Bins of a side's distribution: REG_MAX + 1, over distances of 0 to REG_MAX strides.
+    node.REG_MAX = 16
+    # Exponent of the quality focal loss.
+    node.QFL_BETA = 2.0
+    # Weights of the GIoU loss and of the distribution focal loss.
+    node.BBOX_REG_LOSS_WEIGHT = 2.0
+    node.DFL_LOSS_WEIGHT = 0.25
+
+
+def add_atss_config(cfg: CfgNode) -> None:
+    """Add ``cfg.MODEL.ATSS`` with the paper's values, for ``MODEL.META_ARCHITECTURE: ATSS``; see
+    :func:`add_gfl_config`."""
+    node = cfg.MODEL.ATSS = _common_defaults()
+    # Weights on (dx, dy, dw, dh) of the box code.
+    node.BBOX_REG_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+    node.FOCAL_LOSS_GAMMA = 2.0
+    node.FOCAL_LOSS_ALPHA = 0.25
+    # Weights of the GIoU loss and of the centerness loss.
+    node.BBOX_REG_LOSS_WEIGHT = 2.0
+    node.CENTERNESS_LOSS_WEIGHT = 1.0
+
+
+def _common_defaults() -> CfgNode:
+    node = CfgNode()
+    # Foreground classes.
+    node.NUM_CLASSES = 80
+    node.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
+    # Convolutions of each tower, and the norm that follows them.
+    node.NUM_CONVS = 4
+    node.NORM = "GN"
+    # Score of every class at the start of training.
+    node.PRIOR_PROB = 0.01
+    # Side of the square anchor of a cell, in strides, and the place of its centre in the cell.
+    node.ANCHOR_SCALE = 8.0
+    node.ANCHOR_OFFSET = 0.0
+    # Candidates of each object and level in assignment.
+    node.ATSS_TOPK = 9
+    # Inference: the class score that a detection must exceed, candidates of a level, IoU of suppression.
+    node.SCORE_THRESH_TEST = 0.05
+    node.TOPK_CANDIDATES_TEST = 1000
+    node.NMS_THRESH_TEST = 0.6
+    return node
+
+
+def yacs_arguments(cfg: CfgNode, node: CfgNode, build_head: Callable[..., nn.Module]) -> dict[str, Any]:
+    """
+    The arguments of :class:`AssignedDetector` without the box transform.
+
+    Args:
+        cfg: the whole config.
+        node: of the detector, ``cfg.MODEL.GFL`` or ``cfg.MODEL.ATSS``.
+        build_head: called with the arguments that the two heads share.
+    """
+    backbone = build_backbone(cfg)
+    shapes: Sequence[ShapeSpec] = [backbone.output_shape()[name] for name in node.IN_FEATURES]
+    strides = [shape.stride for shape in shapes]
+    head = build_head(
+        input_shape=shapes,
+        num_classes=node.NUM_CLASSES,
+        conv_dims=[shapes[0].channels] * node.NUM_CONVS,
+        norm=node.NORM,
+        prior_prob=node.PRIOR_PROB,
+    )
+    return {
+        "backbone": backbone,
+        "head": head,
+        "head_in_features": node.IN_FEATURES,
+        "anchor_generator": DefaultAnchorGenerator(
+            sizes=[[node.ANCHOR_SCALE * stride] for stride in strides],
+            aspect_ratios=[1.0],
+            strides=strides,
+            offset=node.ANCHOR_OFFSET,
+        ),
+        "assigner": ATSSAssigner(topk=node.ATSS_TOPK),
+        "num_classes": node.NUM_CLASSES,
+        "test_score_thresh": node.SCORE_THRESH_TEST,
+        "test_topk_candidates": node.TOPK_CANDIDATES_TEST,
+        "test_nms_thresh": node.NMS_THRESH_TEST,
+        "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+        "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+        "pixel_std": cfg.MODEL.PIXEL_STD,
+        "vis_period": cfg.VIS_PERIOD,
+        "input_format": cfg.INPUT.FORMAT,
+    }
+
+
+@BACKBONE_REGISTRY.register()
+def build_resnet_fpn_p6p7_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """ResNet and FPN whose P6 and P7 are made from P5 without a ReLU between them, as GFL's and ATSS's."""
+    return FPN(
+        bottom_up=build_resnet_backbone(cfg, input_shape),
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=P6P7(cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.FPN.OUT_CHANNELS, in_feature="p5"),
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )

@@ -1,0 +1,29 @@
+"""
+Regions: where to distil, as one detached weight a location.
+
+Pure functions on tensors first; the registered ones read them off dense outputs, level by level. Torch and fvcore
+only.
+"""
+
+from d2kd.regions.base import REGION_REGISTRY
+from d2kd.regions.boxes import (
+    central_overlap,
+    fine_grained_region,
+    inside_box_region,
+    valuable_localization_region,
+)
+from d2kd.regions.predictions import general_instance_region
+from d2kd.regions.scores import classification_gap, main_region, teacher_confidence, valid_locations
+
+__all__ = [
+    "REGION_REGISTRY",
+    "central_overlap",
+    "classification_gap",
+    "fine_grained_region",
+    "general_instance_region",
+    "inside_box_region",
+    "main_region",
+    "teacher_confidence",
+    "valid_locations",
+    "valuable_localization_region",
+]

@@ -1,0 +1,71 @@
+"""The registry of regions, and what they share: reading options, and maps against flat anchors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+import torch
+from fvcore.common.registry import Registry
+from torch import Tensor
+
+if TYPE_CHECKING:  # dense outputs are duck-typed here: this room must not need detectron2
+    from d2kd.modeling.dense_output import DenseOutput
+
+REGION_REGISTRY = Registry("REGION")
+REGION_REGISTRY.__doc__ = """
+Registry for regions: ``f(source, teacher, assignment, **options) -> per level, detached weights of shape
+(N, A, H, W)``, where source and teacher are dense outputs in the same anchors and assignment holds the labels of those
+anchors. Options are keyword-only: they are what a loss's ``region`` mapping may hold beside "name".
+"""
+
+
+def option_error(region: str, option: str, value: Any, expected: str) -> ValueError:
+    return ValueError(
+        f"Option {option} of region {region!r} is {value!r}, expected {expected}: change region.{option} of the loss "
+        "that names it."
+    )
+
+
+def check_choice(region: str, option: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise option_error(region, option, value, f"one of {', '.join(choices)}")
+
+
+def check_fraction(region: str, option: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < 1:
+        raise option_error(region, option, value, "a number in [0, 1)")
+
+
+def check_bool(region: str, option: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise option_error(region, option, value, "true or false")
+
+
+def check_count(region: str, option: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise option_error(region, option, value, f"a whole number of at least {least}")
+
+
+def max_score(logits: Tensor, dim: int) -> Tensor:
+    """max_k sigma(z_k) over axis ``dim``, fp32."""
+    return logits.amax(dim).float().sigmoid()
+
+
+def flat_anchors(source: DenseOutput) -> list[Tensor]:
+    """Per level, (A, H, W, 4) -> (R_l, 4) in (H, W, A) order."""
+    return [x.permute(1, 2, 0, 3).flatten(0, 2) for x in source.anchors]
+
+
+def flat_maps(maps: Sequence[Tensor]) -> Tensor:
+    """Per level, (N, A, H, W) -> (N, R): the levels in a row, each in (H, W, A) order."""
+    return torch.cat([x.permute(0, 2, 3, 1).flatten(1) for x in maps], dim=1)
+
+
+def level_maps(rows: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
+    """The way back: one (R,) an image -> per level, (N, A, H, W) of the sizes of ``like``."""
+    levels = torch.stack(list(rows)).split([x[0].numel() for x in like], dim=1)
+    return [
+        flat.unflatten(1, (x.shape[2], x.shape[3], x.shape[1])).permute(0, 3, 1, 2) for flat, x in zip(levels, like)
+    ]

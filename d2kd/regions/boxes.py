@@ -1,0 +1,264 @@
+"""Regions made of anchors and objects: where in an image the objects are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from d2kd.atss import adaptive_thresholds, box_areas, box_centers, in_parts, intersection, iou
+from d2kd.regions.base import (
+    REGION_REGISTRY,
+    check_bool,
+    check_choice,
+    check_count,
+    check_fraction,
+    flat_anchors,
+    flat_maps,
+    level_maps,
+    max_score,
+)
+
+if TYPE_CHECKING:
+    from d2kd.modeling.dense_output import Assignment, DenseOutput
+
+_METRICS = ("anchor_iof", "diou")
+_EPS = 1e-6
+
+
+@torch.no_grad()
+def central_overlap(anchors: Tensor, boxes: Tensor, *, metric: str = "anchor_iof") -> Tensor:
+    """
+    Overlap less the penalty of distance, X - rho^2 / c^2: rho between the centres, c the diagonal of the smallest box
+    around both.
+
+    Args:
+        anchors, boxes: (..., 4) xyxy, broadcast.
+        metric: X. "anchor_iof": the intersection over the anchor's area, as LD's code computes what it calls DIoU;
+            not symmetric. "diou": IoU, which makes it DIoU (arXiv:1911.08287), as in LD's paper.
+
+    Returns:
+        (...) in (-1, 1].
+
+    Raises:
+        ValueError: an unknown ``metric``.
+    """
+    check_choice("valuable_localization", "metric", metric, _METRICS)
+    if metric == "diou":
+        overlap = iou(anchors, boxes, _EPS)
+    else:
+        overlap = intersection(anchors, boxes) / box_areas(anchors).clamp(min=_EPS)
+    distance = (box_centers(anchors) - box_centers(boxes)).square_().sum(-1)
+    around = torch.maximum(anchors[..., 2:], boxes[..., 2:]) - torch.minimum(anchors[..., :2], boxes[..., :2])
+    return overlap - distance / around.square_().sum(-1).clamp_(min=_EPS)
+
+
+@torch.no_grad()
+def valuable_localization_region(
+    level_anchors: Sequence[Tensor],
+    gt_boxes: Tensor,
+    *,
+    gamma: float = 0.25,
+    metric: str = "anchor_iof",
+    weighting: str = "iou",
+    exclude_positives: bool = False,
+    topk: int = 9,
+    valid: Tensor | None = None,
+    positives: Tensor | None = None,
+) -> Tensor:
+    """
+    LD's valuable localisation region of one image: the anchors n with gamma * t_g <= D(n, g) < t_g for an object g,
+    where t_g is the IoU that ATSS asks of g's anchors (:func:`d2kd.atss.adaptive_thresholds`) and D
+    :func:`central_overlap`: too far off to be positives, near enough to say where an edge is.
+
+    "Localization Distillation for Dense Object Detection" (CVPR 2022, arXiv:2102.12252), section 3.3. The defaults are
+    those of the authors' code, behind their results; the paper's are ``metric="diou"``, ``weighting="mask"``,
+    ``exclude_positives=True``. With the code's metric the region is about three times as large on the finest level.
+
+    Args:
+        level_anchors: per level, (R_l, 4) xyxy anchors, flat in (H, W, A) order.
+        gt_boxes: (G, 4) xyxy objects of the image.
+        gamma: lower end of the band, as a share of t_g, in [0, 1). 0: all that overlaps more than it is off centre.
+        metric: "anchor_iof" or "diou".
+        weighting: "iou": the largest IoU with an object whose band the anchor is in. "mask": 1.
+        exclude_positives: leave out ``positives``; an anchor can be a positive and in the band, of one object or two.
+        topk: candidates of a level and object, from which t_g is made.
+        valid: (R,) booleans over the levels' anchors in a row: others are neither candidates nor in the region.
+        positives: (R,) booleans, read only where they are to be excluded.
+
+    Returns:
+        (R,) float32 weights in [0, 1]; all 0 without objects.
+
+    Raises:
+        ValueError: an option out of its range; ``exclude_positives`` without ``positives``.
+    """
+    region = "valuable_localization"
+    check_fraction(region, "gamma", gamma)
+    check_choice(region, "metric", metric, _METRICS)
+    check_choice(region, "weighting", weighting, ("iou", "mask"))
+    check_bool(region, "exclude_positives", exclude_positives)
+    check_count(region, "topk", topk, 2)
+    if exclude_positives and positives is None:
+        raise ValueError("exclude_positives=True leaves out positives, but positives is None: pass (R,) booleans.")
+
+    thresholds = adaptive_thresholds(level_anchors, gt_boxes, topk=topk, valid=valid)
+    anchors = torch.cat([x.float() for x in level_anchors])[:, None]
+    weights = anchors.new_zeros(len(anchors))
+    parts = (in_parts(x, len(anchors)) for x in (gt_boxes.float(), thresholds))
+    for boxes, upper in zip(*parts):
+        overlap = central_overlap(anchors, boxes, metric=metric)
+        inside = (overlap >= gamma * upper) & (overlap < upper)
+        weight = iou(anchors, boxes, _EPS) * inside if weighting == "iou" else inside.float()
+        if len(boxes):
+            weights = torch.maximum(weights, weight.amax(1))
+    return _kept(weights, valid, positives if exclude_positives else None)
+
+
+def _kept(weights: Tensor, valid: Tensor | None, excluded: Tensor | None) -> Tensor:
+    if valid is not None:
+        weights = weights * valid
+    return weights if excluded is None else weights * ~excluded
+
+
+@torch.no_grad()
+def inside_box_region(
+    anchors: Tensor,
+    gt_boxes: Tensor,
+    *,
+    valid: Tensor | None = None,
+    excluded: Tensor | None = None,
+    scores: Tensor | None = None,
+) -> Tensor:
+    """
+    The anchors of one image whose centre is inside an object, of whatever size and on whatever level; strictly: not
+    on its edge. As a mask it is the "inside GT box" region of feature imitation; without the positives and weighted
+    with the student's scores, it is what LD's code distils on FCOS beside the positives.
+
+    Args:
+        anchors: (R, 4) xyxy.
+        gt_boxes: (G, 4) xyxy objects of the image.
+        valid: (R,) booleans: others are left out.
+        excluded: (R,) booleans: left out.
+        scores: (R,) weights of the anchors inside; None: 1.
+
+    Returns:
+        (R,) float32 weights; all 0 without objects.
+    """
+    centers = box_centers(anchors.float())[:, None]
+    inside = torch.zeros(len(anchors), dtype=torch.bool, device=anchors.device)
+    for boxes in in_parts(gt_boxes.float(), len(anchors)):
+        inside |= ((centers > boxes[:, :2]) & (centers < boxes[:, 2:])).all(-1).any(-1)
+    weights = inside.float() if scores is None else inside * scores.float()
+    return _kept(weights, valid, excluded)
+
+
+@torch.no_grad()
+def fine_grained_region(
+    anchors: Tensor, gt_boxes: Tensor, *, threshold: float = 0.5, valid: Tensor | None = None
+) -> Tensor:
+    """
+    The anchors n of one image with IoU(n, g) > threshold * max_m IoU(m, g) for an object g: fine-grained feature
+    imitation (CVPR 2019, arXiv:1906.03609), over the anchors of all levels as in LD's code.
+
+    Args:
+        anchors: (R, 4) xyxy.
+        gt_boxes: (G, 4) xyxy objects of the image.
+        threshold: share of the object's best anchor's IoU, in [0, 1).
+        valid: (R,) booleans: others are not in the region, nor are they an object's best anchor.
+
+    Returns:
+        (R,) float32, 1 or 0; all 0 without objects.
+
+    Raises:
+        ValueError: ``threshold`` is out of range.
+    """
+    check_fraction("fine_grained", "threshold", threshold)
+    anchors = anchors.float()[:, None]
+    inside = torch.zeros(len(anchors), dtype=torch.bool, device=anchors.device)
+    if not len(anchors):
+        return inside.float()
+    for boxes in in_parts(gt_boxes.float(), len(anchors)):
+        overlaps = iou(anchors, boxes, _EPS)
+        if valid is not None:
+            overlaps = overlaps * valid[:, None]
+        inside |= (overlaps > threshold * overlaps.amax(0)).any(1)
+    return inside.float()
+
+
+@REGION_REGISTRY.register()
+def valuable_localization(
+    source: DenseOutput,
+    teacher: DenseOutput,
+    assignment: Assignment,
+    *,
+    gamma: float = 0.25,
+    metric: str = "anchor_iof",
+    weighting: str = "iou",
+    exclude_positives: bool = False,
+    topk: int = 9,
+) -> list[Tensor]:
+    """:func:`valuable_localization_region` of each image."""
+    anchors, valid, positives = flat_anchors(source), flat_maps(assignment.valid), flat_maps(assignment.positives)
+    rows = [
+        valuable_localization_region(
+            anchors,
+            boxes,
+            gamma=gamma,
+            metric=metric,
+            weighting=weighting,
+            exclude_positives=exclude_positives,
+            topk=topk,
+            valid=valid[n],
+            positives=positives[n],
+        )
+        for n, boxes in enumerate(assignment.gt_boxes)
+    ]
+    return level_maps(rows, assignment.labels)
+
+
+@REGION_REGISTRY.register()
+def inside_box(
+    source: DenseOutput,
+    teacher: DenseOutput,
+    assignment: Assignment,
+    *,
+    exclude_positives: bool = False,
+    weighting: str = "mask",
+) -> list[Tensor]:
+    """
+    :func:`inside_box_region` of each image. ``exclude_positives`` leaves out the locations that carry an object's
+    label; ``weighting`` is "mask" or "student_score", the source's largest class score.
+    """
+    check_bool("inside_box", "exclude_positives", exclude_positives)
+    check_choice("inside_box", "weighting", weighting, ("mask", "student_score"))
+    anchors, valid = torch.cat(flat_anchors(source)), flat_maps(assignment.valid)
+    excluded = flat_maps(assignment.positives) if exclude_positives else None
+    scores = None
+    if weighting == "student_score":
+        scores = flat_maps([max_score(x.detach(), source.class_dim) for x in source.logits])
+    rows = [
+        inside_box_region(
+            anchors,
+            boxes,
+            valid=valid[n],
+            excluded=None if excluded is None else excluded[n],
+            scores=None if scores is None else scores[n],
+        )
+        for n, boxes in enumerate(assignment.gt_boxes)
+    ]
+    return level_maps(rows, assignment.labels)
+
+
+@REGION_REGISTRY.register()
+def fine_grained(
+    source: DenseOutput, teacher: DenseOutput, assignment: Assignment, *, threshold: float = 0.5
+) -> list[Tensor]:
+    """:func:`fine_grained_region` of each image."""
+    anchors, valid = torch.cat(flat_anchors(source)), flat_maps(assignment.valid)
+    rows = [
+        fine_grained_region(anchors, boxes, threshold=threshold, valid=valid[n])
+        for n, boxes in enumerate(assignment.gt_boxes)
+    ]
+    return level_maps(rows, assignment.labels)

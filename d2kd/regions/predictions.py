@@ -1,0 +1,103 @@
+"""A region made of what student and teacher predict, boxes included."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from d2kd.atss import iou
+from d2kd.regions.base import REGION_REGISTRY, check_count, check_fraction
+
+if TYPE_CHECKING:
+    from d2kd.modeling.dense_output import Assignment, DenseOutput
+
+
+@torch.no_grad()
+def general_instance_region(
+    source_logits: Tensor,
+    teacher_logits: Tensor,
+    source_boxes: Tensor,
+    teacher_boxes: Tensor,
+    *,
+    topk: int = 10,
+    nms_threshold: float = 0.3,
+    valid: Tensor | None = None,
+    dim: int = -1,
+) -> Tensor:
+    """
+    General instances of "General Instance Distillation for Object Detection" (CVPR 2021, arXiv:2103.02340), section
+    3.1: the locations on which student and teacher disagree most, far enough from one another.
+
+    A location's score is max_k |sigma(t_k) - sigma(z_k)|; its box is that of the one who gives the class of the
+    largest difference the higher score, the student's where both give the same. Of these the ``topk`` of highest
+    score that class-agnostic non-maximum suppression leaves. On each image by itself; LD's code mixes the images of a
+    batch.
+
+    Args:
+        source_logits, teacher_logits: (N, R) and the class axis ``dim``.
+        source_boxes, teacher_boxes: (N, R, 4) decoded boxes, xyxy.
+        topk: locations of an image, at least 1; fewer where suppression leaves fewer.
+        nms_threshold: IoU above which the box of lower score is suppressed, in [0, 1).
+        valid: (N, R) booleans: others are left out.
+
+    Returns:
+        (N, R) float32, 1 or 0.
+
+    Raises:
+        ValueError: an option out of its range.
+    """
+    check_count("general_instances", "topk", topk, 1)
+    check_fraction("general_instances", "nms_threshold", nms_threshold)
+    gap = teacher_logits.float().sigmoid() - source_logits.float().sigmoid()
+    scores, classes = gap.abs().max(dim)
+    teacher_leads = gap.gather(dim, classes.unsqueeze(dim)).squeeze(dim) > 0
+    boxes = torch.where(teacher_leads[..., None], teacher_boxes.float(), source_boxes.float())
+    if valid is not None:
+        scores = scores.masked_fill(~valid, -1)
+
+    # Greedy suppression, the best of each image at a time: topk rounds give what a full run begins with, without its
+    # table of pairs (on a RetinaNet's finest level, of 1e5 locations squared).
+    region = torch.zeros_like(scores)
+    for _ in range(min(topk, scores.shape[1])):
+        best, index = scores.max(1, keepdim=True)
+        region.scatter_reduce_(1, index, (best >= 0).float(), "amax")
+        suppressed = iou(boxes, boxes.gather(1, index[..., None].expand(-1, -1, 4))) > nms_threshold
+        scores = scores.masked_fill(suppressed, -1).scatter_(1, index, -1)
+    return region
+
+
+@REGION_REGISTRY.register()
+def general_instances(
+    source: DenseOutput,
+    teacher: DenseOutput,
+    assignment: Assignment,
+    *,
+    topk: int = 10,
+    nms_threshold: float = 0.3,
+) -> list[Tensor]:
+    """:func:`general_instance_region` of each image and level: ``topk`` locations each."""
+    return [_level(source, teacher, assignment, level, topk, nms_threshold) for level in range(len(source.logits))]
+
+
+@torch.no_grad()
+def _level(
+    source: DenseOutput, teacher: DenseOutput, assignment: Assignment, level: int, topk: int, nms_threshold: float
+) -> Tensor:
+    valid = assignment.valid[level]
+    # Not `source.boxes`: made here for the first time, the boxes would be kept for the losses without their graph.
+    source_boxes = source.decode(source.box_params[level].detach(), source.anchors[level], level)
+    # (N, A, K, H, W) -> (N, K, A * H * W), which for one anchor a cell is a view
+    logits = [x.logits[level].movedim(x.class_dim, 1).flatten(2) for x in (source, teacher)]
+    region = general_instance_region(
+        *logits,
+        # (N, A, H, W, 4)
+        source_boxes.flatten(1, 3),
+        teacher.boxes[level].flatten(1, 3),
+        topk=topk,
+        nms_threshold=nms_threshold,
+        valid=valid.flatten(1),
+        dim=1,
+    )
+    return region.view(valid.shape)

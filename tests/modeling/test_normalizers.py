@@ -1,0 +1,68 @@
+"""What a term is divided by, on one rank; tests/modeling/test_distributed.py has several."""
+
+import pytest
+import torch
+
+from d2kd.losses import NORMALIZERS, BinaryClassificationKD
+from d2kd.modeling import Assignment
+from d2kd.modeling.normalizers import compute_normalizers
+
+REGION = [torch.tensor([0.5, 0.25, 0, 0]).view(1, 1, 2, 2).repeat(3, 1, 1, 1), torch.zeros(3, 1, 1, 1)]
+
+
+def assignment(positives=(2, 0, 0)):
+    """Three images; a level of 2x2 cells with so many positives, and one cell without."""
+    labels = torch.full((3, 5), 4)
+    for row, count in zip(labels, positives, strict=True):
+        row[:count] = 1
+    return Assignment.from_flat(list(labels), 4, [(2, 2), (1, 1)], gt_boxes=[torch.zeros(0, 4)] * 3)
+
+
+def normalizer(kind, *, ema=0.0, source="student", region=REGION, **assignments):
+    losses = {"term": BinaryClassificationKD(normalizer=kind, source=source)}
+    assignments = assignments or {"student": assignment()}
+    return compute_normalizers(losses, {"term": region}, assignments, ema=ema)[0]["term"]
+
+
+@pytest.mark.parametrize(
+    "kind, expected",
+    [
+        ("positives", 2.0),
+        ("local_positives", 4.0),  # at least one an image
+        ("images", 1.5),  # 1 at the papers' two images
+        ("locations", 2.25),
+        ("ema", 7.0),
+        ("none", 1.0),
+    ],
+)
+def test_scalars(kind, expected):
+    assert normalizer(kind, ema=7.0).item() == expected
+
+
+def test_every_level_has_its_own():
+    value = normalizer("level_locations")
+    assert value.shape == (2,) and value[0] == 2.25
+    # An empty level's sum is zero: it must stay that, and finite, whatever it is divided by.
+    assert torch.equal((torch.tensor([1.0, 0.0]) / value)[1:], torch.zeros(1)) and (10 / value).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in NORMALIZERS if kind != "ema"])
+def test_without_any_positive_or_region_nothing_is_infinite(kind):
+    value = normalizer(kind, student=assignment((0, 0, 0)), region=[torch.zeros_like(x) for x in REGION])
+    assert (value > 0).all() and (1 / value).isfinite().all()
+
+
+def test_positives_are_those_of_the_source():
+    pair = dict(student=assignment(), crossed=assignment((3, 1, 0)))
+    assert normalizer("positives", **pair).item() == 2
+    assert normalizer("positives", source="crossed", **pair).item() == 4
+
+
+def test_a_student_that_keeps_no_normaliser_is_refused():
+    with pytest.raises(ValueError, match=r"model.losses.term.normalizer is 'ema'.*use 'positives'"):
+        normalizer("ema")
+
+
+def test_the_students_own_normaliser_is_kept_exactly():
+    value = compute_normalizers({}, {}, {"student": assignment()}, ema=100.1)[1]
+    assert value.dtype == torch.float64 and value.item() == 100.1
