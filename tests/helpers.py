@@ -18,7 +18,13 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from d2kd.losses import BinaryClassificationKD, IoULocalizationKD
+from d2kd.losses import (
+    BinaryClassificationKD,
+    FeatureImitation,
+    IoULocalizationKD,
+    LocalizationDistillation,
+    SoftmaxClassificationKD,
+)
 from d2kd.modeling import DistilledDetector
 from d2kd.modeling.detectors import ATSS, GFL, ATSSAssigner, ATSSHead, GFLHead
 
@@ -123,7 +129,16 @@ def build_detector(
 
 
 def make_losses(method: str, **kwargs) -> dict:
-    """The two terms of a method with weights and options alike for both detectors."""
+    """The terms of a method with weights and options alike for all detectors ("ld": those with distributions)."""
+    if method == "ld":
+        vlr = {"name": "valuable_localization", "gamma": 0.25}
+        return dict(
+            ld_main=LocalizationDistillation(**{"region": "main", "normalizer": "images", **kwargs}),
+            ld_vlr=LocalizationDistillation(**{"region": vlr, "normalizer": "images", **kwargs}),
+            ld_main_kd=SoftmaxClassificationKD(**{"region": "positives", "normalizer": "level_locations", **kwargs}),
+            ld_quality=LocalizationDistillation(**{"region": "teacher_quality", "normalizer": "locations", **kwargs}),
+            imitation=FeatureImitation(**{"region": "inside_box", "normalizer": "level_locations", **kwargs}),
+        )
     if method == "bckd":
         return dict(
             bckd_cls=BinaryClassificationKD(**kwargs),

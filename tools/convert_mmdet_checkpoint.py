@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """
-Turn an OpenMMLab (MMDetection 2 or 3) checkpoint of GFL, ATSS, RetinaNet or FCOS on a ResNet into a Detectron2 checkpoint of
-the model in configs/common/models, to teach or to go on with. MMDetection itself is not needed. docs/converting.md
-has the published files and what each option is for.
+Turn an OpenMMLab (MMDetection 2 or 3) checkpoint of GFL, ATSS, RetinaNet or FCOS on a ResNet into a Detectron2
+checkpoint of the model in configs/common/models, to teach or to go on with. MMDetection itself is not needed.
+docs/converting.md has the published files and what each option is for.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--style",
         choices=list(STYLES),
-        help="of the ImageNet weights it was trained from, which the file does not say: pixel statistics, channel order, "
-        "where bottlenecks stride (default: caffe for fcos, pytorch for the others)",
+        help="of the ImageNet weights it was trained from, which the file does not say: pixel statistics, channel "
+        "order, where bottlenecks stride (default: caffe for fcos, pytorch for the others)",
     )
     parser.add_argument(
         "--p6-from", choices=["c5", "p5"], help="a check; needed only where C5 and P5 have the same number of channels"

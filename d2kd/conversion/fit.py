@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ class Fit:
     """
     Attributes:
         config: file below d2kd's configs with a ``model``.
+        model: its node with the changes and removals applied, for :func:`d2kd.config.distill` or ``instantiate``.
         changes: path below ``model`` -> its value.
         removals: paths below ``model`` to delete.
         style: name of the weights' style.
@@ -33,6 +34,7 @@ class Fit:
     """
 
     config: str
+    model: DictConfig = field(repr=False)
     changes: Mapping[str, Any]
     removals: tuple[str, ...]
     style: str
@@ -46,20 +48,10 @@ class Fit:
             f"model.{path} = {value!r}" for path, value in self.changes.items()
         ]
 
-    def node(self) -> DictConfig:
-        """The model node that the checkpoint fits, for :func:`d2kd.config.distill` or ``instantiate``."""
-        model = get_config(self.config).model
-        for path in self.removals:
-            parent, _, key = path.rpartition(".")
-            del OmegaConf.select(model, parent)[key]
-        for path, value in self.changes.items():
-            OmegaConf.update(model, path, value, merge=False, force_add=True)
-        return model
-
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The state dict of that model, on the meta device: names, shapes and types."""
         with torch.device("meta"):
-            return dict(instantiate(self.node()).state_dict())
+            return dict(instantiate(self.model).state_dict())
 
 
 def find_fit(
@@ -92,6 +84,7 @@ def find_fit(
             wanted[_STRIDE] = pixels.stride_in_1x1
     elif _value(model, _STRIDE) is not None:  # basic blocks have no 1x1 and know no such argument
         removals = (_STRIDE,)
+        del model.backbone.bottom_up.stages.stride_in_1x1
     if detector != "retinanet":  # Detectron2's own head, whose towers have no norm
         wanted["head.norm"] = "GN" if layout.tower_norm else ""
     if detector != "fcos":  # Detectron2's FCOS does not say; DistilledDetector does
@@ -108,7 +101,7 @@ def find_fit(
         if _value(model, path) != value:
             changes[path] = value
             OmegaConf.update(model, path, value, merge=False, force_add=True)
-    return Fit(config, changes, removals, style, pixels.input_format, pixels.pixel_mean, pixels.pixel_std)
+    return Fit(config, model, changes, removals, style, pixels.input_format, pixels.pixel_mean, pixels.pixel_std)
 
 
 def _value(model: DictConfig, path: str, default: Any = None) -> Any:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from numbers import Real
+
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from d2kd.losses.kernel import check_axis, check_floating, check_positive, compute_dtype
 
-__all__ = ["BIN_REDUCTIONS", "temperature_kl"]
+__all__ = ["BIN_REDUCTIONS", "check_inputs", "check_temperature_field", "temperature_kl"]
 
 #: What is taken over the bins of one softmax: the authors' mean, or the sum, which is the divergence itself.
 BIN_REDUCTIONS = ("mean", "sum")
@@ -117,3 +120,9 @@ def check_inputs(
     check_positive(caller, "temperature", temperature)
     if bin_reduction not in BIN_REDUCTIONS:
         raise ValueError(f'{caller}: bin_reduction must be "mean" or "sum", found {bin_reduction!r}')
+
+
+def check_temperature_field(module: str, temperature: float) -> None:
+    """Refuse a module's ``temperature`` that means nothing."""
+    if not (isinstance(temperature, Real) and math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"{module}.temperature is {temperature!r}, expected a finite number > 0.")

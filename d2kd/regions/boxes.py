@@ -243,7 +243,7 @@ def inside_box(
             anchors,
             boxes,
             valid=valid[n],
-            excluded=None if excluded is None else excluded[n],
+            excluded=None,
             scores=None if scores is None else scores[n],
         )
         for n, boxes in enumerate(assignment.gt_boxes)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -64,7 +65,12 @@ class Network(NamedTuple):
 
 
 def random_state(spec: Spec, seed: int = 0) -> State:
-    """Every tensor that such a file has; no two are alike, and activations stay near one."""
+    """Every tensor that such a file has, no two alike; activations stay moderate. Not to be changed in place."""
+    return dict(_random_state(spec, seed))
+
+
+@lru_cache(maxsize=2)
+def _random_state(spec: Spec, seed: int) -> State:
     generator = torch.Generator().manual_seed(seed)
     state: State = {}
 

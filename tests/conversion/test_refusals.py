@@ -48,7 +48,7 @@ def test_all_missing_keys_are_listed_with_all_that_are_not_known(state):
     del state["neck.fpn_convs.0.conv.bias"], state["bbox_head.scales.0.scale"]
     state["neck.fpn_convs.5.conv.weight"] = state["bbox_head.other.weight"] = torch.zeros(1)
     message = refusal(state)
-    assert "missing, 2: neck.fpn_convs.0.conv.bias (32,)), bbox_head.scales.0.scale (())" in message.replace("((", "(")
+    assert "missing, 2: neck.fpn_convs.0.conv.bias ((32,)), bbox_head.scales.0.scale (())" in message
     assert "neither placed nor dropped, 2: neck.fpn_convs.5.conv.weight, bbox_head.other.weight" in message
 
 
@@ -102,9 +102,7 @@ def test_no_such_family(state):
     assert "expected one of gfl, atss" in refusal(state, "yolo")
 
 
-@pytest.mark.parametrize(
-    "conv", ["conv1.conv_offset.weight", "conv2.conv_offset.bias", "conv2.conv_offset_mask.weight"]
-)
+@pytest.mark.parametrize("conv", ["conv1.conv_offset.weight", "conv2.conv_offset.bias"])
 def test_deformable_stages(state, conv):
     state[f"backbone.layer3.0.{conv}"] = torch.zeros(1)
     message = refusal(state)
@@ -122,7 +120,7 @@ def test_a_source_of_p6_that_the_weights_do_not_tell():
     state = random_state(Spec("retinanet", width=512))
     assert "add --p6-from c5 or p5" in refusal(state, "retinanet")
     for source, feature in (("c5", "res5"), ("p5", "p5")):
-        node = convert(state, "retinanet", depth=18, p6_from=source).fit.node()
+        node = convert(state, "retinanet", depth=18, p6_from=source).fit.model
         assert node.backbone.top_block.in_feature == feature
 
 
@@ -162,9 +160,7 @@ def averaged(state, spell):
     return {f"ema_{spell(key)}": value + 1 for key, value in state.items()}
 
 
-SPELLINGS = pytest.mark.parametrize(
-    "spell", [lambda key: key.replace(".", "_"), lambda key: key], ids=["buffer", "key"]
-)
+SPELLINGS = pytest.mark.parametrize("spell", [lambda key: key.replace(".", "_"), str], ids=["buffer", "key"])
 
 
 @SPELLINGS

@@ -54,7 +54,7 @@ def converted(spec, state=None, **kwargs):
 def loaded(conversion, path):
     """The detector of the node that the conversion names, loaded by Detectron2."""
     write_checkpoint(conversion.model, path)
-    detector = instantiate(conversion.fit.node()).eval()
+    detector = instantiate(conversion.fit.model).eval()
     checkpointer = DetectionCheckpointer(detector)
     found = []
     checkpointer._log_incompatible_keys = found.append
@@ -134,21 +134,16 @@ def test_every_tensor_of_deeper_backbones_has_its_place(family, depth):
     target = conversion.fit.state_dict()
     assert conversion.model.keys() == target.keys() == conversion.placed.keys()
     assert all(conversion.model[key].shape == value.shape for key, value in target.items())
-    reordered = [
-        key for key in conversion.placed if family == "retinanet" and key.split(".")[1] in ("cls_score", "bbox_pred")
-    ]
+    several = {"cls_score", "bbox_pred"} if family == "retinanet" else set()  # predictors of more than one anchor
+    reordered = [key for key in conversion.placed if key.split(".")[1] in several]
     for key, source in conversion.placed.items():
         assert torch.equal(conversion.model[key], state[source]) != (key in reordered)
 
 
 def test_a_published_student_needs_no_change_but_its_depth():
     """The configs' own sizes are those of the papers."""
-    for family, depth, p6_from in (
-        ("gfl", 101, "p5"),
-        ("atss", 101, "p5"),
-        ("retinanet", 101, "c5"),
-        ("fcos", 50, "p5"),
-    ):
+    published = (("gfl", 101, "p5"), ("atss", 101, "p5"), ("retinanet", 101, "c5"), ("fcos", 50, "p5"))
+    for family, depth, p6_from in published:
         state = random_state(Spec(family, depth=depth, width=256, num_classes=80, p6_from=p6_from))
         changes = convert(state, family, depth=depth).fit.changes
         assert changes == ({} if depth == 50 else {"backbone.bottom_up.stages.depth": 101})
@@ -159,7 +154,7 @@ def test_a_teacher_loads_it(family, tmp_path):
     spec = Spec(family, style="caffe" if family == "fcos" else "pytorch")
     conversion = converted(spec)
     write_checkpoint(conversion.model, tmp_path / "x.pth")
-    teacher = Teacher(conversion.fit.node(), str(tmp_path / "x.pth"), "BGR" if family == "fcos" else None)
+    teacher = Teacher(conversion.fit.model, str(tmp_path / "x.pth"), "BGR" if family == "fcos" else None)
     teacher.load(torch.device("cpu"), torch.float32)
     assert teacher.input_format == conversion.fit.input_format
     weights = teacher.detector.state_dict()
@@ -210,4 +205,4 @@ def test_the_statements_are_the_node():
     names = {"model": get_config(conversion.fit.config).model}
     exec("\n".join(conversion.fit.statements()), names)
     instantiate(names["model"]).load_state_dict(conversion.model)
-    assert names["model"] == conversion.fit.node()
+    assert names["model"] == conversion.fit.model

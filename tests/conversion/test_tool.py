@@ -14,6 +14,7 @@ from d2kd.conversion import ConversionError, read_state
 from tests.conversion.openmmlab import Spec, random_state
 
 ROOT = Path(__file__).parents[2]
+SMALL = Spec("gfl", width=32)
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def source(tmp_path):
     return save(tmp_path / "in.pth")
 
 
-def save(path, spec=Spec("gfl", width=32), change=lambda content: None, **kwargs):
+def save(path, spec=SMALL, change=lambda content: None, **kwargs):
     """A file as MMDetection 2 writes it."""
     content = {"meta": {"epoch": 12, "CLASSES": ("a", "b", "c")}, "state_dict": random_state(spec), "optimizer": {}}
     change(content)
@@ -71,7 +72,7 @@ def test_it_lists_every_tensor_on_demand(source, tmp_path, capsys):
 
 
 def test_a_bare_state_dict_will_do(tmp_path):
-    torch.save(random_state(Spec("gfl", width=32)), tmp_path / "in.pth")
+    torch.save(random_state(SMALL), tmp_path / "in.pth")
     call(tmp_path / "in.pth", tmp_path / "out.pth")
     assert read(tmp_path / "out.pth")["model"]
 

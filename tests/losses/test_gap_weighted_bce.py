@@ -123,6 +123,7 @@ def test_targets_get_no_gradient():
     targets.requires_grad_()
     gap_weighted_bce(logits, targets, beta=2, reduction="sum").backward()
     assert torch.count_nonzero(logits.grad) and targets.grad is None
+    assert not gap_weighted_bce(logits.detach(), targets, beta=2).requires_grad
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

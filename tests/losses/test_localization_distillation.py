@@ -142,7 +142,9 @@ def test_a_pair_with_equal_bins_is_taken():
 @pytest.mark.parametrize(
     "kwargs, message",
     [
-        ({"temperature": 0}, "LocalizationDistillation: temperature must be a finite number > 0, found 0"),
+        ({"temperature": 0}, "LocalizationDistillation.temperature is 0, expected a finite number > 0"),
+        ({"temperature": "10"}, "LocalizationDistillation.temperature is '10'"),
+        ({"temperature": float("nan")}, "LocalizationDistillation.temperature is nan"),
         ({"bin_reduction": "none"}, "LocalizationDistillation.bin_reduction is 'none', expected one of mean, sum"),
     ],
 )

@@ -107,5 +107,5 @@ def test_one_class_is_warned_of_once(caplog):
 
 
 def test_a_temperature_that_means_nothing_is_named():
-    with pytest.raises(ValueError, match="SoftmaxClassificationKD: temperature.*found -2"):
+    with pytest.raises(ValueError, match="SoftmaxClassificationKD.temperature is -2, expected"):
         SoftmaxClassificationKD(temperature=-2)

@@ -1,6 +1,7 @@
 """Two processes, two images each, against one process with the four."""
 
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def step(model, images=slice(None)):
         {name: value.item() for name, value in losses.items()},
         {name: grad for name, grad in gradients(model, sum(losses.values())).items() if grad is not None},
         model.distillation.loss_normalizer.item(),
-        model.student.loss_normalizer,
+        getattr(model.student, "loss_normalizer", 0),
     )
 
 
@@ -39,6 +40,7 @@ def worker(rank, folder):
     module_under_test.cross_head = partial(cross_head, align=False)
     images = slice(2 * rank, 2 * rank + 2)
     result = {(f, m): step(build(f, m), images) for f in FAMILIES for m in METHODS}
+    result["GFL", "ld"] = step(build("GFL", "ld"), images)
     model = build("FCOS", "bckd")
     if rank == 1:
         model.head.cls_score.bias.data.fill_(float("inf"))
@@ -57,22 +59,23 @@ def ranks(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family, method", [*product(FAMILIES, METHODS), ("GFL", "ld")])
 def test_the_mean_over_ranks_is_the_term_of_the_whole_batch(ranks, family, method, monkeypatch):
     monkeypatch.setattr(module_under_test, "cross_head", partial(cross_head, align=False))
     losses, grads, *_ = step(build(family, method))
     per_rank = [rank[family, method] for rank in ranks]
     for name, value in losses.items():
         values = [rank[0][name] for rank in per_rank]
-        assert values[0] != values[1] and min(values) > 0
+        assert values[0] != values[1]
+        # LD's regions are empty on the rank without objects; those that do not look at objects are not.
+        assert max(values) > 0 and (min(values) > 0 or method == "ld")
         assert sum(values) / 2 == pytest.approx(value, rel=1e-5), name
     for name, grad in grads.items():
         found = torch.stack([rank[1][name] for rank in per_rank]).mean(0)
         torch.testing.assert_close(found, grad, rtol=1e-4, atol=1e-5 * grad.abs().max().item())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["RetinaNet", "FCOS"])  # the others keep none
 def test_the_loss_normaliser_saved_is_the_mean_over_ranks(ranks, family):
     (_, _, saved, own), (_, _, also_saved, others) = (rank[family, "bckd"] for rank in ranks)
     assert own != others

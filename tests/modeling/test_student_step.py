@@ -38,8 +38,9 @@ def test_detection_losses_are_bit_identical_over_steps(family, method, norm):
         assert list(found)[: len(expected)] == list(expected)
         for name, value in expected.items():
             assert torch.equal(found[name], value), f"step {step}: {name}"
-        assert model.student.loss_normalizer == stock.loss_normalizer
-        assert model.distillation.loss_normalizer.item() == stock.loss_normalizer
+        normalizer = getattr(stock, "loss_normalizer", None)  # GFL and ATSS keep none
+        assert getattr(model.student, "loss_normalizer", None) == normalizer
+        assert model.distillation.loss_normalizer.item() == (normalizer or 0)
         # Both follow the student's own losses, so that later steps still compare equal weights.
         for optimizer, losses in zip(optimizers, (expected, found), strict=True):
             optimizer.zero_grad()
@@ -222,11 +223,11 @@ def test_a_step_under_bf16_autocast(family, method, monkeypatch):
     batch = make_batch()
     exact = run_step(model, batch)
     dtypes.clear()
-    del model.student.loss_normalizer  # both steps are the first
+    vars(model.student).pop("loss_normalizer", None)  # both steps are the first
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = run_step(model, batch)
     exact_run, rounded_run = seen
-    assert rounded_run.features[0].dtype == torch.bfloat16  # the autocast was on
+    assert rounded_run.output.features[0].dtype == torch.bfloat16  # the autocast was on
     assert all(x.dtype == torch.float32 for x in rounded_run.output.logits + rounded_run.output.box_params)
     for a, b in zip(exact_run.assignment.labels, rounded_run.assignment.labels, strict=True):
         assert torch.equal(a, b)

@@ -90,7 +90,7 @@ def test_its_canvas_is_the_students_rounded_up_and_its_maps_are_cropped(family):
     assert output.sizes == sizes
     for level, (h, w) in enumerate(sizes):
         assert torch.equal(output.logits[level].flatten(1, 2), predictions[0][level][..., :h, :w])
-        assert torch.equal(output.box_params[level].flatten(1, 2), predictions[1][level][..., :h, :w])
+        assert torch.equal(output.box_params[level].flatten(1, -3), predictions[1][level][..., :h, :w])
         # The same anchors as the student's, which lie on the same cells.
         assert torch.equal(output.anchors[level], seen["args"][0].anchors[level])
         assert output.boxes[level].shape == (2, output.anchors[level].shape[0], h, w, 4)

@@ -1,5 +1,7 @@
 """Batches without objects, tiny images, and what they must not break."""
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -17,8 +19,7 @@ BATCHES = {
 
 
 @pytest.mark.parametrize("case", BATCHES)
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family, method", [*product(FAMILIES, METHODS), ("GFL", "ld")])
 def test_losses_and_gradients_are_finite_and_terms_stay_active(family, method, case):
     # FrozenBN: batch norm itself refuses to train on a single value.
     student, teacher = (build_detector(family, seed=seed, backbone_norm="FrozenBN") for seed in (0, 1))
@@ -27,8 +28,8 @@ def test_losses_and_gradients_are_finite_and_terms_stay_active(family, method, c
     losses = run_step(model, make_batch(**BATCHES[case]))
     assert list(losses) == keys
     assert all(value.isfinite() for value in losses.values())
-    # None of these regions depends on where objects are.
-    assert all(value.item() > 0 for name, value in losses.items() if name.startswith("loss_kd_"))
+    # None of these methods' regions depends on where objects are.
+    assert method == "ld" or all(value.item() > 0 for name, value in losses.items() if name.startswith("loss_kd_"))
     sum(losses.values()).backward()
     grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert grads and all(grad.isfinite().all() for grad in grads.values())
@@ -42,7 +43,7 @@ def test_without_positives_the_normaliser_is_one(family):
     model.losses["bckd_cls"].register_forward_pre_hook(lambda m, args: seen.update(args=args))
     losses = run_step(model, make_batch(objects=0))
     expected = type(model.losses["bckd_cls"]).forward(model.losses["bckd_cls"], *seen["args"])
-    torch.testing.assert_close(losses["loss_kd_bckd_cls"], expected)
+    torch.testing.assert_close(losses["loss_kd_bckd_cls"], expected.sum())
 
 
 def test_a_region_without_locations_gives_a_connected_zero():

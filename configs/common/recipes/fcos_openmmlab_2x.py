@@ -1,7 +1,7 @@
 """
-CrossKD's schedule for FCOS: 2x with the short side 640 or 800 at random, BGR images, a constant warm-up of a third of the
-learning rate, biases at twice the rate and without weight decay, gradients clipped to a norm of 35. (Detectron2 knows
-biases by name, so that those of group norms are among them; OpenMMLab leaves them out.)
+CrossKD's schedule for FCOS: 2x with the short side 640 or 800 at random, BGR images, a constant warm-up of a third of
+the learning rate, biases at twice the rate and without weight decay, gradients clipped to a norm of 35. (Detectron2
+knows biases by name, so that those of group norms are among them; OpenMMLab leaves them out.)
 """
 
 from .openmmlab_2x import dataloader, lr_multiplier, optimizer, train

@@ -1,7 +1,7 @@
 """
 The papers' 1x schedule: 12 epochs of 117266 images (those with objects; OpenMMLab leaves out the few smaller than 32
-pixels too), batch 16, learning rate 0.01 / 0.001 / 0.0001 from epochs 0, 8 and 11, a linear warm-up of 500 iterations from
-0.001 of it, weight decay 1e-4 on norms as well.
+pixels too), batch 16, learning rate 0.01, 0.001 and 0.0001 from epochs 0, 8 and 11, a linear warm-up of 500 iterations
+from 0.001 of it, weight decay 1e-4 on norms as well.
 """
 
 import torch

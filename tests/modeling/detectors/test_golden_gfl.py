@@ -42,9 +42,7 @@ class Run:
             self.batch += make_scene([boxes], [classes], tuple(self.arrays[f"{scene}/pad_hw"][i].tolist()))
         self.means = []
         mean_over_ranks = module_under_test.mean_over_ranks
-        monkeypatch.setattr(
-            module_under_test, "mean_over_ranks", lambda x: self.means.append(x) or mean_over_ranks(x)
-        )
+        monkeypatch.setattr(module_under_test, "mean_over_ranks", lambda x: self.means.append(x) or mean_over_ranks(x))
         self.losses = run_step(self.detector, self.batch)
 
     def expected(self, key):
@@ -78,7 +76,7 @@ def test_losses(run):
 
 
 def test_normalizers(run):
-    """The number of positives, one at least an image, and the sum of their highest scores (in floats: the order)."""
+    """The number of positives, one at least an image, and the sum of their highest scores."""
     ((num_samples, score_sum),) = run.means
     assert num_samples == run.expected("num_total_samples")
     torch.testing.assert_close(score_sum, run.expected("weight_targets_sum_per_level").sum(), rtol=1e-6, atol=0)
@@ -89,7 +87,7 @@ def test_normalizers(run):
     [("loss_cls", "loss_cls", "cls"), ("loss_box_reg", "loss_bbox", "reg"), ("loss_dfl", "loss_dfl", "reg")],
 )
 def test_gradients(run, ours, theirs, branch):
-    """Location by location, so level by level as well; classification gets gradient from the quality focal loss only."""
+    """Location by location, so level by level as well; no loss reaches the other branch's maps."""
     maps = run.logits if branch == "cls" else run.bins
     grads = to_flat([x[:, None] for x in torch.autograd.grad(run.losses[ours], maps, retain_graph=True)])
     if run.scene == "allempty" and branch == "reg":
