@@ -51,13 +51,16 @@ def box_centers(boxes: Tensor) -> Tensor:
 
 def box_areas(boxes: Tensor) -> Tensor:
     """(..., 4) xyxy boxes -> (...) areas, 0 for boxes turned inside out."""
-    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
+    x0, y0, x1, y1 = boxes.unbind(-1)
+    return (x1 - x0).clamp_(min=0) * (y1 - y0).clamp_(min=0)
 
 
 def intersection(a: Tensor, b: Tensor) -> Tensor:
     """Areas (...) that xyxy boxes of shapes (..., 4), broadcast, have in common."""
-    low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
-    return (high - low).clamp_(min=0).prod(-1)
+    # Coordinate by coordinate: several times as fast as on pairs of them.
+    (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = a.unbind(-1), b.unbind(-1)
+    width = torch.minimum(ax1, bx1).sub_(torch.maximum(ax0, bx0)).clamp_(min=0)
+    return width.mul_(torch.minimum(ay1, by1).sub_(torch.maximum(ay0, by0)).clamp_(min=0))
 
 
 def iou(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:

@@ -60,6 +60,8 @@ def test_the_box_is_that_of_the_higher_score():
     assert general_instance_region(teacher, source, *boxes).tolist() == [[1, 1, 0]]  # here, there and here
     boxes = torch.tensor([[here, there, here]]), torch.tensor([[there, here, here]])
     assert general_instance_region(source, teacher, *boxes, topk=3).tolist() == [[1, 0, 1]]  # there, there and here
+    # where both give the same, the student's: here, there and here
+    assert general_instance_region(source, source, *boxes[:1], boxes[1] + 100).sum() == 2
     assert general_instance_region(teacher, source, *boxes, topk=1).tolist() == [[1, 0, 0]]
 
 

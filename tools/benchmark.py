@@ -24,13 +24,23 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]  # the d2kd beside this file, whichever is installed
 
 import torch  # noqa: E402
-from benchmark_cases import ANALYTIC, RESTATED, STUDENT, TEACHER, Case, build_detector, make_batch, make_cases  # noqa: E402
+from benchmark_cases import (  # noqa: E402
+    ANALYTIC,
+    RESTATED,
+    STUDENT,
+    TEACHER,
+    Case,
+    build_detector,
+    make_batch,
+    make_cases,
+    methods_for,
+)
 from torch import Tensor, nn  # noqa: E402
 
 import d2kd  # noqa: E402
 from d2kd.methods import METHODS  # noqa: E402
 
-FAMILIES = {"retinanet": "RetinaNet", "fcos": "FCOS"}
+FAMILIES = {"retinanet": "RetinaNet", "fcos": "FCOS", "gfl": "GFL", "atss": "ATSS"}
 DEPTHS = (18, 34, 50, 101, 152)
 WARMUP_ROUNDS = 1
 
@@ -137,7 +147,8 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
     teacher = build_detector(args.detector, depth=args.depth_teacher, **size).to(device).eval()
     teacher.requires_grad_(False)
     batch = make_batch(args.images, tuple(args.image_size), args.classes, device)
-    cases = make_cases(student, teacher, batch, args.methods)
+    methods = args.methods if args.methods is not None else methods_for(student, teacher)
+    cases = make_cases(student, teacher, batch, methods)
 
     times = measure_time(cases, args.steps, device)
     resident = set(_state(student, teacher))
@@ -242,7 +253,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--detector", choices=FAMILIES, default="retinanet", help="family of both (%(default)s)")
     parser.add_argument(
-        "--methods", nargs="*", choices=METHODS, default=list(METHODS), help=f"presets (all: {' '.join(METHODS)})"
+        "--methods", nargs="*", choices=METHODS, help=f"presets, of {' '.join(METHODS)} (those that fit the detector)"
     )
     parser.add_argument(
         "--image-size", nargs=2, type=_positive, default=[320, 480], metavar=("H", "W"), help="pixels (320 480)"
@@ -257,8 +268,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=_positive, help="CPU threads of torch (as torch chooses)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every round and the machine there")
     args = parser.parse_args(argv)
-    if args.detector == "fcos" and args.channels % 32:
-        parser.error(f"--channels is {args.channels}: FCOS's head normalises 32 groups, use a multiple of 32")
+    if args.detector != "retinanet" and args.channels % 32:
+        parser.error(f"--channels is {args.channels}: this head normalises 32 groups, use a multiple of 32")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device is cuda, but torch finds no CUDA device here: use cpu, or a CUDA build of torch")
     if args.device == "auto":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,8 +18,9 @@ from torch.nn import functional as F
 
 import d2kd
 from d2kd.losses import binary_classification_kd
-from d2kd.methods import get_losses
+from d2kd.methods import METHODS, get_losses
 from d2kd.modeling import DistilledDetector
+from d2kd.modeling.pairing import check_pairing
 from d2kd.regions import REGION_REGISTRY
 
 OBJECTS_PER_IMAGE = 8
@@ -46,7 +48,7 @@ def build_detector(name: str, *, depth: int, channels: int, classes: int) -> Den
     stages = node.backbone.bottom_up.stages
     stages.depth = depth
     if depth < 50:
-        del stages["stride_in_1x1"]  # basic blocks have no 1x1 convolution to put the stride in
+        stages.pop("stride_in_1x1", None)  # basic blocks have no 1x1 convolution to put the stride in
     if "in_feature" in node.backbone.top_block:  # FCOS makes p6 from p5, RetinaNet from res5
         node.backbone.top_block.in_channels = channels
     else:
@@ -78,6 +80,17 @@ def restated_kernel(student: Tensor, teacher: Tensor, *, weight: Tensor, dim: in
     gap = (student.sigmoid() - target).abs()
     loss = F.binary_cross_entropy_with_logits(student, target, reduction="none") * gap
     return (loss.sum(dim) * weight).sum()
+
+
+def methods_for(student: DenseDetector, teacher: DenseDetector) -> list[str]:
+    """The presets that fit this pair: LD, for instance, needs heads that predict distributions."""
+    fitting = []
+    for method in METHODS:
+        losses = {name: instantiate(node) for name, node in get_losses(method, type(student).__name__).items()}
+        with contextlib.suppress(ValueError):
+            check_pairing(student, teacher, losses)
+            fitting.append(method)
+    return fitting
 
 
 def make_cases(
@@ -142,7 +155,7 @@ def _part_cases(method: str, model: DistilledDetector, batch: list[dict[str, Any
 
         def cross(taps: Mapping[Any, list[Tensor]], tail: int = tail) -> None:
             output = model._cross(dataclasses.replace(student, taps=taps), teacher, tail)
-            outputs = output.logits + output.box_params
+            outputs = output.logits + output.box_params + (output.centerness or [])
             grads = [torch.ones_like(x) for x in outputs]
             torch.autograd.grad(outputs, [x for maps in taps.values() for x in maps], grads)
 
@@ -154,14 +167,17 @@ def _part_cases(method: str, model: DistilledDetector, batch: list[dict[str, Any
                 group=method,
             )
         )
-    distinct = list({(loss.region_key, loss.source, loss.tail): loss for loss in model.losses.values()}.values())
+    losses = {name: loss for name, loss in model.losses.items() if loss.weight > 0}
+    distinct = list({(loss.region_key, loss.source, loss.tail): loss for loss in losses.values()}.values())
     cases.append(Case("regions", lambda _: [region_of(loss) for loss in distinct], group=method))
-    for name, loss in model.losses.items():
+    for name, loss in losses.items():
 
         def fresh(loss: nn.Module = loss) -> tuple:
             output = source_of(loss)
-            leaves = _leaves(output.logits), _leaves(output.box_params)
-            source = dataclasses.replace(output, logits=leaves[0], box_params=leaves[1])
+            centerness = None if output.centerness is None else _leaves(output.centerness)
+            source = dataclasses.replace(
+                output, logits=_leaves(output.logits), box_params=_leaves(output.box_params), centerness=centerness
+            )
             return source, dataclasses.replace(teacher.output), region_of(loss)
 
         def run(inputs: tuple, loss: nn.Module = loss) -> None:

@@ -50,9 +50,13 @@ def central_overlap(anchors: Tensor, boxes: Tensor, *, metric: str = "anchor_iof
         overlap = iou(anchors, boxes, _EPS)
     else:
         overlap = intersection(anchors, boxes) / box_areas(anchors).clamp(min=_EPS)
-    distance = (box_centers(anchors) - box_centers(boxes)).square_().sum(-1)
-    around = torch.maximum(anchors[..., 2:], boxes[..., 2:]) - torch.minimum(anchors[..., :2], boxes[..., :2])
-    return overlap - distance / around.square_().sum(-1).clamp_(min=_EPS)
+    distance, diagonal = 0, 0  # squared, coordinate by coordinate as intersection() is
+    for axis in (0, 1):
+        a, b = box_centers(anchors)[..., axis], box_centers(boxes)[..., axis]
+        distance = (a - b).square_().add_(distance)
+        low = torch.minimum(anchors[..., axis], boxes[..., axis])
+        diagonal = torch.maximum(anchors[..., axis + 2], boxes[..., axis + 2]).sub_(low).square_().add_(diagonal)
+    return overlap - distance.div_(diagonal.clamp_(min=_EPS))
 
 
 @torch.no_grad()
@@ -149,7 +153,10 @@ def inside_box_region(
     centers = box_centers(anchors.float())[:, None]
     inside = torch.zeros(len(anchors), dtype=torch.bool, device=anchors.device)
     for boxes in in_parts(gt_boxes.float(), len(anchors)):
-        inside |= ((centers > boxes[:, :2]) & (centers < boxes[:, 2:])).all(-1).any(-1)
+        x_inside, y_inside = (
+            (centers[..., axis] > boxes[:, axis]) & (centers[..., axis] < boxes[:, axis + 2]) for axis in (0, 1)
+        )
+        inside |= x_inside.logical_and_(y_inside).any(1)
     weights = inside.float() if scores is None else inside * scores.float()
     return _kept(weights, valid, excluded)
 
@@ -243,7 +250,7 @@ def inside_box(
             anchors,
             boxes,
             valid=valid[n],
-            excluded=None,
+            excluded=None if excluded is None else excluded[n],
             scores=None if scores is None else scores[n],
         )
         for n, boxes in enumerate(assignment.gt_boxes)

@@ -23,7 +23,7 @@ def floats(kib):
 
 
 @pytest.mark.parametrize("depth, res5", [(18, 512), (50, 2048)])
-@pytest.mark.parametrize("name, top_in", [("retinanet", None), ("fcos", 32)])
+@pytest.mark.parametrize("name, top_in", [("retinanet", None), ("fcos", 32), ("gfl", 32), ("atss", 32)])
 def test_detector_has_the_depth_and_the_widths_asked_for(name, top_in, depth, res5):
     detector = benchmark.build_detector(name, depth=depth, channels=32, classes=7)
     assert type(detector).__name__ == benchmark.FAMILIES[name]
@@ -111,7 +111,7 @@ SMALL = (
 )
 
 
-@pytest.mark.parametrize("detector", ["retinanet", "fcos"])
+@pytest.mark.parametrize("detector", ["retinanet", "fcos", "gfl", "atss"])
 def test_a_small_run_measures_every_part(detector, tmp_path, capsys):
     file = tmp_path / "results" / "small.json"
     argv = ["--detector", detector, *SMALL, "--device", "cpu", "--json", str(file)]
@@ -123,14 +123,13 @@ def test_a_small_run_measures_every_part(detector, tmp_path, capsys):
     assert result["config"]["image_size"] == [64, 64]
 
     names = [(case["method"], case["name"]) for case in result["cases"]]
-    expected = [
-        ("", benchmark.STUDENT),
-        ("", benchmark.TEACHER),
-        ("bckd", "distilled step"),
-        ("crosskd", "distilled step"),
-    ]
-    for method, parts in (("bckd", ["regions"]), ("crosskd", ["crossed output", "regions"])):
-        expected += [(method, part) for part in [*parts, *get_losses(method, benchmark.FAMILIES[detector])]]
+    parts = {"bckd": ["regions"], "crosskd": ["crossed output", "regions"]}
+    if detector == "gfl":  # whose head predicts distributions
+        parts["ld"] = ["regions"]
+    expected = [("", benchmark.STUDENT), ("", benchmark.TEACHER), *((method, "distilled step") for method in parts)]
+    for method, others in parts.items():
+        losses = get_losses(method, benchmark.FAMILIES[detector])
+        expected += [(method, part) for part in [*others, *(k for k, node in losses.items() if node.weight > 0)]]
     assert names == [*expected, ("", benchmark.ANALYTIC), ("", benchmark.RESTATED)]
     assert all(name in table for _, name in names)
 
@@ -142,7 +141,7 @@ def test_a_small_run_measures_every_part(detector, tmp_path, capsys):
     assert all(case["seconds"]["wall"] > 0 for case in result["cases"])
 
     assert teacher["bytes"]["saved"] == 0 < teacher["bytes"]["peak"]
-    for method in ("bckd", "crosskd"):
+    for method in parts:
         step = by_name[method, "distilled step"]["bytes"]
         assert step["saved"] > student["bytes"]["saved"]
         assert step["peak"] >= student["bytes"]["peak"]

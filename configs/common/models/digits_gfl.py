@@ -20,9 +20,7 @@ model = L(GFL)(
         reg_max=8,
     ),
     # Half the size of the papers' anchors a stride: the digits are 20 to 48 pixels.
-    anchor_generator=L(DefaultAnchorGenerator)(
-        sizes=[[32], [64]], aspect_ratios=[1.0], strides=[8, 16], offset=0.0
-    ),
+    anchor_generator=L(DefaultAnchorGenerator)(sizes=[[32], [64]], aspect_ratios=[1.0], strides=[8, 16], offset=0.0),
     assigner=L(ATSSAssigner)(topk=9),
     head_in_features=["p3", "p4"],
     num_classes=5,

@@ -1,0 +1,11 @@
+"""ATSS R101 1x -> R50 1x, BCKD with its preset. LD needs distributions, which no published ATSS has."""
+
+from d2kd.config import distill
+
+from ..common.models.atss import model
+from ..common.recipes.openmmlab_1x import dataloader, lr_multiplier, optimizer, train
+from ..common.teachers.atss_r101 import checkpoint
+from ..common.teachers.atss_r101 import model as _teacher
+
+model = distill(model, teacher=_teacher, teacher_checkpoint=checkpoint, method="bckd")
+train.output_dir = "output/coco/atss_r50_bckd"
