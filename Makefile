@@ -2,7 +2,7 @@
 PYTHON ?= python3
 
 # These need torch and fvcore only (d2kd.losses and d2kd.regions serve other frameworks too), so they run first.
-FIRST := tests/losses tests/test_regions.py tests/test_atss.py
+FIRST := tests/losses tests/regions tests/test_atss.py
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint

@@ -107,8 +107,8 @@ case "$*" in *pytest\\ -q*) echo "1 passed" ;; esac
 ! echo "$*" | grep -Eq "${WHERE_IT_FAILS:-^$}"
 """
 INSTALL = "tools/install.py dev"
-FIRST = "-m pytest -q tests/losses tests/test_regions.py"
-REST = "-m pytest -q tests --ignore=tests/losses --ignore=tests/test_regions.py"
+FIRST = "-m pytest -q tests/losses tests/regions tests/test_atss.py"
+REST = "-m pytest -q tests --ignore=tests/losses --ignore=tests/regions --ignore=tests/test_atss.py"
 
 
 def make(folder: Path, target: str, fails: str = "^$") -> tuple[subprocess.CompletedProcess, list[str]]:
@@ -138,7 +138,7 @@ def test_make_test_without_detectron2_runs_the_first_part_and_fails(tmp_path: Pa
     result, calls = make(tmp_path, "test", "install.py|import detectron2")
     assert result.returncode != 0
     assert FIRST in calls and REST not in calls
-    assert "tests/losses tests/test_regions.py ran" in result.stderr
+    assert "tests/losses tests/regions tests/test_atss.py ran" in result.stderr
     assert "because Detectron2 is not installed" in result.stderr
 
 

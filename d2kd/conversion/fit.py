@@ -92,7 +92,7 @@ def find_fit(
     if detector == "gfl":
         wanted["head.reg_max"] = layout.reg_max
     if detector == "fcos":
-        wanted["head.centerness_on"] = "cls"
+        wanted["head.centerness_on"] = "box" if centerness_on_reg else "cls"
         wanted["head.box_activation"] = None if norm_on_bbox else "exp"
         wanted["box2box_transform.normalize_by_size"] = norm_on_bbox
 

@@ -62,7 +62,8 @@ class DenseOutput:
     def boxes(self) -> list[Tensor]:
         """Per level, decoded boxes of shape (N, A, H, W, 4), absolute xyxy, fp32; made on first use."""
         levels = zip(self.box_params, self.anchors, strict=True)
-        return [self.decode(params, anchors, level) for level, (params, anchors) in enumerate(levels)]
+        with torch.enable_grad():  # a region, which needs no graph, may be the first to ask
+            return [self.decode(params, anchors, level) for level, (params, anchors) in enumerate(levels)]
 
     @property
     def sizes(self) -> list[tuple[int, int]]:

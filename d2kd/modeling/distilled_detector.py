@@ -253,9 +253,7 @@ class DistilledDetector(nn.Module):
         detector = self._teacher.detector
         anchors = detector.anchor_generator(student.output.features)
         labels, _ = detector.label_anchors(anchors, student.gt_instances)
-        return get_adapter(detector).assignment(
-            detector, anchors, labels, student.gt_instances, student.output.sizes
-        )
+        return get_adapter(detector).assignment(detector, anchors, labels, student.gt_instances, student.output.sizes)
 
     def _regions(
         self,

@@ -77,9 +77,10 @@ def valuable_localization_region(
     where t_g is the IoU that ATSS asks of g's anchors (:func:`d2kd.atss.adaptive_thresholds`) and D
     :func:`central_overlap`: too far off to be positives, near enough to say where an edge is.
 
-    "Localization Distillation for Dense Object Detection" (CVPR 2022, arXiv:2102.12252), section 3.3. The defaults are
-    those of the authors' code, behind their results; the paper's are ``metric="diou"``, ``weighting="mask"``,
-    ``exclude_positives=True``. With the code's metric the region is about three times as large on the finest level.
+    "Localization Distillation for Dense Object Detection" (CVPR 2022, arXiv:2102.12252). The defaults are those of the
+    authors' code, behind their results; the paper describes DIoU and a region of weight 1 beside the positives, which
+    is ``metric="diou"``, ``weighting="mask"``, ``exclude_positives=True``. With the code's metric the region is about
+    three times as large on the finest level.
 
     Args:
         level_anchors: per level, (R_l, 4) xyxy anchors, flat in (H, W, A) order.

@@ -27,8 +27,8 @@ def general_instance_region(
     dim: int = -1,
 ) -> Tensor:
     """
-    General instances of "General Instance Distillation for Object Detection" (CVPR 2021, arXiv:2103.02340), section
-    3.1: the locations on which student and teacher disagree most, far enough from one another.
+    General instances of "General Instance Distillation for Object Detection" (CVPR 2021, arXiv:2103.02340): the
+    locations on which student and teacher disagree most, far enough from one another.
 
     A location's score is max_k |sigma(t_k) - sigma(z_k)|; its box is that of the one who gives the class of the
     largest difference the higher score, the student's where both give the same. Of these the ``topk`` of highest
@@ -86,14 +86,12 @@ def _level(
     source: DenseOutput, teacher: DenseOutput, assignment: Assignment, level: int, topk: int, nms_threshold: float
 ) -> Tensor:
     valid = assignment.valid[level]
-    # Not `source.boxes`: made here for the first time, the boxes would be kept for the losses without their graph.
-    source_boxes = source.decode(source.box_params[level].detach(), source.anchors[level], level)
     # (N, A, K, H, W) -> (N, K, A * H * W), which for one anchor a cell is a view
     logits = [x.logits[level].movedim(x.class_dim, 1).flatten(2) for x in (source, teacher)]
     region = general_instance_region(
         *logits,
         # (N, A, H, W, 4)
-        source_boxes.flatten(1, 3),
+        source.boxes[level].detach().flatten(1, 3),
         teacher.boxes[level].flatten(1, 3),
         topk=topk,
         nms_threshold=nms_threshold,

@@ -1,5 +1,7 @@
 """The dense output says what Detectron2's own flat predictions, boxes and labels say."""
 
+import dataclasses
+
 import pytest
 import torch
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
@@ -78,6 +80,13 @@ def test_half_precision_predictions_decode_in_fp32(family):
     for a, b in zip(boxes, exact.boxes, strict=True):
         assert a.dtype == torch.float32
         torch.testing.assert_close(a, b)
+
+
+def test_boxes_that_are_first_asked_for_without_gradient_keep_their_graph(outputs):
+    dense = outputs[-1]
+    dense = dataclasses.replace(dense, box_params=[x.clone().requires_grad_() for x in dense.box_params])
+    with torch.no_grad():
+        assert all(x.requires_grad for x in dense.boxes)
 
 
 def test_cropping_keeps_the_top_left_of_everything(outputs):

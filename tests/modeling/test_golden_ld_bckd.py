@@ -1,4 +1,4 @@
-"""LD and BCKD on GFL against the numbers of their authors' code: every term and its gradient, with exported predictions."""
+"""LD and BCKD on GFL against the numbers of their authors' code: every term and its gradient."""
 
 from types import SimpleNamespace
 
@@ -86,9 +86,7 @@ def test_terms(request, arrays, method, ours, theirs, branch):
     assert expected.count_nonzero() >= 2
     torch.testing.assert_close(run.levels[ours], expected, rtol=2e-5, atol=1e-7)
     torch.testing.assert_close(run.found[f"loss_kd_{ours}"], expected.sum(), rtol=2e-5, atol=0)
-    (grads,) = [
-        torch.autograd.grad(run.found[f"loss_kd_{ours}"], run.maps[f"stu_{branch}"], retain_graph=True)
-    ]
+    (grads,) = [torch.autograd.grad(run.found[f"loss_kd_{ours}"], run.maps[f"stu_{branch}"], retain_graph=True)]
     expected = arrays[f"{method}_full/{theirs}__grad_stu_{branch}"]
     assert expected.count_nonzero() > 50
     torch.testing.assert_close(

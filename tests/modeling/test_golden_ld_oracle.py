@@ -1,4 +1,7 @@
-"""LD's terms on GFL, ATSS and FCOS, and BCKD's on GFL, against its authors' code on closed-form predictions; one image has padding."""
+"""
+LD on GFL, ATSS and FCOS, and BCKD on GFL, against their authors' code on closed-form predictions; one image has
+padding.
+"""
 
 import json
 from types import SimpleNamespace

@@ -92,24 +92,17 @@ A, SIZES = 2, [(5, 6), (2, 3), (1, 1)]
 def dense_output(seed):
     generator = torch.Generator().manual_seed(seed)
     logits = [torch.randn(N, A, K, h, w, generator=generator).requires_grad_() for h, w in SIZES]
-    params = [torch.rand(N, A, 4, h, w, generator=generator).requires_grad_() for h, w in SIZES]
-    anchors = [30 * torch.rand(A, h, w, 4, generator=generator) for h, w in SIZES]
-
-    def decode(params, anchors, level):
-        low = anchors[..., :2] + params[:, :, :2].permute(0, 1, 3, 4, 2)
-        return torch.cat([low, low + (level + 1) * 10 * params[:, :, 2:].permute(0, 1, 3, 4, 2)], dim=-1)
-
-    return SimpleNamespace(logits=logits, class_dim=2, box_params=params, anchors=anchors, decode=decode)
+    boxes = []
+    for level, (h, w) in enumerate(SIZES):
+        low = 30 * torch.rand(N, A, h, w, 2, generator=generator)
+        size = (level + 1) * 10 * torch.rand(N, A, h, w, 2, generator=generator)
+        boxes.append(torch.cat([low, low + size], dim=-1).requires_grad_())
+    return SimpleNamespace(logits=logits, class_dim=2, boxes=boxes)
 
 
 @pytest.mark.parametrize("options", [{}, dict(topk=2, nms_threshold=0.1)])
 def test_each_image_and_level_of_a_batch(options):
     source, teacher = dense_output(0), dense_output(1)
-    decoded = [
-        [x.decode(p.detach(), a, level) for level, (p, a) in enumerate(zip(x.box_params, x.anchors, strict=True))]
-        for x in (source, teacher)
-    ]
-    teacher.boxes = decoded[1]  # the source's must not be asked for: they would be kept without their graph
     valid = [torch.rand(N, A, h, w) > 0.2 for h, w in SIZES]
     region = REGION_REGISTRY.get("general_instances")(source, teacher, SimpleNamespace(valid=valid), **options)
     assert len(region) == len(SIZES)
@@ -117,7 +110,7 @@ def test_each_image_and_level_of_a_batch(options):
         assert weights.shape == (N, A, *size) and weights.dtype == torch.float32 and not weights.requires_grad
         for n in range(N):
             logits = [x.logits[level][n].detach().movedim(1, -1).flatten(0, 2) for x in (source, teacher)]
-            boxes = [x[level][n].flatten(0, 2) for x in decoded]
+            boxes = [x.boxes[level][n].detach().flatten(0, 2) for x in (source, teacher)]
             expected = by_suppression(
                 *logits, *boxes, valid[level][n].flatten(), **{**dict(topk=10, nms_threshold=0.3), **options}
             )

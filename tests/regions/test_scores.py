@@ -9,7 +9,7 @@ import torch
 
 from d2kd.regions import REGION_REGISTRY, classification_gap, main_region, teacher_confidence, valid_locations
 
-# Those of labels and scores; tests/test_regions_boxes.py and tests/test_regions_instances.py have the others.
+# Those of labels and scores; test_boxes.py and test_instances.py have the others.
 NAMES = ("all_locations", "positives", "main", "teacher_quality", "gap")
 # N, A, K and (H, W) of each level
 N, A, K = 2, 3, 4
