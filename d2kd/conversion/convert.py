@@ -140,7 +140,7 @@ def _place(state: Mapping[str, Tensor], conversion: Conversion) -> dict[str, lis
         if family.num_anchors == 9 and key.startswith(("head.cls_score.", "head.bbox_pred.")):
             value = reorder_anchors(value)
         # Contiguous and alone in its storage: a view would be saved with all that it is a view of.
-        conversion.model[key] = value.to(wanted.dtype, copy=False, memory_format=torch.contiguous_format)
+        conversion.model[key] = value.to(wanted.dtype, copy=True, memory_format=torch.contiguous_format)
     return {"missing": missing, "of another shape": mismatched}
 
 

@@ -105,6 +105,8 @@ def check_pairing(student: DenseDetector, teacher: DenseDetector, losses: Mappin
             )
     difference = _anchor_difference(student, teacher)
     for name, loss in losses.items():
+        if not loss.weight:  # off
+            continue
         if loss.source == "crossed":
             _check_taps(name, loss.tail, student, teacher)
         elif difference:

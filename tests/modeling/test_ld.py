@@ -1,0 +1,118 @@
+"""LD's preset on every detector that it was published for: what it trains, and the pairs that it refuses."""
+
+import logging
+
+import pytest
+import torch
+from detectron2.config import instantiate
+
+from d2kd.losses import FeatureImitation
+from d2kd.methods import get_losses
+from d2kd.modeling import get_adapter
+from d2kd.modeling.adapters import family_of
+from tests.helpers import build_detector, distilled, gradients, make_batch, reached, run_step
+from tests.modeling.detectors.helpers import DISTRIBUTIONS, build, build_head
+
+FAMILIES = {
+    "GFL": "GFL",
+    "DistributionATSS": "ATSS",
+    "DistributionRetinaNet": "RetinaNet",
+    "DistributionFCOS": "FCOS",
+}
+
+
+def ld(family, **changes):
+    losses = get_losses("ld", family)
+    for name, loss in losses.items():
+        loss.update(changes.get(name, {}))
+    return {name: instantiate(loss) for name, loss in losses.items()}
+
+
+def test_there_is_a_preset_for_every_detector_with_distributions():
+    assert set(FAMILIES) == set(DISTRIBUTIONS)
+
+
+@pytest.mark.parametrize("name, family", FAMILIES.items())
+def test_every_term_trains_its_branch(name, family):
+    student, teacher = build(name, seed=0), build(name, seed=1)
+    assert family_of(type(student)) == family
+    assert get_adapter(student).describe(student).bins == 5
+    # The fourth weight is 0 in the preset.
+    model = distilled(student, teacher, ld(family, ld_vlr_kd=dict(weight=10.0)))
+    losses = run_step(model, make_batch(objects=(2, 3)))
+    for term in model.losses:
+        value = losses[f"loss_kd_{term}"]
+        assert value.item() > 0, term
+        names = {key.split(".")[1] for key in reached(gradients(model, value)) if key.startswith("head.")}
+        expected = {"cls_subnet", "cls_score"} if term.endswith("kd") else {"bbox_subnet", "bbox_pred", "scales"}
+        assert names == expected, term
+
+
+@pytest.mark.parametrize("name, family", FAMILIES.items())
+@pytest.mark.parametrize("method", ["bckd", "crosskd"])
+def test_other_methods_work_on_distributions_too(name, family, method):
+    losses = {k: instantiate(v) for k, v in get_losses(method, family).items()}
+    model = distilled(build(name, seed=0), build(name, seed=1), losses)
+    found = run_step(model, make_batch(objects=(2, 3)))
+    assert all(found[f"loss_kd_{term}"].item() > 0 for term in model.losses)
+
+
+@pytest.mark.parametrize("name, family", FAMILIES.items())
+def test_a_teacher_equal_to_the_student_has_nothing_to_teach(name, family):
+    """Self-LD's limit: same architecture, same weights."""
+    found = run_step(distilled(build(name), build(name), ld(family)), make_batch())
+    for term in ("ld_main", "ld_vlr", "ld_main_kd"):
+        assert found[f"loss_kd_{term}"].item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_default_does_not_depend_on_the_images_a_gpu_as_the_papers_code_does():
+    """Twice the same two images: the sums double, and LD's default terms stay what they were."""
+    student, teacher = (build("GFL", seed=seed) for seed in (0, 1))
+    losses = ld("GFL") | {f"raw_{name}": loss for name, loss in ld("GFL").items()}
+    for name in ("ld_main", "ld_vlr"):
+        losses[f"raw_{name}"].normalizer = "none"
+    model = distilled(student, teacher, losses)
+    batch = make_batch([(48, 64)] * 2, objects=(2, 3))
+    two, four = run_step(model, batch), run_step(model, [*batch, *batch])
+    for name in ("ld_main", "ld_vlr", "ld_main_kd"):
+        torch.testing.assert_close(four[f"loss_kd_{name}"], two[f"loss_kd_{name}"], rtol=1e-5, atol=0)
+    for name in ("ld_main", "ld_vlr"):
+        torch.testing.assert_close(two[f"loss_kd_raw_{name}"], two[f"loss_kd_{name}"], rtol=1e-6, atol=0)
+        torch.testing.assert_close(four[f"loss_kd_raw_{name}"], 2 * two[f"loss_kd_{name}"], rtol=1e-5, atol=0)
+
+
+def refused(student, teacher, losses, *parts):
+    model = distilled(student, teacher, losses)
+    with pytest.raises(ValueError) as error:
+        run_step(model, make_batch())
+    assert all(part in str(error.value) for part in parts), error.value
+
+
+@pytest.mark.parametrize("family", ["RetinaNet", "FCOS", "ATSS"])
+def test_heads_without_distributions_are_refused(family):
+    student, teacher = (build_detector(family, seed=seed) for seed in (0, 1))
+    refused(student, teacher, ld(family), "model.losses.ld_main: ", "has none", f"Distribution{family}")
+
+
+def test_another_reg_max_is_refused():
+    student, teacher = build("GFL"), build("GFL", head=build_head("GFL", reg_max=7))
+    refused(student, teacher, ld("GFL"), "model.losses.ld_main: ", "reg_max=4", "reg_max=7", "head.reg_max")
+
+
+def test_features_of_another_width_are_refused():
+    student, teacher = (build_detector("GFL", fpn=fpn, conv_dims=(8, 8)) for fpn in (8, 16))
+    refused(student, teacher, {"im": FeatureImitation()}, "model.losses.im: ", "8 channels", "16")
+
+
+def test_softmax_over_one_class_is_warned_of(caplog):
+    student, teacher = (build_detector("GFL", seed=seed, num_classes=1) for seed in (0, 1))
+    batch = make_batch()
+    for item in batch:
+        item["instances"].gt_classes.zero_()
+    model = distilled(student, teacher, ld("GFL"))
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            losses = run_step(model, batch)
+    assert losses["loss_kd_ld_main_kd"].item() == 0 < losses["loss_kd_ld_main"].item()
+    said = [record.getMessage() for record in caplog.records if "one class" in record.getMessage()]
+    assert len(said) == 1, caplog.text
