@@ -140,6 +140,6 @@ def write_checkpoint(model: Mapping[str, Tensor], path: str | Path) -> None:
             torch.save({"model": dict(model), "__author__": "d2kd.conversion"}, file)
             file.flush()
             os.fsync(file.fileno())
-        path.write_bytes(b""); os.replace(partial, path)
+        os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

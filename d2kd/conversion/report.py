@@ -38,7 +38,7 @@ def summary(conversion: Conversion, *, keys: bool = False) -> str:
     lines.append(f"Fits the model of configs/{fit.config}" + (" with" if statements else " as it is"))
     lines += [f"  {line}" for line in statements]
     lines += [
-        "Its images",
+        f"Its images ({fit.style} style: the file does not say, see --style)",
         f"  input_format = {fit.input_format!r}",
         f"  pixel_mean = {list(fit.pixel_mean)}",
         f"  pixel_std = {list(fit.pixel_std)}",

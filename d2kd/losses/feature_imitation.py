@@ -69,9 +69,11 @@ def feature_imitation(
 class FeatureImitation(DistillationLoss):
     """
     :func:`feature_imitation` over the maps that the heads were given, with a cell's weight the largest of its
-    anchors': the papers' mean over the region's cells, level by level, with ``normalizer="level_locations"``.
+    anchors'.
 
     Args:
+        normalizer: see :class:`DistillationLoss`; "level_locations" is LD's code's: the mean over the region's cells,
+            level by level.
         kwargs: see :class:`DistillationLoss`; ``source`` is "student", since a crossed output has no features.
 
     Raises:
@@ -80,8 +82,8 @@ class FeatureImitation(DistillationLoss):
 
     task = "feature"
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, *, normalizer: str = "level_locations", **kwargs: Any) -> None:
+        super().__init__(normalizer=normalizer, **kwargs)
         if self.source != "student":
             raise ValueError(f"FeatureImitation.source is {self.source!r}, which has no features: expected 'student'.")
 

@@ -57,6 +57,7 @@ def test_it_writes_a_detectron2_checkpoint_and_says_what_it_did(tmp_path, capsys
         "constant: the distances 0 to 16 (bbox_head.integral.project)",
         "configs/common/models/gfl.py with\n",
         "  model.backbone.bottom_up.stages.depth = 18\n",
+        "Its images (pytorch style: the file does not say, see --style)\n"
         "  input_format = 'RGB'\n  pixel_mean = [123.675, 116.28, 103.53]\n  pixel_std = [58.395, 57.12, 57.375]\n",
         f"Wrote {output}",
     ):

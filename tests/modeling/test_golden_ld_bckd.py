@@ -115,7 +115,7 @@ def test_the_term_that_is_off(ld):
 @pytest.mark.parametrize("region, theirs", [("fine_grained", "ld_im_fine_full"), ("inside_box", "ld_im_fitnet_full")])
 def test_feature_imitation(arrays, region, theirs):
     """Their code leaves out levels without positives; a sum of squares is what they exported of the gradient."""
-    loss = FeatureImitation(weight=2.0, region=region, normalizer="level_locations", skip_empty_levels=True)
+    loss = FeatureImitation(weight=2.0, region=region, skip_empty_levels=True)
     run = step(arrays, {"imitation": loss})
     torch.testing.assert_close(run.levels["imitation"], arrays[f"{theirs}/loss_im__per_level"], rtol=2e-5, atol=0)
     grads = torch.autograd.grad(run.found["loss_kd_imitation"], run.maps["stu_feat"])
