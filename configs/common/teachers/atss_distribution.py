@@ -1,4 +1,4 @@
-"""ATSS R101-FPN with distributions, which configs/coco/atss_distribution_r101_teacher.py trains it."""
+"""ATSS R101-FPN with distributions, which configs/coco/atss_distribution_r101_teacher.py trains."""
 
 from ..models.atss_distribution import model
 

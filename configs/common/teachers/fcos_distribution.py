@@ -1,4 +1,4 @@
-"""FCOS R101-FPN with distributions, which configs/coco/fcos_distribution_r101_teacher.py trains it."""
+"""FCOS R101-FPN with distributions, which configs/coco/fcos_distribution_r101_teacher.py trains."""
 
 from ..models.fcos_distribution import model
 

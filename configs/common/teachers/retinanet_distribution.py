@@ -1,4 +1,4 @@
-"""RetinaNet R101-FPN with distributions, which configs/coco/retinanet_distribution_r101_teacher.py trains it."""
+"""RetinaNet R101-FPN with distributions, which configs/coco/retinanet_distribution_r101_teacher.py trains."""
 
 from ..models.retinanet_distribution import model
 
