@@ -14,21 +14,16 @@ from tests.helpers import make_batch, run_step
 
 COCO = Path(__file__).parents[2] / "configs/coco"
 FAMILIES = ("gfl", "atss", "retinanet_openmmlab", "fcos_openmmlab")
-LEAVES = sorted(p.stem for p in COCO.glob("*.py") if p.stem.startswith(FAMILIES))
+LEAVES = [
+    *(f"gfl_r{depth}_{method}" for depth in (50, 34, 18) for method in ("ld", "bckd", "crosskd")),
+    *(f"{family}_r50_{method}" for family in FAMILIES[1:] for method in ("bckd", "crosskd")),
+    "gfl_self_ld_r50",
+]
 EPOCH = 117266 // 16 + 1
 
 
 def load(name):
     return LazyConfig.load(str(COCO / f"{name}.py"))
-
-
-def test_every_published_pair_has_its_leaf():
-    for name in (
-        *(f"gfl_r{depth}_{method}" for depth in (50, 34, 18) for method in ("ld", "bckd", "crosskd")),
-        *(f"{family}_r50_{method}" for family in FAMILIES for method in ("bckd", "crosskd")),
-        "gfl_self_ld_r50",
-    ):
-        assert name in LEAVES
 
 
 @pytest.mark.parametrize("name", LEAVES)
