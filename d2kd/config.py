@@ -70,7 +70,7 @@ def distill(
     would point elsewhere from there.
 
     Args:
-        model: the student's node, e.g. ``cfg.model``: RetinaNet, FCOS or a subclass.
+        model: the student's node, e.g. ``cfg.model``: RetinaNet, FCOS, GFL, ATSS or a subclass.
         teacher: the teacher's node (or a built detector).
         teacher_checkpoint: path or URL that Detectron2 can read; may be None only for a built and loaded detector.
         method: name of a preset of :data:`d2kd.methods.METHODS` ...

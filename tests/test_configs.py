@@ -44,7 +44,7 @@ def make_small(node):
     stages.pop("stride_in_1x1", None)  # bottleneck blocks only
 
 
-def test_there_are_leaves_of_both_data_sets():
+def test_every_comparison_on_the_digits_has_its_leaves():
     for detector, kinds in COMPARED.items():
         for kind in kinds:
             assert f"configs/digits/{detector}_{kind}.py" in LEAVES

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -87,8 +86,11 @@ def methods_for(student: DenseDetector, teacher: DenseDetector) -> list[str]:
     fitting = []
     for method in METHODS:
         losses = {name: instantiate(node) for name, node in get_losses(method, type(student).__name__).items()}
-        with contextlib.suppress(ValueError):
+        try:
             check_pairing(student, teacher, losses)
+        except ValueError as error:
+            print(f"Without {method}: {error}")
+        else:
             fitting.append(method)
     return fitting
 

@@ -69,13 +69,16 @@ def read_layout(state: Mapping[str, Tensor], detector: str, *, depth: int, p6_fr
     cls = _shape(state, f"bbox_head.{family.predictors['cls_score']}.weight")[0]
     box = _shape(state, f"bbox_head.{family.predictors['bbox_pred']}.weight")[0]
     num_classes, reg_max = _predictions(family, detector, cls, box)
+    tower_norm = "bbox_head.cls_convs.0.gn.weight" in state
+    if tower_norm and detector == "retinanet":
+        raise ConversionError("The towers of the file's RetinaNet have group norms, which the published ones do not.")
     return Layout(
         depth=found,
         width=width,
         p6_from=_p6_source(p6_channels, width, _c5_channels(found), p6_from),
         p6_channels=p6_channels,
         conv_dims=_conv_dims(state),
-        tower_norm="bbox_head.cls_convs.0.gn.weight" in state,
+        tower_norm=tower_norm,
         num_classes=num_classes,
         reg_max=reg_max,
     )

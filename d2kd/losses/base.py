@@ -12,7 +12,7 @@ import torch
 from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
-from d2kd.regions import REGION_REGISTRY
+from d2kd.regions import REGION_REGISTRY, check_options
 
 if TYPE_CHECKING:  # a dense output is duck-typed here: this room must not need detectron2
     from d2kd.modeling.dense_output import DenseOutput, OutputSpec
@@ -33,7 +33,8 @@ SOURCES = ("student", "crossed")
 #: images: half the images of this step, per rank: a sum over locations that equals the papers' at two images a GPU;
 #: locations: the region's total weight, per rank: a weighted mean over locations;
 #: level_locations: for each level the region's total weight on it, per rank: a sum of the levels' weighted means;
-#: local_positives: positives of this rank, counted at least once an image (parity with the papers' code);
+#: local_positives: positives of this rank, counted at least once an image: on one rank what BCKD's and CrossKD's code
+#:     divides by (on several, that code takes the mean over ranks, except for RetinaNet);
 #: ema: the student's own running normaliser, Detectron2's ``loss_normalizer`` (local, as Detectron2 keeps it);
 #: none: nothing, the sum over this rank's locations (parity with LD's code, where it grows with the images a GPU).
 NORMALIZERS = ("positives", "images", "locations", "level_locations", "local_positives", "ema", "none")
@@ -148,4 +149,5 @@ def _read_region(loss: str, region: str | Mapping[str, Any]) -> tuple[str, dict[
             raise ValueError(
                 f"{loss}.region {name!r} has no option {option!r}; it has {', '.join(accepted) or 'none'}."
             )
+    check_options(name, options)
     return name, options

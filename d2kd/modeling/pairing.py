@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from itertools import product
 
 import torch
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 
-from d2kd.losses import DistillationLoss
+from d2kd.losses import SOURCES, DistillationLoss
 from d2kd.modeling.adapters import get_adapter
 from d2kd.modeling.cross_head import crosses_itself
 from d2kd.modeling.taps import tap_channels
@@ -113,7 +114,7 @@ def check_pairing(student: DenseDetector, teacher: DenseDetector, losses: Mappin
             raise ValueError(
                 f"model.losses.{name} compares the student's own predictions with the teacher's, but a "
                 f"{type(student).__name__} student and a {type(teacher).__name__} teacher of these configs have "
-                f"different anchors ({difference}): give them the same (RetinaNet: model.student.anchor_generator, "
+                f"different anchors ({difference}): give them the same (model.student.anchor_generator, "
                 "model.teacher.model.anchor_generator; FCOS: its backbone's strides), or use source='crossed'."
             )
         teacher_spec = get_adapter(teacher).describe(teacher)
@@ -125,7 +126,20 @@ def check_pairing(student: DenseDetector, teacher: DenseDetector, losses: Mappin
 
 
 def warn_of_stacked_terms(losses: Mapping[str, DistillationLoss]) -> None:
-    """Warn where CrossKD's ablation found a combination harmful: direct and crossed terms on one task."""
+    """
+    Warn where CrossKD's ablation found a combination harmful, direct and crossed terms on one task, and where two
+    kernels compare the same predictions, which the papers use one instead of the other (BCKD sets LD's weights to 0).
+    """
+    for task, source in product(("cls", "box"), SOURCES):
+        active = {n: x for n, x in losses.items() if (x.task, x.source) == (task, source) and x.weight > 0}
+        if len({type(loss) for loss in active.values()}) > 1:
+            logger.warning(
+                "%s all compare the %s '%s' predictions with the teacher's, by different kernels, which the papers use "
+                "one instead of the other (docs/methods.md).",
+                ", ".join(f"{name} ({type(loss).__name__})" for name, loss in active.items()),
+                "crossed" if source == "crossed" else "student's",
+                task,
+            )
     for task in sorted({loss.task for loss in losses.values()}):
         names = {
             source: [n for n, x in losses.items() if x.task == task and x.source == source and x.weight > 0]

@@ -5,7 +5,7 @@ Pure functions on tensors first; the registered ones read them off dense outputs
 only.
 """
 
-from d2kd.regions.base import REGION_REGISTRY
+from d2kd.regions.base import REGION_REGISTRY, check_options
 from d2kd.regions.boxes import (
     central_overlap,
     fine_grained_region,
@@ -18,6 +18,7 @@ from d2kd.regions.scores import classification_gap, main_region, teacher_confide
 __all__ = [
     "REGION_REGISTRY",
     "central_overlap",
+    "check_options",
     "classification_gap",
     "fine_grained_region",
     "general_instance_region",

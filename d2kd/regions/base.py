@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,6 +47,26 @@ def check_bool(region: str, option: str, value: Any) -> None:
 def check_count(region: str, option: str, value: Any, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise option_error(region, option, value, f"a whole number of at least {least}")
+
+
+def check_options(region: str, options: Mapping[str, Any]) -> None:
+    """
+    Run a registered region on a batch of one cell, so that it looks at its options before training does.
+
+    Raises:
+        ValueError: the value of an option.
+    """
+    cell = torch.zeros(1, 1, 1, 1)
+    output = SimpleNamespace(
+        logits=[cell.unsqueeze(2)],
+        class_dim=2,
+        anchors=[torch.tensor([0.0, 0.0, 8.0, 8.0]).view(1, 1, 1, 4)],
+        boxes=[torch.zeros(1, 1, 1, 1, 4)],
+    )
+    assignment = SimpleNamespace(
+        labels=[cell.long()], positives=[cell > 0], valid=[cell == 0], gt_boxes=[torch.zeros(0, 4)], num_classes=1
+    )
+    REGION_REGISTRY.get(region)(output, output, assignment, **options)
 
 
 def max_score(logits: Tensor, dim: int) -> Tensor:

@@ -214,3 +214,9 @@ def test_anchors_are_reordered_with_all_that_belongs_to_them():
     expected = [(ratio * 3 + scale) * 4 + c for scale in range(3) for ratio in range(3) for c in range(4)]
     assert reorder_anchors(channels).tolist() == expected
     assert torch.equal(reorder_anchors(channels.view(-1, 1, 1, 1)).flatten(), torch.tensor(expected))
+
+
+def test_a_retinanet_with_norms_in_its_towers():
+    state = random_state(Spec("retinanet", width=32))
+    state["bbox_head.cls_convs.0.gn.weight"] = torch.ones(32)
+    assert "RetinaNet have group norms" in refusal(state, "retinanet")

@@ -14,6 +14,7 @@ from d2kd.losses import (
     LocalizationDistillation,
     SoftmaxClassificationKD,
 )
+from d2kd.regions import REGION_REGISTRY
 
 TASKS = {
     BinaryClassificationKD: "cls",
@@ -84,3 +85,23 @@ def test_a_printed_term_shows_every_argument(loss):
     assert len(arguments) >= 5
     for name in arguments:
         assert f"{name}=" in repr(loss())
+
+
+@pytest.mark.parametrize(
+    "region, message",
+    [
+        ({"name": "valuable_localization", "gamma": 7}, "Option gamma of region 'valuable_localization' is 7"),
+        ({"name": "valuable_localization", "topk": [9]}, r"Option topk .* is \[9\]"),
+        ({"name": "inside_box", "weighting": "foo"}, "Option weighting of region 'inside_box' is 'foo'"),
+        ({"name": "inside_box", "gamma": 0.5}, "has no option 'gamma'; it has exclude_positives, weighting"),
+        ({"gamma": 0.5}, "region is None, expected one of all_locations"),
+    ],
+)
+def test_options_of_a_region_are_looked_at_when_the_loss_is_built(region, message):
+    with pytest.raises(ValueError, match=message):
+        BinaryClassificationKD(region=region)
+
+
+def test_every_region_runs_on_the_cell_that_its_options_are_checked_on():
+    for name, _ in REGION_REGISTRY:
+        assert BinaryClassificationKD(region=name).region_key == (name,)

@@ -7,7 +7,7 @@ import torch
 from detectron2.config import instantiate
 
 from d2kd.losses import FeatureImitation
-from d2kd.methods import get_losses
+from d2kd.methods import METHODS, get_losses
 from d2kd.modeling import get_adapter
 from d2kd.modeling.adapters import family_of
 from tests.helpers import build_detector, distilled, gradients, make_batch, reached, run_step
@@ -30,6 +30,7 @@ def ld(family, **changes):
 
 def test_there_is_a_preset_for_every_detector_with_distributions():
     assert set(FAMILIES) == set(DISTRIBUTIONS)
+    assert set(FAMILIES.values()) == set(METHODS["ld"])
 
 
 @pytest.mark.parametrize("name, family", FAMILIES.items())
@@ -116,3 +117,35 @@ def test_softmax_over_one_class_is_warned_of(caplog):
     assert losses["loss_kd_ld_main_kd"].item() == 0 < losses["loss_kd_ld_main"].item()
     said = [record.getMessage() for record in caplog.records if "one class" in record.getMessage()]
     assert len(said) == 1, caplog.text
+
+
+def test_retinanets_terms_by_hand():
+    """One softmax for each side, nine-anchor threshold, positives left out of the band, temperatures 10 and 8."""
+    student, teacher = (build("DistributionRetinaNet", seed=seed) for seed in (0, 1))
+    model = distilled(student, teacher, ld("RetinaNet", ld_vlr_kd=dict(weight=10.0)))
+    seen = {}
+    for name, loss in model.losses.items():
+        loss.register_forward_pre_hook(lambda m, args, name=name: seen.update({name: args}))
+    found = run_step(model, make_batch(objects=(3, 2)))
+
+    def kl(z, t, temperature):  # the axis of bins or classes last
+        p, log_q = (t / temperature).softmax(-1), (z / temperature).log_softmax(-1)
+        return temperature**2 * (p * (p.log() - log_q)).mean(-1)
+
+    expected = {"ld_main": 0.0, "ld_vlr": 0.0, "ld_main_kd": 0.0, "ld_vlr_kd": 0.0}
+    source, target, _ = seen["ld_main"]
+    positives = [w > 0 for w in seen["ld_main"][2]]
+    for level, positive in enumerate(positives):
+        scores = source.logits[level].sigmoid().amax(2)
+        sides = kl(*(x.box_params[level].permute(0, 1, 4, 5, 2, 3) for x in (source, target)), 10).mean(-1)
+        classes = kl(*(x.logits[level].permute(0, 1, 3, 4, 2) for x in (source, target)), 8)
+        band = seen["ld_vlr"][2][level]
+        assert not (band[positive] > 0).any()
+        expected["ld_main"] += 5 * (scores * sides)[positive].sum()
+        expected["ld_vlr"] += 0.15 * (band * sides).sum()
+        for name, inside in (("ld_main_kd", positive), ("ld_vlr_kd", band > 0)):
+            if inside.any():
+                expected[name] += 10 * classes[inside].mean()
+    assert sum(int(x.sum()) for x in positives) > 3
+    for name, value in expected.items():
+        torch.testing.assert_close(found[f"loss_kd_{name}"], value, rtol=1e-5, atol=0)

@@ -4,9 +4,11 @@ import logging
 import re
 
 import pytest
+from detectron2.config import instantiate
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 
 from d2kd.losses import BinaryClassificationKD, IoULocalizationKD
+from d2kd.methods import get_losses
 from tests.helpers import build_backbone, build_detector, distilled, make_batch, make_losses, run_step
 
 
@@ -111,6 +113,21 @@ def test_direct_and_crossed_terms_on_one_branch_are_warned_of(caplog):
         distilled(build_detector("FCOS"), build_detector("FCOS"), stacked())
     (record,) = caplog.records
     assert "direct (source 'student') and crossed (source 'crossed') both train the 'cls' branch" in record.message
+
+
+def test_two_kernels_on_the_same_predictions_are_warned_of(caplog):
+    """BCKD and LD are alternatives in the papers."""
+    pair = build_detector("GFL"), build_detector("GFL", seed=1)
+    losses = {k: instantiate(v) for method in ("bckd", "ld") for k, v in get_losses(method, "GFL").items()}
+    with caplog.at_level(logging.WARNING, logger="d2kd"):
+        for method in ("bckd", "ld", "crosskd"):
+            distilled(*pair, {k: instantiate(v) for k, v in get_losses(method, "GFL").items()})
+        assert not caplog.records
+        distilled(*pair, losses)
+    cls, box = (record.getMessage() for record in caplog.records)
+    # Not ld_vlr_kd, which is off.
+    assert cls.startswith("bckd_cls (BinaryClassificationKD), ld_main_kd (SoftmaxClassificationKD) all compare")
+    assert box.startswith("bckd_loc (IoULocalizationKD), ld_main (LocalizationDistillation), ld_vlr (")
 
 
 @pytest.mark.parametrize("losses", [stacked(0.0), stacked(source="crossed"), stacked(task=IoULocalizationKD)])

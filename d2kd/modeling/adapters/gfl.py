@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
@@ -34,5 +35,5 @@ class GFLAdapter(RetinaNetAdapter):
             detector.num_classes,
             sizes,
             gt_boxes=[x.gt_boxes.tensor for x in gt_instances],
-            valid=detector.valid_anchors(anchors, gt_instances),
+            valid=torch.stack(list(labels)) >= 0,  # these detectors ignore no other anchor
         )

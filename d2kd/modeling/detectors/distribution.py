@@ -37,12 +37,13 @@ def expected_distances(logits: Tensor, *, dim: int = -1) -> Tensor:
         dim: the axis of the bins.
 
     Returns:
-        distances in bins (strides of the level), within [0, n], the input's shape without ``dim``.
+        distances in bins (strides of the level), within [0, n] to rounding, the input's shape without ``dim``.
     """
     dim = dim % logits.dim()
     # An autograd.Function cannot be exported by torch.jit.trace, nor is it needed there.
     if torch.jit.is_tracing() or not (torch.is_grad_enabled() and logits.requires_grad):
-        return _expectation(logits, dim)
+        probs, bins = _probs_and_bins(logits, dim)
+        return (probs * bins).sum(dim)
     return _ExpectedDistances.apply(logits, dim)
 
 
@@ -52,18 +53,13 @@ def _probs_and_bins(logits: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     return probs, bins.view(-1, *[1] * (logits.dim() - dim - 1))
 
 
-def _expectation(logits: Tensor, dim: int) -> Tensor:
-    probs, bins = _probs_and_bins(logits, dim)
-    weighted = probs * bins if probs.requires_grad else probs.mul_(bins)
-    return weighted.sum(dim)
-
-
 class _ExpectedDistances(torch.autograd.Function):
     """dE/dlogit_j = p_j (j - E)."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, logits: Tensor, dim: int) -> Tensor:
-        expectation = _expectation(logits, dim)
+        probs, bins = _probs_and_bins(logits, dim)
+        expectation = probs.mul_(bins).sum(dim)
         ctx.save_for_backward(logits, expectation)
         ctx.dim = dim
         return expectation

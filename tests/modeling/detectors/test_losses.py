@@ -1,5 +1,6 @@
 """The pieces of the training losses: distribution focal loss, expected distances, reading of the head's maps."""
 
+import io
 import math
 
 import pytest
@@ -103,6 +104,18 @@ def test_expected_distances_keeps_no_map_but_its_input():
         expected_distances(logits * 1, dim=2)
     maps = {x.data_ptr() for x in kept if x.numel() >= logits.numel()}
     assert len(maps) == 1
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_expected_distances_in_an_exported_trace():
+    """Traced with gradients on; the autograd function could not be saved."""
+    logits = torch.randn(2, 5, 3, requires_grad=True)
+    traced = torch.jit.trace(lambda x: expected_distances(x, dim=1), logits)
+    file = io.BytesIO()
+    torch.jit.save(traced, file)
+    file.seek(0)
+    other = torch.randn(2, 5, 3)
+    torch.testing.assert_close(torch.jit.load(file)(other), expected_distances(other, dim=1))
 
 
 def test_decoding_of_distances_against_the_reference(golden):
