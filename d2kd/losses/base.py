@@ -94,7 +94,7 @@ class DistillationLoss(nn.Module, ABC):
         """Region and options, hashable: losses with equal keys (and equal sources) share one region."""
         return self.region, *sorted(self.region_options.items())
 
-    def check_pair(self, source: OutputSpec, teacher: OutputSpec) -> None:  # noqa: B027: most losses need nothing
+    def check_pair(self, source: OutputSpec, teacher: OutputSpec) -> None:  # noqa: B027
         """
         Refuse, before the first step, outputs that the kernel cannot compare.
 
