@@ -106,7 +106,7 @@ def gap_weighted_bce(
         l_i = weight_i * sum_k |p_ik - y_ik|^beta * BCE(p_ik, y_ik)
 
     With ``beta=2`` this is the quality focal loss of "Generalized Focal Loss: Learning Qualified and
-    Distributed Bounding Boxes for Dense Object Detection" (NeurIPS 2020, eq. 5), where y is the IoU of the
+    Distributed Bounding Boxes for Dense Object Detection" (NeurIPS 2020), where y is the IoU of the
     predicted box at the object's class and 0 elsewhere. As in the authors' code the gradient flows through
     the gap too; the targets are detached. The normaliser is the caller's.
 

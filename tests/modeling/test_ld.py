@@ -149,3 +149,11 @@ def test_retinanets_terms_by_hand():
     assert sum(int(x.sum()) for x in positives) > 3
     for name, value in expected.items():
         torch.testing.assert_close(found[f"loss_kd_{name}"], value, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("family", ["RetinaNet", "FCOS"])
+def test_a_plain_detector_with_a_distribution_head_is_refused(family):
+    detector = build_detector(family)
+    detector.head = build(f"Distribution{family}").head
+    with pytest.raises(TypeError, match=f"its head predicts distributions .*use Distribution{family} of"):
+        distilled(detector)

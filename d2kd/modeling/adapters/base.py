@@ -166,4 +166,10 @@ def get_adapter(detector: DenseDetector) -> Adapter:
             f"{cls.__module__}.{cls.__name__} overrides DenseDetector.forward, which d2kd replaces by its four steps "
             "(preprocess_image, backbone, head, forward_training); move what it adds into one of those."
         )
-    return _nearest(cls)
+    adapter = _nearest(cls)
+    if getattr(detector.head, "reg_max", None) is not None and not isinstance(detector, DistributionBoxes):
+        raise TypeError(
+            f"{cls.__name__} reads four numbers a box, but its head predicts distributions (reg_max "
+            f"{detector.head.reg_max}): use Distribution{adapter.detector_class.__name__} of d2kd.modeling.detectors."
+        )
+    return adapter

@@ -70,7 +70,7 @@ class ATSS(AssignedDetector):
         if not self.predicts_distributions and getattr(head, "reg_max", None) is not None:
             raise ValueError(
                 f"{type(self).__name__} reads four numbers a box, and its head predicts distributions "
-                f"(reg_max {head.reg_max}): use DistributionATSS, or set model.head.reg_max to None."
+                f"(reg_max {head.reg_max}): use DistributionATSS, or set the head's reg_max to None."
             )
         if box2box_transform is None:
             box2box_transform = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))

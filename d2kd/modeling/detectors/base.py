@@ -17,7 +17,22 @@ from torch.nn import functional as F
 from d2kd.modeling.detectors.assigner import ATSSAssigner
 from d2kd.modeling.detectors.losses import LevelLabels
 
-__all__ = ["AssignedDetector"]
+__all__ = ["AssignedDetector", "check_strides"]
+
+
+def check_strides(detector: DenseDetector) -> None:
+    """
+    Raises:
+        ValueError: the anchor generator's strides, which distances and cells are counted in, are not the features'.
+    """
+    shapes = detector.backbone.output_shape()
+    expected = [shapes[name].stride for name in detector.head_in_features]
+    found = list(detector.anchor_generator.strides)
+    if found != expected:
+        raise ValueError(
+            f"{type(detector).__name__}'s anchor_generator.strides are {found}, but its features "
+            f"{', '.join(detector.head_in_features)} have strides {expected}: make them equal."
+        )
 
 
 class AssignedDetector(DenseDetector):
@@ -38,7 +53,10 @@ class AssignedDetector(DenseDetector):
         test_topk_candidates: at most so many of them a level, those of the highest scores.
         test_nms_thresh: of boxes of one class with a larger IoU, the one with the highest score is kept.
         max_detections_per_image: at most so many are returned.
-        vis_period, input_format: see Detectron2's ``RetinaNet``.
+        input_format: channel order of the images.
+
+    Raises:
+        ValueError: an anchor generator of other strides than the backbone's.
     """
 
     def __init__(
@@ -57,7 +75,6 @@ class AssignedDetector(DenseDetector):
         max_detections_per_image: int = 100,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
-        vis_period: int = 0,
         input_format: str = "BGR",
     ) -> None:
         super().__init__(backbone, head, head_in_features, pixel_mean=pixel_mean, pixel_std=pixel_std)
@@ -69,8 +86,8 @@ class AssignedDetector(DenseDetector):
         self.test_topk_candidates = test_topk_candidates
         self.test_nms_thresh = test_nms_thresh
         self.max_detections_per_image = max_detections_per_image
-        self.vis_period = vis_period
         self.input_format = input_format
+        check_strides(self)
 
     @torch.no_grad()
     def valid_anchors(self, anchors: Sequence[Boxes], gt_instances: Sequence[Instances]) -> Tensor:

@@ -107,7 +107,6 @@ def yacs_arguments(cfg: CfgNode, node: CfgNode, build_head: Callable[..., nn.Mod
         "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
         "pixel_mean": cfg.MODEL.PIXEL_MEAN,
         "pixel_std": cfg.MODEL.PIXEL_STD,
-        "vis_period": cfg.VIS_PERIOD,
         "input_format": cfg.INPUT.FORMAT,
     }
 

@@ -14,6 +14,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from d2kd.losses.kernel import compute_dtype
 from d2kd.modeling.detectors.atss import ATSS
+from d2kd.modeling.detectors.base import check_strides
 
 __all__ = [
     "DistributionATSS",
@@ -26,14 +27,14 @@ __all__ = [
 
 def expected_distances(logits: Tensor, *, dim: int = -1) -> Tensor:
     """
-    The mean of the distribution of softmax(logits) over bins 0 to n: "Generalized Focal Loss" (NeurIPS 2020), the
-    integral of section 3.2.
+    The mean of the distribution of softmax(logits) over bins 0 to n: the integral of "Generalized Focal Loss" (NeurIPS
+    2020).
 
     Keeps its input only for the backward pass, in the dtype it came in. Computed in float32 whatever the input dtype
     or autocast (float64 stays float64).
 
     Args:
-        logits: any shape with the n + 1 bins on axis ``dim``; any view, none is copied to move that axis.
+        logits: any shape with the n + 1 bins on axis ``dim``.
         dim: the axis of the bins.
 
     Returns:
@@ -85,7 +86,7 @@ class DistributionBoxes:
         kwargs: the detector's own, without ``box2box_transform``.
 
     Raises:
-        ValueError: a head without ``reg_max``.
+        ValueError: a head without ``reg_max``, or an anchor generator of other strides than the backbone's.
         TypeError: a ``box2box_transform``.
     """
 
@@ -96,11 +97,12 @@ class DistributionBoxes:
         if getattr(head, "reg_max", None) is None:
             raise ValueError(
                 f"{name} needs a head that predicts a distribution for each side of a box, found "
-                f"{type(head).__name__} without reg_max: set model.head to a DenseHead with reg_max (the papers: 16)."
+                f"{type(head).__name__} without reg_max: give it a DenseHead with reg_max (the papers: 16)."
             )
         if "box2box_transform" in kwargs:
-            raise TypeError(f"{name} decodes distances itself: remove model.box2box_transform from its config.")
+            raise TypeError(f"{name} decodes distances itself: remove box2box_transform from its config.")
         super().__init__(head=head, box2box_transform=Box2BoxTransformLinear(normalize_by_size=False), **kwargs)
+        check_strides(self)
 
     def _transpose_dense_predictions(
         self, predictions: Sequence[Sequence[Tensor]], dims_per_anchor: Sequence[int]
@@ -115,7 +117,7 @@ class DistributionBoxes:
 
 class DistributionRetinaNet(DistributionBoxes, RetinaNet):
     """
-    Detectron2's RetinaNet with distributions for boxes, as LD's (section 5 of arXiv:2204.05957): GIoU of the decoded
+    Detectron2's RetinaNet with distributions for boxes, as LD's (arXiv:2204.05957): GIoU of the decoded
     boxes; no quality or distribution focal loss.
 
     Args:
@@ -129,7 +131,7 @@ class DistributionRetinaNet(DistributionBoxes, RetinaNet):
 
     def __init__(self, *, box_loss_weight: float = 2.0, **kwargs: Any) -> None:
         if "box_reg_loss_type" in kwargs:
-            raise TypeError("DistributionRetinaNet's box loss is GIoU: remove model.box_reg_loss_type from its config.")
+            raise TypeError("DistributionRetinaNet's box loss is GIoU: remove box_reg_loss_type from its config.")
         super().__init__(box_reg_loss_type="giou", **kwargs)
         self.box_loss_weight = box_loss_weight
 

@@ -45,6 +45,9 @@ class GFL(DistributionBoxes, AssignedDetector):
         qfl_beta: exponent of the quality focal loss.
         box_loss_weight: of the GIoU loss.
         dfl_loss_weight: of the distribution focal loss.
+        score_weight_offset: added to the weights of the box losses; 2e-4 in BCKD's code.
+        min_score_sum: the sum of these weights that box losses are divided by is at least this; BCKD's and LD's code
+            have no floor (1e-6).
         kwargs: see :class:`AssignedDetector`, without ``box2box_transform``. The paper has one square anchor a cell,
             8 strides wide: ``DefaultAnchorGenerator(sizes=[[64], [128], ...], aspect_ratios=[1.0], offset=0.0)``.
 
@@ -54,12 +57,21 @@ class GFL(DistributionBoxes, AssignedDetector):
 
     @configurable
     def __init__(
-        self, *, qfl_beta: float = 2.0, box_loss_weight: float = 2.0, dfl_loss_weight: float = 0.25, **kwargs: Any
+        self,
+        *,
+        qfl_beta: float = 2.0,
+        box_loss_weight: float = 2.0,
+        dfl_loss_weight: float = 0.25,
+        score_weight_offset: float = 0.0,
+        min_score_sum: float = 1.0,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.qfl_beta = qfl_beta
         self.box_loss_weight = box_loss_weight
         self.dfl_loss_weight = dfl_loss_weight
+        self.score_weight_offset = score_weight_offset
+        self.min_score_sum = min_score_sum
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -116,6 +128,7 @@ class GFL(DistributionBoxes, AssignedDetector):
         boxes = torch.cat([centers - distances[:, :2], centers + distances[:, 2:]], dim=1)
         target_distances = torch.cat([centers - targets[:, :2], targets[:, 2:] - centers], dim=1)
         scores = labels.gather([x.detach() for x in logits]).float().amax(dim=1).sigmoid()
+        scores = scores + self.score_weight_offset
         loss_box_reg = (iou_loss(boxes, targets) * scores).sum()
         loss_dfl = (distribution_focal_loss(bins, target_distances).mean(dim=1) * scores).sum()
 
@@ -127,7 +140,8 @@ class GFL(DistributionBoxes, AssignedDetector):
 
         self._log_positives(labels)
         counts = torch.stack([labels.per_image.clamp(min=1).sum().to(scores), scores.sum()])
-        num_samples, score_sum = mean_over_ranks(counts).clamp(min=1)
+        num_samples, score_sum = mean_over_ranks(counts).unbind()
+        num_samples, score_sum = num_samples.clamp(min=1), score_sum.clamp(min=self.min_score_sum)
         return {
             "loss_cls": loss_cls / num_samples,
             "loss_box_reg": loss_box_reg * (self.box_loss_weight / score_sum),

@@ -17,7 +17,7 @@ __all__ = ["LevelLabels", "centerness_targets", "distribution_focal_loss", "mean
 def distribution_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """
     "Generalized Focal Loss: Learning Qualified and Distributed Bounding Boxes for Dense Object Detection" (NeurIPS
-    2020, eq. 6): cross entropy with the two bins around the target, each weighted by its nearness,
+    2020): cross entropy with the two bins around the target, each weighted by its nearness,
 
         (i + 1 - y) CE(logits, i) + (y - i) CE(logits, i + 1),    i = floor(y).
 
@@ -39,7 +39,7 @@ def distribution_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 def centerness_targets(centers: Tensor, boxes: Tensor) -> Tensor:
     """
-    "FCOS: Fully Convolutional One-Stage Object Detection" (ICCV 2019, eq. 3):
+    "FCOS: Fully Convolutional One-Stage Object Detection" (ICCV 2019):
     sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)), with the distances to the sides of the box.
 
     Args:

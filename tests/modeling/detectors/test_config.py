@@ -70,7 +70,7 @@ def test_every_key_has_an_effect(name):
     node.ANCHOR_SCALE, node.ANCHOR_OFFSET, node.ATSS_TOPK = 4.0, 0.5, 7
     node.SCORE_THRESH_TEST, node.TOPK_CANDIDATES_TEST, node.NMS_THRESH_TEST = 0.1, 50, 0.5
     node.BBOX_REG_LOSS_WEIGHT = 3.0
-    cfg.TEST.DETECTIONS_PER_IMAGE, cfg.INPUT.FORMAT, cfg.VIS_PERIOD = 11, "RGB", 5
+    cfg.TEST.DETECTIONS_PER_IMAGE, cfg.INPUT.FORMAT = 11, "RGB"
     cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = [1.0, 2.0, 3.0], [4.0, 5.0, 6.0]
     if name == "GFL":
         node.REG_MAX, node.QFL_BETA, node.DFL_LOSS_WEIGHT = 8, 1.0, 0.5
@@ -89,7 +89,7 @@ def test_every_key_has_an_effect(name):
     assert detector.assigner.topk == 7
     found = [detector.test_score_thresh, detector.test_topk_candidates, detector.test_nms_thresh]
     assert found == [0.1, 50, 0.5]
-    assert (detector.max_detections_per_image, detector.input_format, detector.vis_period) == (11, "RGB", 5)
+    assert (detector.max_detections_per_image, detector.input_format) == (11, "RGB")
     assert detector.pixel_mean.flatten().tolist() == [1, 2, 3] and detector.pixel_std.flatten().tolist() == [4, 5, 6]
     assert detector.box_loss_weight == 3
     if name == "GFL":

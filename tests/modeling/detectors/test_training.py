@@ -113,6 +113,38 @@ def test_the_weights_of_the_losses():
     torch.testing.assert_close(other["loss_centerness"], 0.5 * losses["loss_centerness"])
 
 
+def test_the_weights_of_boxes_as_bckds_and_lds_code_have_them():
+    """At low scores, as in the beginning of training, their sum stays below the floor of 1."""
+    maps, batch = random_maps("GFL"), make_batch([(48, 64), (48, 60)])
+    maps[0] = [torch.full_like(x, -6.0).requires_grad_() for x in maps[0]]
+    score = torch.tensor(-6.0).sigmoid()
+    plain, _ = step(build_given("GFL", maps), batch)
+    no_floor, _ = step(build_given("GFL", maps, min_score_sum=1e-6), batch)
+    with_offset, _ = step(build_given("GFL", maps, score_weight_offset=2e-4), batch)
+    both, _ = step(build_given("GFL", maps, score_weight_offset=2e-4, min_score_sum=1e-6), batch)
+    for key in ("loss_box_reg", "loss_dfl"):
+        positives = plain[key] / no_floor[key] / score  # the sum of equal scores is what the floor stands for
+        assert 2 < positives < 1 / score
+        torch.testing.assert_close(positives, positives.round())
+        torch.testing.assert_close(with_offset[key], plain[key] * (score + 2e-4) / score)
+        torch.testing.assert_close(both[key], no_floor[key])  # equal weights cancel
+    assert plain["loss_cls"] == both["loss_cls"]
+
+
+def test_strides_of_anchors_that_are_not_the_features():
+    """Distances and cells are counted in them: boxes would silently be of another size."""
+    for name in CLASSES:
+        detector = build(name)
+        generator = detector.anchor_generator
+        if name == "DistributionFCOS":  # makes its own from the backbone
+            continue
+        generator.strides = [4, 8, 16]
+        with pytest.raises(
+            ValueError, match=r"anchor_generator.strides are \[4, 8, 16\], but .* strides \[8, 16, 32\]"
+        ):
+            build(name, anchor_generator=generator)
+
+
 def test_the_focal_loss():
     """Without its factors (alpha below 0, gamma 0) it is binary cross entropy, by the number of positives."""
     maps, batch = random_maps("ATSS"), make_batch([(48, 64), (48, 60)])
