@@ -29,8 +29,8 @@ class FrozenStatisticsBatchNorm2d(nn.BatchNorm2d):
     the affine parameters as well.
 
     For Detectron2's ``norm=`` arguments: pass the class. In the stages that ``ResNet.freeze`` freezes it becomes
-    FrozenBN, like any batch norm. Keys as ``BatchNorm2d``. Not for ``SyncBatchNorm.convert_sync_batchnorm``, which would
-    replace it by one whose statistics move.
+    FrozenBN, like any batch norm. Keys as ``BatchNorm2d``. Not for
+    ``SyncBatchNorm.convert_sync_batchnorm``, which would replace it by one whose statistics move.
 
     Args:
         num_features: channels.
