@@ -13,7 +13,7 @@ from d2kd.regions.boxes import (
     valuable_localization_region,
 )
 from d2kd.regions.predictions import general_instance_region
-from d2kd.regions.scores import classification_gap, main_region, teacher_confidence, valid_locations
+from d2kd.regions.scores import classification_gap, labelled_locations, main_region, teacher_confidence
 
 __all__ = [
     "REGION_REGISTRY",
@@ -25,6 +25,6 @@ __all__ = [
     "inside_box_region",
     "main_region",
     "teacher_confidence",
-    "valid_locations",
+    "labelled_locations",
     "valuable_localization_region",
 ]

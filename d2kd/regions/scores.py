@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def valid_locations(labels: Tensor) -> Tensor:
+def labelled_locations(labels: Tensor) -> Tensor:
     """
     1 where a location takes part in the detector's own classification loss, 0 where its label is ignored (-1).
 
@@ -78,7 +78,7 @@ def main_region(labels: Tensor, student_logits: Tensor, *, num_classes: int, dim
 @REGION_REGISTRY.register()
 def all_locations(source: DenseOutput, teacher: DenseOutput, assignment: Assignment) -> list[Tensor]:
     """Every location that the assignment does not ignore."""
-    return [valid_locations(labels) for labels in assignment.labels]
+    return [labelled_locations(labels) for labels in assignment.labels]
 
 
 @REGION_REGISTRY.register()
@@ -100,7 +100,7 @@ def main(source: DenseOutput, teacher: DenseOutput, assignment: Assignment) -> l
 def teacher_quality(source: DenseOutput, teacher: DenseOutput, assignment: Assignment) -> list[Tensor]:
     """:func:`teacher_confidence` of every location that the assignment does not ignore."""
     return [
-        teacher_confidence(logits, dim=teacher.class_dim) * valid_locations(labels)
+        teacher_confidence(logits, dim=teacher.class_dim) * labelled_locations(labels)
         for logits, labels in zip(teacher.logits, assignment.labels)
     ]
 
@@ -109,6 +109,6 @@ def teacher_quality(source: DenseOutput, teacher: DenseOutput, assignment: Assig
 def gap(source: DenseOutput, teacher: DenseOutput, assignment: Assignment) -> list[Tensor]:
     """:func:`classification_gap` of every location that the assignment does not ignore."""
     return [
-        classification_gap(source_logits, teacher_logits, dim=teacher.class_dim) * valid_locations(labels)
+        classification_gap(source_logits, teacher_logits, dim=teacher.class_dim) * labelled_locations(labels)
         for source_logits, teacher_logits, labels in zip(source.logits, teacher.logits, assignment.labels)
     ]

@@ -6,26 +6,12 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import instantiate
-from torch import nn
 
 from d2kd.losses import FeatureImitation
 from d2kd.methods import get_losses
 from d2kd.modeling import DistilledDetector
 from tests.helpers import run_step
-from tests.modeling.golden_scene import build_golden_detector, load_golden, make_scene, to_flat, to_maps
-
-
-class GivenHead(nn.Module):
-    """Returns the exported predictions whatever the features."""
-
-    reg_max = 16
-
-    def __init__(self, logits, bins):
-        super().__init__()
-        self.maps = logits, bins
-
-    def forward(self, features):
-        return self.maps
+from tests.modeling.golden_scene import GivenHead, build_golden_detector, load_golden, make_scene, to_flat, to_maps
 
 
 @pytest.fixture(scope="module")

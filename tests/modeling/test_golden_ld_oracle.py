@@ -10,13 +10,12 @@ import pytest
 import torch
 from detectron2.config import instantiate
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from torch import nn
 
 from d2kd.methods import get_losses
 from d2kd.modeling import DistilledDetector
 from d2kd.modeling.detectors import GFL, ATSSAssigner, DistributionATSS, DistributionFCOS
 from tests.helpers import PIXELS, run_step
-from tests.modeling.golden_scene import GOLDEN, LEVELS, STRIDES, GivenFeatures, make_scene
+from tests.modeling.golden_scene import GOLDEN, LEVELS, STRIDES, GivenFeatures, GivenHead, make_scene
 
 SIZES = [(32, 40), (16, 20), (8, 10), (4, 5), (2, 3)]
 # Of each image: boxes and classes. The second image is 192x224 in a batch of 256x320.
@@ -36,19 +35,6 @@ def wave(channels, a, b, scale, offset):
         n = torch.arange(2 * channels * h * w, dtype=torch.float64).view(2, channels, h, w)
         maps.append((scale * torch.sin(a * n + b(level)) + offset).float())
     return maps
-
-
-class GivenHead(nn.Module):
-    """Returns closed-form predictions whatever the features."""
-
-    reg_max = 16
-
-    def __init__(self, *maps):
-        super().__init__()
-        self.maps = maps
-
-    def forward(self, features):
-        return self.maps
 
 
 def build(family, cls, box, centerness):

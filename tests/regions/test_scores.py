@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from d2kd.regions import REGION_REGISTRY, classification_gap, main_region, teacher_confidence, valid_locations
+from d2kd.regions import REGION_REGISTRY, classification_gap, labelled_locations, main_region, teacher_confidence
 
 # Those of labels and scores; test_boxes.py and test_instances.py have the others.
 NAMES = ("all_locations", "positives", "main", "teacher_quality", "gap")
@@ -28,8 +28,8 @@ def assignment(labels=None):
     return SimpleNamespace(labels=labels, positives=[(x >= 0) & (x < K) for x in labels], num_classes=K)
 
 
-def test_valid_locations():
-    weights = valid_locations(torch.tensor([[-1, 0], [2, 4]]))
+def test_labelled_locations():
+    weights = labelled_locations(torch.tensor([[-1, 0], [2, 4]]))
     assert weights.dtype == torch.float32
     assert weights.tolist() == [[0, 1], [1, 1]]
 

@@ -134,9 +134,9 @@ class ATSS(AssignedDetector):
         loss_cls = sum(
             (
                 sigmoid_focal_loss_jit(x.float(), y, alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma)
-                * valid.unsqueeze(2)
+                * labelled.unsqueeze(2)
             ).sum()
-            for x, y, valid in zip(logits, one_hot, labels.valid)
+            for x, y, labelled in zip(logits, one_hot, labels.labelled)
         )
 
         anchor_boxes = torch.cat([x.tensor for x in anchors])

@@ -134,8 +134,8 @@ class GFL(DistributionBoxes, AssignedDetector):
 
         qualities = labels.class_targets(logits, iou(boxes.detach(), targets))
         loss_cls = sum(
-            gap_weighted_bce(x, y, beta=self.qfl_beta, weight=valid, dim=2, reduction="sum")
-            for x, y, valid in zip(logits, qualities, labels.valid)
+            gap_weighted_bce(x, y, beta=self.qfl_beta, weight=labelled, dim=2, reduction="sum")
+            for x, y, labelled in zip(logits, qualities, labels.labelled)
         )
 
         self._log_positives(labels)

@@ -77,7 +77,7 @@ class LevelLabels:
         num_classes: K.
 
     Attributes:
-        valid: per level, (N, A, H, W) fp32, 0 where an anchor is left out (label -1), 1 elsewhere.
+        labelled: per level, (N, A, H, W) fp32, 0 where an anchor is left out (label -1), 1 elsewhere.
         classes: (P,) classes of the positives.
         per_level: number of positives of each level.
         per_image: (N,) number of positives of each image.
@@ -88,7 +88,7 @@ class LevelLabels:
         is_positive = (flat >= 0) & (flat < num_classes)
         self.per_image = is_positive.sum(dim=1)
         self._shapes = [(*x.shape[-2:], x.shape[1]) for x in maps]
-        self.valid = [x.permute(0, 3, 1, 2) for x in self._split((flat >= 0).float())]
+        self.labelled = [x.permute(0, 3, 1, 2) for x in self._split((flat >= 0).float())]
         # image, row, column and anchor of each level's positives
         self._indices = [x.nonzero(as_tuple=True) for x in self._split(is_positive)]
         self.per_level = [len(index[0]) for index in self._indices]

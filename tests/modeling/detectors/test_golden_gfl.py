@@ -2,26 +2,12 @@
 
 import pytest
 import torch
-from torch import nn
 
 import d2kd.modeling.detectors.gfl as module_under_test
 from tests.helpers import run_step
-from tests.modeling.golden_scene import build_golden_detector, load_golden, make_scene, to_flat, to_maps
+from tests.modeling.golden_scene import GivenHead, build_golden_detector, load_golden, make_scene, to_flat, to_maps
 
 SCENES = ("full", "padded", "oneempty", "allempty")
-
-
-class GivenHead(nn.Module):
-    """Returns the exported predictions whatever the features."""
-
-    reg_max = 16
-
-    def __init__(self, logits, bins):
-        super().__init__()
-        self.maps = logits, bins
-
-    def forward(self, features):
-        return self.maps
 
 
 class Run:

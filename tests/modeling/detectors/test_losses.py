@@ -164,8 +164,8 @@ def test_labels_over_maps():
     targets = labels.class_targets(maps, values)
     found = torch.cat([x.permute(0, 3, 4, 1, 2).flatten(1, 3) for x in targets], dim=1)
     assert torch.equal(found, expected)
-    valid = torch.cat([x.permute(0, 2, 3, 1).flatten(1) for x in labels.valid], dim=1)
-    assert torch.equal(valid, (flat >= 0).float())
+    labelled = torch.cat([x.permute(0, 2, 3, 1).flatten(1) for x in labels.labelled], dim=1)
+    assert torch.equal(labelled, (flat >= 0).float())
 
 
 def test_class_targets_have_the_layout_of_the_logits():
