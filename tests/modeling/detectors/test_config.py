@@ -9,10 +9,11 @@ from detectron2.config import get_cfg
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 
+from d2kd.losses import BinaryClassificationKD
 from d2kd.modeling.detectors import ATSS, GFL, ATSSAssigner, add_atss_config, add_gfl_config
 from d2kd.modeling.detectors.base import AssignedDetector
 from d2kd.modeling.layers import P6P7
-from tests.helpers import make_batch, run_step
+from tests.helpers import distilled, make_batch, run_step
 
 FEATURES = ["res3", "res4", "res5"]
 
@@ -102,14 +103,15 @@ def test_every_key_has_an_effect(name):
 
 @pytest.mark.parametrize("name", ["GFL", "ATSS"])
 def test_trains_and_predicts(name, tmp_path):
-    """A step, and Detectron2's predictor on the checkpoint."""
+    """A distilled step, and Detectron2's predictor on its checkpoint."""
     cfg = make_cfg(name)
     cfg.MODEL[name].SCORE_THRESH_TEST = 0.005
     cfg.INPUT.MIN_SIZE_TEST = 64
     torch.manual_seed(0)
-    detector = build_model(cfg)
+    detector, teacher = build_model(cfg), build_model(cfg)
+    detector = distilled(detector, teacher, dict(kd=BinaryClassificationKD()))
     losses = run_step(detector, make_batch([(64, 96)]))
-    assert all(x.isfinite() for x in losses.values()) and len(losses) == 3
+    assert all(x.isfinite() for x in losses.values()) and len(losses) == 4
     DetectionCheckpointer(detector, save_dir=str(tmp_path)).save("model")
     cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
     image = make_batch([(64, 96)])[0]["image"]
