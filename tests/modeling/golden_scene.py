@@ -1,9 +1,12 @@
 """Detectors with the exported heads, on the exported features, for comparison with the numbers of the papers' code."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
+from detectron2.config import instantiate
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.backbone import Backbone
@@ -16,9 +19,10 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
+from d2kd.modeling import DistilledDetector
 from d2kd.modeling.detectors import ATSS, GFL, ATSSAssigner, ATSSHead, DenseHead, GFLHead
 from d2kd.modeling.layers import group_norm
-from tests.helpers import PIXELS
+from tests.helpers import PIXELS, run_step
 
 STRIDES = [8, 16, 32, 64, 128]
 LEVELS = ["p3", "p4", "p5", "p6", "p7"]
@@ -138,6 +142,25 @@ def build_head(family: str) -> nn.Module:
     if family == "FCOS":  # the papers' FCOS scales each level's distances
         return DenseHead(centerness_on="box", scale_levels=True, **kwargs)
     return GFLHead(reg_max=16, **kwargs) if family == "GFL" else ATSSHead(**kwargs)
+
+
+def watched_step(
+    student: DenseDetector, teacher: DenseDetector, losses: Mapping, batch: list[dict], **also: object
+) -> SimpleNamespace:
+    """
+    One training step: ``found``, its losses; ``levels``, each term level by level with weight and normaliser;
+    ``regions``, what each term was weighted with; and ``also``.
+    """
+    losses = {name: instantiate(loss) for name, loss in losses.items()}
+    model = DistilledDetector(student=student, teacher=dict(model=teacher), losses=losses)
+    seen = {}
+    for name, loss in model.losses.items():
+        loss.register_forward_hook(lambda m, args, out, name=name: seen.update({name: (args[2], out)}))
+    compute, normalizers = model._normalizers, {}
+    model._normalizers = lambda *args: normalizers.update(compute(*args)) or normalizers
+    found = run_step(model, batch)
+    levels = {name: losses[name].weight * out / normalizers[name] for name, (_, out) in seen.items()}
+    return SimpleNamespace(found=found, levels=levels, regions={name: x[0] for name, x in seen.items()}, **also)
 
 
 def make_scene(boxes: list[Tensor], classes: list[Tensor], size: tuple[int, int]) -> list[dict]:

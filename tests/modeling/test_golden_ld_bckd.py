@@ -1,17 +1,20 @@
 """LD and BCKD on GFL against the numbers of their authors' code: every term and its gradient."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
-from detectron2.config import instantiate
 
 from d2kd.losses import FeatureImitation
 from d2kd.methods import get_losses
-from d2kd.modeling import DistilledDetector
-from tests.helpers import run_step
-from tests.modeling.golden_scene import GivenHead, build_golden_detector, load_golden, make_scene, to_flat, to_maps
+from tests.modeling.golden_scene import (
+    GivenHead,
+    build_golden_detector,
+    load_golden,
+    make_scene,
+    to_flat,
+    to_maps,
+    watched_step,
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,17 +34,8 @@ def step(arrays, losses):
         build_golden_detector("GFL", maps[f"{who}_feat"], GivenHead(maps[f"{who}_cls"], maps[f"{who}_reg"]))
         for who in ("stu", "tea")
     )
-    losses = {name: instantiate(loss) for name, loss in losses.items()}
-    model = DistilledDetector(student=student, teacher=dict(model=teacher), losses=losses)
-    seen = {}
-    for name, loss in model.losses.items():
-        loss.register_forward_hook(lambda m, args, out, name=name: seen.update({name: (args[2], out)}))
-    compute, normalizers = model._normalizers, {}
-    model._normalizers = lambda *args: normalizers.update(compute(*args)) or normalizers
     boxes, classes = ([arrays[f"full/gt_{what}{i}"] for i in range(2)] for what in ("boxes", "classes"))
-    found = run_step(model, make_scene(boxes, classes, (96, 128)))
-    levels = {name: losses[name].weight * out / normalizers[name] for name, (_, out) in seen.items()}
-    return SimpleNamespace(found=found, maps=maps, levels=levels, regions={name: x[0] for name, x in seen.items()})
+    return watched_step(student, teacher, losses, make_scene(boxes, classes, (96, 128)), maps=maps)
 
 
 @pytest.fixture(scope="module")

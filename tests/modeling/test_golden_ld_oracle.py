@@ -4,18 +4,15 @@ padding.
 """
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
-from detectron2.config import instantiate
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 
 from d2kd.methods import get_losses
-from d2kd.modeling import DistilledDetector
 from d2kd.modeling.detectors import GFL, ATSSAssigner, DistributionATSS, DistributionFCOS
-from tests.helpers import PIXELS, run_step
-from tests.modeling.golden_scene import GOLDEN, LEVELS, STRIDES, GivenFeatures, GivenHead, make_scene
+from tests.helpers import PIXELS
+from tests.modeling.golden_scene import GOLDEN, LEVELS, STRIDES, GivenFeatures, GivenHead, make_scene, watched_step
 
 SIZES = [(32, 40), (16, 20), (8, 10), (4, 5), (2, 3)]
 # Of each image: boxes and classes. The second image is 192x224 in a batch of 256x320.
@@ -60,19 +57,10 @@ def step(family, losses, objects=(range(4), range(2))):
     teacher_cls = wave(5, 0.53, lambda level: 0.31 * level + 1, 2, -1.5)
     teacher_box = wave(68, 0.77, lambda level: 0.17 * level + 2, 2.5, 0)
     teacher = build(family, teacher_cls, teacher_box, centerness)
-    losses = {name: instantiate(loss) for name, loss in losses.items()}
-    model = DistilledDetector(student=student, teacher=dict(model=teacher), losses=losses)
-    seen = {}
-    for name, loss in model.losses.items():
-        loss.register_forward_hook(lambda m, args, out, name=name: seen.update({name: (args[2], out)}))
-    compute, normalizers = model._normalizers, {}
-    model._normalizers = lambda *args: normalizers.update(compute(*args)) or normalizers
     boxes = [torch.tensor(x, dtype=torch.float32)[list(i)] for x, i in zip(BOXES, objects, strict=True)]
     classes = [torch.tensor(x)[list(i)] for x, i in zip(CLASSES, objects, strict=True)]
     batch = [make_scene([b], [c], size)[0] for b, c, size in zip(boxes, classes, ((256, 320), (192, 224)), strict=True)]
-    found = run_step(model, batch)
-    levels = {name: losses[name].weight * out / normalizers[name] for name, (_, out) in seen.items()}
-    return SimpleNamespace(found=found, cls=cls, box=box, levels=levels, regions={n: x[0] for n, x in seen.items()})
+    return watched_step(student, teacher, losses, batch, cls=cls, box=box)
 
 
 def bckd_losses():
