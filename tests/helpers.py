@@ -25,7 +25,7 @@ from d2kd.losses import (
     LocalizationDistillation,
     SoftmaxClassificationKD,
 )
-from d2kd.modeling import DistilledDetector
+from d2kd.modeling import Assignment, DistilledDetector
 from d2kd.modeling.detectors import ATSS, GFL, ATSSAssigner, ATSSHead, GFLHead
 
 FAMILIES = ("RetinaNet", "FCOS", "GFL", "ATSS")
@@ -176,6 +176,19 @@ def make_batch(
         instances.gt_classes = torch.randint(0, NUM_CLASSES, (count,), generator=generator)
         batch.append(dict(image=image, instances=instances, height=h, width=w))
     return batch
+
+
+def flat_assignment(labels: Tensor, num_classes: int, sizes: Sequence[tuple[int, int]]) -> Assignment:
+    """Labels (N, R) in the order of ``label_anchors``, of images whose objects do not matter."""
+    return Assignment.from_flat(
+        labels,
+        num_classes,
+        sizes,
+        matched_boxes=labels.new_zeros(*labels.shape, 4),
+        gt_boxes=[torch.zeros(0, 4)] * len(labels),
+        gt_classes=[torch.zeros(0, dtype=torch.int64)] * len(labels),
+        valid=torch.ones_like(labels, dtype=torch.bool),
+    )
 
 
 def run_step(model: nn.Module, batch: list[dict], iteration: int = 0) -> dict[str, Tensor]:

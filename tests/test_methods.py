@@ -17,14 +17,21 @@ def build(method, family):
     return {name: instantiate(node) for name, node in get_losses(method, family).items()}
 
 
+def where(loss):
+    """Region and normaliser of a loss of one term."""
+    (term,) = loss.terms
+    return term.region, term.normalizer
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_preset_instantiates_to_losses_of_both_branches(method):
     for family in METHODS[method]:
         losses = build(method, family)
         assert {"cls", "box"} <= {loss.task for loss in losses.values()}
         # Normalisers that do not depend on how a batch is spread over ranks; the papers' own are for parity tests.
-        allowed = {"positives", "images", "locations", "level_locations"}
-        assert all(x.normalizer in allowed and not x.skip_empty_levels for x in losses.values())
+        allowed = {"positives", "images", "locations", "level_locations", "level_mean"}
+        assert {term.normalizer for loss in losses.values() for term in loss.terms} <= allowed
+        assert not any(loss.skip_empty_levels for loss in losses.values())
 
 
 @pytest.mark.parametrize("family", ["RetinaNet", "FCOS", "GFL", "ATSS"])
@@ -32,8 +39,9 @@ def test_bckd(family):
     losses = build("bckd", family)
     cls, loc = losses["bckd_cls"], losses["bckd_loc"]
     assert isinstance(cls, BinaryClassificationKD) and isinstance(loc, IoULocalizationKD)
-    assert (cls.weight, cls.beta, cls.detach_gap, cls.source, cls.region) == (1, 1, False, "student", "all_locations")
-    assert (loc.weight, loc.iou_type, loc.source, loc.region) == (4, "giou", "student", "gap")
+    assert (cls.weight, cls.beta, cls.detach_gap, cls.source) == (1, 1, False, "student")
+    assert (loc.weight, loc.iou_type, loc.source) == (4, "giou", "student")
+    assert (where(cls), where(loc)) == (("all_locations", "positives"), ("gap", "positives"))
 
 
 @pytest.mark.parametrize(
@@ -48,18 +56,19 @@ def test_crosskd(family, tail, cls_weight, loc_weight, iou_type):
     losses = build("crosskd", family)
     cls, loc = losses["crosskd_cls"], losses["crosskd_loc"]
     assert isinstance(cls, BinaryClassificationKD) and isinstance(loc, IoULocalizationKD)
-    assert (cls.weight, cls.beta, cls.detach_gap, cls.region) == (cls_weight, 1, False, "all_locations")
-    assert (loc.weight, loc.iou_type, loc.region) == (loc_weight, iou_type, "teacher_quality")
+    assert (cls.weight, cls.beta, cls.detach_gap) == (cls_weight, 1, False)
+    assert (loc.weight, loc.iou_type) == (loc_weight, iou_type)
+    assert (where(cls), where(loc)) == (("all_locations", "positives"), ("teacher_quality", "positives"))
     assert all(x.source == "crossed" and x.tail == tail for x in (cls, loc))
 
 
 def test_crosskd_on_gfl_compares_distributions():
     losses = build("crosskd", "GFL")
     cls, loc = losses["crosskd_cls"], losses["crosskd_loc"]
-    assert (cls.weight, cls.region, cls.normalizer) == (1, "all_locations", "positives")
+    assert cls.weight == 1 and where(cls) == ("all_locations", "positives")
     assert isinstance(loc, LocalizationDistillation)
     assert (loc.weight, loc.temperature, loc.bin_reduction) == (4, 1, "sum")
-    assert (loc.region, loc.normalizer) == ("teacher_quality", "locations")
+    assert where(loc) == ("teacher_quality", "locations")
     assert all(x.source == "crossed" and x.tail == 1 for x in (cls, loc))
 
 
@@ -67,7 +76,7 @@ def test_crosskd_on_atss_distils_centerness_at_positives():
     loss = build("crosskd", "ATSS")["crosskd_centerness"]
     assert isinstance(loss, CenternessKD)
     assert (loss.weight, loss.source, loss.tail) == (1, "crossed", 1)
-    assert (loss.region, loss.normalizer) == ("positives", "positives")
+    assert where(loss) == ("positives", "positives")
 
 
 @pytest.mark.parametrize(
@@ -90,20 +99,20 @@ def test_ld(family, main, vlr, temperature, region, exclude_positives):
     for name in ("ld_main", "ld_vlr"):
         loss = losses[name]
         assert isinstance(loss, LocalizationDistillation) and (loss.temperature, loss.bin_reduction) == (10, "mean")
-        assert (loss.source, loss.normalizer) == ("student", "images")
+        assert loss.source == "student" and where(loss)[1] == "images"
     for name in ("ld_main_kd", "ld_vlr_kd"):
         loss = losses[name]
         assert isinstance(loss, SoftmaxClassificationKD) and loss.temperature == temperature
-        assert (loss.source, loss.normalizer) == ("student", "level_locations")
-    assert losses["ld_main"].region == "main" and losses["ld_main_kd"].region == "positives"
-    assert losses["ld_vlr"].region == losses["ld_vlr_kd"].region == region
-    options = losses["ld_vlr"].region_options
+        assert loss.source == "student" and where(loss)[1] == "level_locations"
+    assert where(losses["ld_main"])[0] == "main" and where(losses["ld_main_kd"])[0] == "positives"
+    assert where(losses["ld_vlr"])[0] == where(losses["ld_vlr_kd"])[0] == region
+    options = losses["ld_vlr"].terms[0].options
     assert options["exclude_positives"] is exclude_positives
     if region == "inside_box":
         assert options["weighting"] == "student_score"
     else:
         assert (options["gamma"], options["metric"], options["weighting"]) == (0.25, "anchor_iof", "iou")
-    assert losses["ld_vlr_kd"].region_options == {**options, "weighting": "mask"}
+    assert losses["ld_vlr_kd"].terms[0].options == {**options, "weighting": "mask"}
 
 
 def test_a_preset_is_a_copy():

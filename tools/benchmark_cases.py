@@ -20,7 +20,7 @@ from d2kd.losses import binary_classification_kd
 from d2kd.methods import METHODS, get_losses
 from d2kd.modeling import DistilledDetector
 from d2kd.modeling.pairing import check_pairing
-from d2kd.regions import REGION_REGISTRY
+from d2kd.modeling.region_maps import make_regions, source_key, stack_terms
 
 OBJECTS_PER_IMAGE = 8
 STUDENT, TEACHER = "student step", "teacher forward"
@@ -134,23 +134,16 @@ def _leaves(maps: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _part_cases(method: str, model: DistilledDetector, batch: list[dict[str, Any]]) -> list[Case]:
-    tails = {loss.tail for loss in model.losses.values() if loss.source == "crossed"}
+    losses = {name: loss for name, loss in model.losses.items() if loss.weight > 0}
+    tails = {loss.tail for loss in losses.values() if loss.source == "crossed"}
     with EventStorage(), torch.no_grad():
         student = model._run_student(batch, tails)
-        teacher = model._run_teacher(batch, student, tails)
+        teacher = model._run_teacher(batch, student, losses)
         crossed = {tail: model._cross(student, teacher, tail) for tail in tails}
         assignment = model._teacher_assignment(student) if tails else student.assignment
 
-    def source_of(loss: nn.Module) -> Any:
-        return crossed[loss.tail] if loss.source == "crossed" else student.output
-
-    def assignment_of(loss: nn.Module) -> Any:
-        return assignment if loss.source == "crossed" else student.assignment
-
-    def region_of(loss: nn.Module) -> Sequence[Tensor]:
-        make = REGION_REGISTRY.get(loss.region)
-        region = make(source_of(loss), teacher.output, assignment_of(loss), **loss.region_options)
-        return loss.prepare_region(region)
+    sources = {"student": student.output, **{("crossed", tail): output for tail, output in crossed.items()}}
+    assignments = {"student": student.assignment, "crossed": assignment}
 
     cases = []
     for tail in sorted(tails):
@@ -169,18 +162,19 @@ def _part_cases(method: str, model: DistilledDetector, batch: list[dict[str, Any
                 group=method,
             )
         )
-    losses = {name: loss for name, loss in model.losses.items() if loss.weight > 0}
-    distinct = list({(loss.region_key, loss.source, loss.tail): loss for loss in losses.values()}.values())
-    cases.append(Case("regions", lambda _: [region_of(loss) for loss in distinct], group=method))
+    cases.append(Case("regions", lambda _: make_regions(losses, sources, teacher.output, assignments), group=method))
     for name, loss in losses.items():
 
-        def fresh(loss: nn.Module = loss) -> tuple:
-            output = source_of(loss)
-            centerness = None if output.centerness is None else _leaves(output.centerness)
-            source = dataclasses.replace(
-                output, logits=_leaves(output.logits), box_params=_leaves(output.box_params), centerness=centerness
-            )
-            return source, dataclasses.replace(teacher.output), region_of(loss)
+        def fresh(name: str = name, loss: nn.Module = loss) -> tuple:
+            output = sources[source_key(loss)]
+            leaves = {
+                field: _leaves(getattr(output, field))
+                for field in ("logits", "box_params", "centerness", "features")
+                if getattr(output, field) is not None
+            }
+            regions = make_regions({name: loss}, sources, teacher.output, assignments)[name]
+            source = dataclasses.replace(output, **leaves)
+            return source, dataclasses.replace(teacher.output), stack_terms(regions), assignments[loss.source]
 
         def run(inputs: tuple, loss: nn.Module = loss) -> None:
             loss(*inputs).sum().backward()

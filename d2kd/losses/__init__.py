@@ -1,7 +1,7 @@
 """Distillation losses: pure functions, and the thin modules that hold their hyper-parameters. Torch and fvcore only."""
 
 from d2kd.losses.align import align_statistics
-from d2kd.losses.base import LOSS_REGISTRY, NORMALIZERS, SOURCES, DistillationLoss
+from d2kd.losses.base import LOSS_REGISTRY, SOURCES, DistillationLoss
 from d2kd.losses.binary_classification import BinaryClassificationKD, binary_classification_kd, gap_weighted_bce
 from d2kd.losses.centerness import CenternessKD, centerness_kd
 from d2kd.losses.feature_imitation import FeatureImitation, feature_imitation
@@ -9,6 +9,7 @@ from d2kd.losses.iou_localization import IoULocalizationKD, iou_localization_kd,
 from d2kd.losses.localization_distillation import LocalizationDistillation, localization_distillation
 from d2kd.losses.softmax_classification import SoftmaxClassificationKD, softmax_classification_kd
 from d2kd.losses.temperature_kl import temperature_kl
+from d2kd.losses.terms import NORMALIZERS, Term
 
 __all__ = [
     "LOSS_REGISTRY",
@@ -21,6 +22,7 @@ __all__ = [
     "IoULocalizationKD",
     "LocalizationDistillation",
     "SoftmaxClassificationKD",
+    "Term",
     "align_statistics",
     "binary_classification_kd",
     "centerness_kd",

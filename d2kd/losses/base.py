@@ -2,66 +2,70 @@
 
 from __future__ import annotations
 
-import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
+from fvcore.common.param_scheduler import ParamScheduler
 from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
-from d2kd.regions import REGION_REGISTRY, check_options
+from d2kd.losses.terms import Term
 
 if TYPE_CHECKING:  # a dense output is duck-typed here: this room must not need detectron2
-    from d2kd.modeling.dense_output import DenseOutput, OutputSpec
+    from d2kd.modeling.dense_output import Assignment, DenseOutput, OutputSpec
 
-__all__ = ["LOSS_REGISTRY", "NORMALIZERS", "SOURCES", "DistillationLoss"]
+__all__ = ["LOSS_REGISTRY", "SOURCES", "DistillationLoss"]
 
 LOSS_REGISTRY = Registry("DISTILLATION_LOSS")
 LOSS_REGISTRY.__doc__ = """
 Registry for :class:`DistillationLoss` modules: one kernel each, with its hyper-parameters.
 """
 
+# The end of a schedule: fvcore's take numbers in [0, 1).
+_END = math.nextafter(1.0, 0.0)
+
 #: Whose dense output a loss compares with the teacher's.
 SOURCES = ("student", "crossed")
-
-#: What a term is divided by. "Per rank" = summed over ranks and divided by the number of ranks, so that a term averaged
-#: over ranks is the term of the whole batch.
-#: positives: positives of this step, floor 1, per rank (the default);
-#: images: half the images of this step, per rank: a sum over locations that equals the papers' at two images a GPU;
-#: locations: the region's total weight, per rank: a weighted mean over locations;
-#: level_locations: for each level the region's total weight on it, per rank: a sum of the levels' weighted means;
-#: local_positives: positives of this rank, counted at least once an image: on one rank what BCKD's and CrossKD's code
-#:     divides by (on several, that code takes the mean over ranks, except for RetinaNet);
-#: ema: the student's own running normaliser, Detectron2's ``loss_normalizer`` (local, as Detectron2 keeps it);
-#: none: nothing, the sum over this rank's locations (parity with LD's code, where it grows with the images a GPU).
-NORMALIZERS = ("positives", "images", "locations", "level_locations", "local_positives", "ema", "none")
 
 
 class DistillationLoss(nn.Module, ABC):
     """
-    One distillation term: ``weight * sum over locations of region * kernel(source, teacher) / normaliser``.
+    One distillation loss: ``weight * sum over locations of region * kernel(source, teacher) / normaliser``.
 
-    A subclass holds a kernel's hyper-parameters, sets :attr:`task` and implements :meth:`level_loss`.
+    A subclass holds a kernel's hyper-parameters, sets :attr:`task` and implements :meth:`level_loss`. One that sums
+    over several regions, each with its own normaliser, replaces :attr:`terms` after ``super().__init__``.
 
     Args:
-        weight: the term's weight; 0 turns it off: its kernel is not run.
+        weight: the loss's weight; 0 turns it off: its kernel is not run.
         source: ``"student"`` or ``"crossed"`` (the student's taps sent through the rest of the teacher's head).
         tail: for ``source="crossed"``: number of teacher tower blocks that the taps are sent through.
         region: the weight of each location: a name in :data:`d2kd.regions.REGION_REGISTRY`, or a mapping of
-            "name" and that region's options.
-        normalizer: one of :data:`NORMALIZERS`.
+            "name", that region's options and, where it has areas, "area".
+        normalizer: one of :data:`d2kd.losses.NORMALIZERS`.
         skip_empty_levels: leave out pyramid levels on which this rank has no positive, as the papers' code does
             (parity only: the terms are defined on all locations).
+        schedule: what the weight is multiplied by, a function of the iteration over ``schedule_iters``, from 0 to 1;
+            None: 1. After ``schedule_iters`` it keeps its last value. Where it is 0 the loss is off.
+        schedule_iters: iterations that ``schedule`` is stretched over.
 
     Raises:
-        ValueError: an unknown source, region, option of a region or normaliser, a negative weight or tail.
+        ValueError: an unknown source, region, option of a region or normaliser, a negative weight, tail or value of
+            the schedule, or a schedule without ``schedule_iters``.
+        TypeError: a schedule that is none.
     """
 
-    #: What the term trains: "cls", "box", "centerness" or "feature". Terms of one task and different sources conflict.
+    #: What the loss trains: "cls", "box", "centerness" or "feature". Losses of one task and different sources conflict.
     task: str
+
+    #: The regions that the loss sums over.
+    terms: tuple[Term, ...]
+
+    #: The step that is being taken, told by the detector before each one; for what changes while training.
+    iteration: int = 0
 
     def __init__(
         self,
@@ -72,12 +76,13 @@ class DistillationLoss(nn.Module, ABC):
         region: str | Mapping[str, Any] = "all_locations",
         normalizer: str = "positives",
         skip_empty_levels: bool = False,
+        schedule: ParamScheduler | None = None,
+        schedule_iters: int | None = None,
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        for field, value, known in (("source", source, SOURCES), ("normalizer", normalizer, NORMALIZERS)):
-            if value not in known:
-                raise ValueError(f"{name}.{field} is {value!r}, expected one of {', '.join(known)}.")
+        if source not in SOURCES:
+            raise ValueError(f"{name}.source is {source!r}, expected one of {', '.join(SOURCES)}.")
         if not isinstance(weight, Real) or not weight >= 0:
             raise ValueError(f"{name}.weight is {weight!r}, expected a number >= 0 (0 turns the term off).")
         if tail < 0:
@@ -85,14 +90,18 @@ class DistillationLoss(nn.Module, ABC):
         self.weight = weight
         self.source = source
         self.tail = tail
-        self.region, self.region_options = _read_region(name, region)
-        self.normalizer = normalizer
+        self.terms = (Term.of(name, region=region, normalizer=normalizer),)
         self.skip_empty_levels = skip_empty_levels
+        _check_schedule(name, schedule, schedule_iters)
+        self.schedule = schedule
+        self.schedule_iters = schedule_iters
 
     @property
-    def region_key(self) -> tuple:
-        """Region and options, hashable: losses with equal keys (and equal sources) share one region."""
-        return self.region, *sorted(self.region_options.items())
+    def scheduled_weight(self) -> float:
+        """The weight at :attr:`iteration`."""
+        if self.schedule is None:
+            return self.weight
+        return self.weight * self.schedule(min(self.iteration / self.schedule_iters, _END))
 
     def check_pair(self, source: OutputSpec, teacher: OutputSpec) -> None:  # noqa: B027
         """
@@ -107,47 +116,71 @@ class DistillationLoss(nn.Module, ABC):
         """
 
     def prepare_region(self, region: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The region, per level (N, A, H, W), as this loss reads it: feature losses have one weight a cell."""
+        """A term's region, per level (N, A, H, W), as this loss reads it: feature losses have one weight a cell."""
         return region
 
     @abstractmethod
     def level_loss(self, source: DenseOutput, teacher: DenseOutput, level: int, region: Tensor) -> Tensor:
-        """The kernel summed over one level's locations, each weighted by ``region`` (N, A, H, W); a scalar."""
+        """
+        The kernel summed over one level's locations, each weighted by ``region`` (N, A, H, W); a scalar. With several
+        :attr:`terms`, ``region`` is (T, N, A, H, W) and so is the sum (T,).
+        """
 
-    def forward(self, source: DenseOutput, teacher: DenseOutput, region: Sequence[Tensor]) -> Tensor:
+    def forward(
+        self,
+        source: DenseOutput,
+        teacher: DenseOutput,
+        region: Sequence[Tensor],
+        assignment: Assignment | None = None,
+    ) -> Tensor:
         """
         Args:
             source: dense output of the source.
             teacher: dense output of the teacher, in the same anchors and classes.
-            region: per level, detached weights as :meth:`prepare_region` returns them.
+            region: per level, detached weights as :meth:`prepare_region` returns them, (N, A, H, W); of several
+                :attr:`terms` stacked in front, (T, N, A, H, W).
+            assignment: the labels of the source's anchors, for kernels that read objects.
 
         Returns:
-            (L,): each level's sum, not yet weighted nor normalised.
+            (L,) or, of several terms, (L, T): each level's sums, not yet weighted nor normalised.
         """
         return torch.stack([self.level_loss(source, teacher, level, weight) for level, weight in enumerate(region)])
 
     def extra_repr(self) -> str:
-        fields = ["weight", "source", "tail", "region", "normalizer", "skip_empty_levels"]
-        if self.source != "crossed":
-            fields.remove("tail")
-        if self.region_options:
-            fields.insert(fields.index("region") + 1, "region_options")
-        return ", ".join(f"{field}={getattr(self, field)}" for field in fields)
+        fields = {"weight": self.weight, "source": self.source}
+        if self.source == "crossed":
+            fields["tail"] = self.tail
+        for term in self.terms:
+            suffix = f"_{term.name}" if term.name else ""
+            fields[f"region{suffix}"] = term.region
+            if term.area is not None:
+                fields[f"area{suffix}"] = term.area
+            if term.options:
+                fields[f"region_options{suffix}"] = term.options
+            fields[f"normalizer{suffix}"] = term.normalizer
+        fields["skip_empty_levels"] = self.skip_empty_levels
+        if self.schedule is not None:
+            fields["schedule"] = type(self.schedule).__name__
+            fields["schedule_iters"] = self.schedule_iters
+        return ", ".join(f"{field}={value}" for field, value in fields.items())
 
 
-def _read_region(loss: str, region: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Name and options of a ``region`` field."""
-    options = dict(region) if isinstance(region, Mapping) else {"name": region}
-    name = options.pop("name", None)
-    known = sorted(key for key, _ in REGION_REGISTRY)
-    if name not in known:
-        raise ValueError(f"{loss}.region is {name!r}, expected one of {', '.join(known)}.")
-    parameters = inspect.signature(REGION_REGISTRY.get(name)).parameters.values()
-    accepted = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-    for option in options:
-        if option not in accepted:
+def _check_schedule(loss: str, schedule: ParamScheduler | None, iters: int | None) -> None:
+    if schedule is None:
+        return
+    if not isinstance(schedule, ParamScheduler):
+        raise TypeError(f"{loss}.schedule is a {type(schedule).__name__}, expected a ParamScheduler of fvcore.")
+    if isinstance(iters, bool) or not isinstance(iters, int) or iters < 1:
+        raise ValueError(
+            f"{loss}.schedule_iters is {iters!r}, expected the number of iterations of the schedule, >= 1."
+        )
+    for where in (0.0, _END):
+        try:
+            value = schedule(where)
+        except IndexError as error:
             raise ValueError(
-                f"{loss}.region {name!r} has no option {option!r}; it has {', '.join(accepted) or 'none'}."
-            )
-    check_options(name, options)
-    return name, options
+                f"{loss}.schedule: a {type(schedule).__name__} has no value after its last step, take a "
+                "MultiStepParamScheduler."
+            ) from error
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{loss}.schedule is {value:.3g} at {where:.0%} of its iterations, expected >= 0.")

@@ -95,37 +95,50 @@ class Assignment:
         labels: per level, (N, A, H, W) integers: -1 = ignored, 0..K-1 = class, K = background.
         valid: per level, (N, A, H, W) booleans: False where an anchor lies in padding that the detector leaves out.
         gt_boxes: (G, 4) boxes of each image's objects, absolute xyxy pixels of the canvas.
+        gt_classes: (G,) their classes.
         num_classes: K.
+        matched_boxes: per level, (N, A, H, W, 4): the box of the object that a location answers for; meaningful at
+            positives.
+        iou_thresholds: (negative, positive), the IoUs with an object below and from which the detector's own matcher
+            labels anchors; None for detectors that label otherwise.
     """
 
     labels: list[Tensor]
     valid: list[Tensor]
     gt_boxes: list[Tensor]
+    gt_classes: list[Tensor]
     num_classes: int
+    matched_boxes: list[Tensor]
+    iou_thresholds: tuple[float, float] | None = None
 
     @classmethod
     def from_flat(
         cls,
-        flat_labels: Sequence[Tensor],
+        labels: Tensor,
         num_classes: int,
         sizes: Sequence[tuple[int, int]],
         *,
+        matched_boxes: Tensor,
         gt_boxes: Sequence[Tensor],
-        valid: Tensor | None = None,
+        gt_classes: Sequence[Tensor],
+        valid: Tensor,
+        iou_thresholds: tuple[float, float] | None = None,
     ) -> Assignment:
         """
         Args:
-            flat_labels: what ``label_anchors`` returns: one (R,) tensor an image, R running over levels and,
-                inside a level, over (H, W, A).
+            labels: (N, R), what ``label_anchors`` returns first: R runs over levels and, inside a level, over
+                (H, W, A).
             num_classes: K.
             sizes: (H, W) of each level.
+            matched_boxes: (N, R, 4), what it returns second.
             gt_boxes: (G, 4) boxes of each image, absolute xyxy.
-            valid: (N, R) booleans, ordered as the labels; None: all anchors are.
+            gt_classes: (G,) classes of each image.
+            valid: (N, R) booleans, ordered as the labels.
+            iou_thresholds: see :class:`Assignment`.
 
         Raises:
             ValueError: R is not a whole number of anchors per cell of ``sizes``.
         """
-        labels = torch.stack(list(flat_labels))
         cells = sum(h * w for h, w in sizes)
         num_anchors, rest = divmod(labels.shape[1], cells)
         if rest:
@@ -136,13 +149,16 @@ class Assignment:
 
         def split_levels(flat: Tensor) -> list[Tensor]:
             per_level = flat.split([h * w * num_anchors for h, w in sizes], dim=1)
-            return [x.unflatten(1, (h, w, num_anchors)).permute(0, 3, 1, 2) for x, (h, w) in zip(per_level, sizes)]
+            return [x.unflatten(1, (h, w, num_anchors)).movedim(3, 1) for x, (h, w) in zip(per_level, sizes)]
 
         return cls(
             labels=split_levels(labels),
-            valid=split_levels(torch.ones_like(labels, dtype=torch.bool) if valid is None else valid),
+            valid=split_levels(valid),
             gt_boxes=list(gt_boxes),
+            gt_classes=list(gt_classes),
             num_classes=num_classes,
+            matched_boxes=split_levels(matched_boxes),
+            iou_thresholds=iou_thresholds,
         )
 
     @cached_property

@@ -20,9 +20,9 @@ from d2kd.modeling.distillation_state import DistillationState
 from d2kd.modeling.monitors import check_finite, gap_at_positives
 from d2kd.modeling.normalizers import compute_normalizers
 from d2kd.modeling.pairing import check_pairing, same_layout, tap_index, warn_of_stacked_terms
+from d2kd.modeling.region_maps import make_regions, source_key, stack_terms
 from d2kd.modeling.student import StudentRun, run_student
 from d2kd.modeling.teacher import Teacher, TeacherRun, input_format_of
-from d2kd.regions import REGION_REGISTRY
 
 __all__ = ["DistilledDetector"]
 
@@ -176,21 +176,22 @@ class DistilledDetector(nn.Module):
         if not self.training:
             return self.student(batched_inputs)
 
-        active = {name: loss for name, loss in self.losses.items() if loss.weight > 0}
-        if active:
+        if any(loss.weight > 0 for loss in self.losses.values()):
             self.load_teacher()
+        active = self._active_losses()
         tails = {loss.tail for loss in active.values() if loss.source == "crossed"}
         student = self._run_student(batched_inputs, tails)
         sources = {"student": student.output}
         assignments = {"student": student.assignment}
+        regions: dict[str, list[Sequence[Tensor]]] = {}
         if active:
-            teacher = self._run_teacher(batched_inputs, student, tails)
+            teacher = self._run_teacher(batched_inputs, student, active)
             for tail in tails:
                 sources["crossed", tail] = self._cross(student, teacher, tail)
             teacher.taps.clear()  # read by the crossing alone
             if tails:
                 assignments["crossed"] = self._teacher_assignment(student)
-        regions = self._regions(active, sources, teacher.output, assignments) if active else {}
+            regions = make_regions(active, sources, teacher.output, assignments)
         normalizers = self._normalizers(active, regions, assignments)
 
         losses = dict(student.losses)
@@ -200,10 +201,13 @@ class DistilledDetector(nn.Module):
                 losses[f"loss_kd_{name}"] = sum((p.sum() * 0 for p in loss.parameters()), self.pixel_mean.new_zeros(()))
                 continue
             with torch.autocast(self.device.type, enabled=False):
-                term = loss(sources[_source_key(loss)], teacher.output, regions[name])
-            losses[f"loss_kd_{name}"] = loss.weight * (term / normalizers[name]).sum()
-            # Each location counts with its region's weight: how much of an image this term distils.
-            monitors[f"kd/{name}_locations"] = sum(w.sum() for w in regions[name]) / len(batched_inputs)
+                weights = stack_terms(regions[name])
+                sums = loss(sources[source_key(loss)], teacher.output, weights, assignments[loss.source])
+            losses[f"loss_kd_{name}"] = loss.scheduled_weight * (sums / normalizers[name]).sum()
+            for term, region in zip(loss.terms, regions[name]):
+                # Each location counts with its region's weight: how much of an image this term distils.
+                count = sum(w.sum() for w in region) / len(batched_inputs)
+                monitors[f"kd/{name}_{term.name}{'_' if term.name else ''}locations"] = count
         if active and self._same_layout:
             monitors["kd/gap_at_positives"] = gap_at_positives(student.output, teacher.output, student.assignment)
         check_finite(losses)
@@ -212,18 +216,32 @@ class DistilledDetector(nn.Module):
             get_event_storage().put_scalars(**dict(zip(monitors, values)), smoothing_hint=True)
         return losses
 
+    def _active_losses(self) -> dict[str, DistillationLoss]:
+        """The losses that are on in this step; tells each which step it is, and logs what schedules make of weights."""
+        if not self.losses:
+            return {}
+        storage = get_event_storage()
+        for name, loss in self.losses.items():
+            loss.iteration = storage.iter
+            if loss.schedule is not None:
+                storage.put_scalar(f"kd/{name}_weight", loss.scheduled_weight, smoothing_hint=False)
+        return {name: loss for name, loss in self.losses.items() if loss.scheduled_weight > 0}
+
     def _run_student(self, batched_inputs: Sequence[Mapping], tails: set[int]) -> StudentRun:
         self.distillation.restore_normalizer(self.student)
         return run_student(self.student, batched_inputs, tap_indices=self._tap_indices(self.student, tails))
 
-    def _run_teacher(self, batched_inputs: Sequence[Mapping], student: StudentRun, tails: set[int]) -> TeacherRun:
+    def _run_teacher(
+        self, batched_inputs: Sequence[Mapping], student: StudentRun, active: Mapping[str, DistillationLoss]
+    ) -> TeacherRun:
+        tails = {loss.tail for loss in active.values() if loss.source == "crossed"}
         return self._teacher.run(
             batched_inputs,
             input_format=self.input_format,
             canvas=student.canvas,
             sizes=student.output.sizes,
             tap_indices=self._tap_indices(self._teacher.detector, tails),
-            keep_features=any(loss.task == "feature" and loss.weight > 0 for loss in self.losses.values()),
+            keep_features=any(loss.task == "feature" for loss in active.values()),
         )
 
     def _tap_indices(self, detector: DenseDetector, tails: set[int]) -> dict[str, set[int]]:
@@ -252,45 +270,17 @@ class DistilledDetector(nn.Module):
             return student.assignment
         detector = self._teacher.detector
         anchors = detector.anchor_generator(student.output.features)
-        labels, _ = detector.label_anchors(anchors, student.gt_instances)
-        return get_adapter(detector).assignment(detector, anchors, labels, student.gt_instances, student.output.sizes)
-
-    def _regions(
-        self,
-        active: Mapping[str, DistillationLoss],
-        sources: Mapping[Any, DenseOutput],
-        teacher: DenseOutput,
-        assignments: Mapping[str, Assignment],
-    ) -> dict[str, Sequence[Tensor]]:
-        """Each loss's region, made once for all losses of one region and source."""
-        made: dict[tuple, Sequence[Tensor]] = {}
-        regions = {}
-        for name, loss in active.items():
-            key = (loss.region_key, _source_key(loss))
-            assignment = assignments[loss.source]
-            if key not in made:
-                with torch.autocast(self.device.type, enabled=False):
-                    make = REGION_REGISTRY.get(loss.region)
-                    made[key] = make(sources[_source_key(loss)], teacher, assignment, **loss.region_options)
-            region = loss.prepare_region(made[key])
-            if loss.skip_empty_levels:
-                region = [weight * positive.any() for weight, positive in zip(region, assignment.positives)]
-            regions[name] = region
-        return regions
+        labelled = detector.label_anchors(anchors, student.gt_instances)
+        return get_adapter(detector).assignment(detector, labelled, student.gt_instances, student.output.sizes)
 
     def _normalizers(
         self,
         active: Mapping[str, DistillationLoss],
-        regions: Mapping[str, Sequence[Tensor]],
+        regions: Mapping[str, Sequence[Sequence[Tensor]]],
         assignments: Mapping[str, Assignment],
     ) -> dict[str, Tensor]:
-        """What each term is divided by; keeps the student's own normaliser for the checkpoint."""
+        """What each loss's sums are divided by; keeps the student's own normaliser for the checkpoint."""
         ema = float(getattr(self._student, "loss_normalizer", 0))
         normalizers, mean_ema = compute_normalizers(active, regions, assignments, ema=ema)
         self.distillation.loss_normalizer.copy_(mean_ema)
         return normalizers
-
-
-def _source_key(loss: DistillationLoss) -> Any:
-    """Which dense output a loss reads: crossed ones are made once a tail."""
-    return (loss.source, loss.tail) if loss.source == "crossed" else loss.source

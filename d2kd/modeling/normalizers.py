@@ -16,10 +16,12 @@ __all__ = ["compute_normalizers"]
 #: A region that weighs less than this in all is empty: its term is zero, not zero divided by zero.
 _SMALLEST_REGION = 1e-6
 
+_OF_THE_REGION = ("locations", "level_locations", "level_mean")
+
 
 def compute_normalizers(
     losses: Mapping[str, DistillationLoss],
-    regions: Mapping[str, Sequence[Tensor]],
+    regions: Mapping[str, Sequence[Sequence[Tensor]]],
     assignments: Mapping[str, Assignment],
     *,
     ema: float,
@@ -29,12 +31,13 @@ def compute_normalizers(
 
     Args:
         losses: the losses of this step by name.
-        regions: for each of them, its region: one map a level.
+        regions: for each of them, the region of each of its terms: one map a level.
         assignments: for each source, the labels of its anchors.
         ema: the student's own running normaliser; 0 if it keeps none.
 
     Returns:
-        for each loss a scalar, or (L,) where each level has its own; and the mean of ``ema`` over ranks, float64.
+        for each loss what its sums are divided by: a scalar, or (L,) where each level has its own, and of several terms
+        (T,) or (L, T); and the mean of ``ema`` over ranks, float64.
 
     Raises:
         ValueError: a loss asks for "ema" of a student that keeps none.
@@ -46,9 +49,10 @@ def compute_normalizers(
         "images": torch.tensor([len(some.gt_boxes)], dtype=torch.float64),
         **{("positives", source): per_image.sum().view(1) for source, per_image in positives.items()},
         **{
-            ("region", name): torch.stack([weight.sum() for weight in regions[name]])
+            ("region", name, index): torch.stack([weight.sum() for weight in regions[name][index]])
             for name, loss in losses.items()
-            if loss.normalizer in ("locations", "level_locations")
+            for index, term in enumerate(loss.terms)
+            if term.normalizer in _OF_THE_REGION
         },
     }
     shared = torch.cat([part.to(some.labels[0].device, torch.float64) for part in parts.values()])
@@ -57,26 +61,30 @@ def compute_normalizers(
         torch.distributed.all_reduce(shared)
     totals = dict(zip(parts, shared.split([len(part) for part in parts.values()]), strict=True))
 
-    normalizers: dict[str, Tensor] = {}
-    for name, loss in losses.items():
-        if loss.normalizer == "positives":
-            value = totals["positives", loss.source][0].clamp(min=1) / world_size
-        elif loss.normalizer == "images":
-            value = totals["images"][0] / world_size / 2
-        elif loss.normalizer == "locations":
-            value = (totals["region", name].sum() / world_size).clamp(min=_SMALLEST_REGION)
-        elif loss.normalizer == "level_locations":
-            value = (totals["region", name] / world_size).clamp(min=_SMALLEST_REGION)
-        elif loss.normalizer == "local_positives":
-            value = positives[loss.source].clamp(min=1).sum()
-        elif loss.normalizer == "ema":
+    def normalizer(name: str, index: int, kind: str, source: str) -> Tensor:
+        if kind in _OF_THE_REGION:
+            levels = totals["region", name, index]
+            per_rank = (levels.sum() if kind == "locations" else levels) / world_size
+            floored = per_rank.clamp(min=_SMALLEST_REGION)
+            return floored * (levels > 0).sum().clamp(min=1) if kind == "level_mean" else floored
+        if kind == "positives":
+            return totals["positives", source][0].clamp(min=1) / world_size
+        if kind == "images":
+            return totals["images"][0] / world_size / 2
+        if kind == "local_positives":
+            return positives[source].clamp(min=1).sum()
+        if kind == "ema":
             if not ema:
                 raise ValueError(
                     f"model.losses.{name}.normalizer is 'ema', but the student keeps no loss_normalizer: use "
                     "'positives'."
                 )
-            value = shared.new_tensor(ema)
-        else:  # "none"
-            value = shared.new_ones(())
-        normalizers[name] = value.float()
+            return shared.new_tensor(ema)
+        return shared.new_ones(())  # "none"
+
+    normalizers = {}
+    for name, loss in losses.items():
+        values = [normalizer(name, i, term.normalizer, loss.source).float() for i, term in enumerate(loss.terms)]
+        several = len(values) > 1
+        normalizers[name] = torch.stack(torch.broadcast_tensors(*values), dim=-1) if several else values[0]
     return normalizers, totals["ema"][0] / world_size

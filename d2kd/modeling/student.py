@@ -84,13 +84,13 @@ def run_student(
             f"{type(detector).__name__}.forward_training called label_anchors {len(seen)} times, expected once: d2kd "
             "takes the assignment from that call."
         )
-    anchors, labels = seen[0]
+    anchors, labelled = seen[0]
     output = adapter.dense_output(detector, predictions, anchors)
     output.features = features
     return StudentRun(
         losses=losses,
         output=output,
-        assignment=adapter.assignment(detector, anchors, labels, gt_instances, output.sizes),
+        assignment=adapter.assignment(detector, labelled, gt_instances, output.sizes),
         taps=taps,
         gt_instances=gt_instances,
         canvas=tuple(images.tensor.shape[-2:]),
@@ -99,14 +99,14 @@ def run_student(
 
 @contextmanager
 def _watch_assignment(detector: DenseDetector) -> Iterator[list]:
-    """Collect (anchors, labels) of each ``label_anchors`` call while inside, by shadowing it on the instance."""
+    """Collect (anchors, result) of each ``label_anchors`` call while inside, by shadowing it on the instance."""
     seen: list = []
     shadowed = vars(detector).get("label_anchors")
     label_anchors = detector.label_anchors
 
     def watched(anchors: Any, gt_instances: Any) -> Any:
         result = label_anchors(anchors, gt_instances)
-        seen.append((anchors, result[0]))
+        seen.append((anchors, result))
         return result
 
     object.__setattr__(detector, "label_anchors", watched)

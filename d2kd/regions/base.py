@@ -18,7 +18,8 @@ REGION_REGISTRY = Registry("REGION")
 REGION_REGISTRY.__doc__ = """
 Registry for regions: ``f(source, teacher, assignment, **options) -> per level, detached weights of shape
 (N, A, H, W)``, where source and teacher are dense outputs in the same anchors and assignment holds the labels of those
-anchors. Options are keyword-only: they are what a loss's ``region`` mapping may hold beside "name".
+anchors. A region that is made of several areas returns a dict of them, name -> such a list. Options are keyword-only:
+they are what a loss's ``region`` mapping may hold beside "name" and "area".
 """
 
 
@@ -49,9 +50,12 @@ def check_count(region: str, option: str, value: Any, least: int) -> None:
         raise option_error(region, option, value, f"a whole number of at least {least}")
 
 
-def check_options(region: str, options: Mapping[str, Any]) -> None:
+def check_options(region: str, options: Mapping[str, Any]) -> tuple[str, ...]:
     """
     Run a registered region on a batch of one cell, so that it looks at its options before training does.
+
+    Returns:
+        the names of its areas; empty for a region without.
 
     Raises:
         ValueError: the value of an option.
@@ -62,11 +66,20 @@ def check_options(region: str, options: Mapping[str, Any]) -> None:
         class_dim=2,
         anchors=[torch.tensor([0.0, 0.0, 8.0, 8.0]).view(1, 1, 1, 4)],
         boxes=[torch.zeros(1, 1, 1, 1, 4)],
+        centerness=None,
     )
     assignment = SimpleNamespace(
-        labels=[cell.long()], positives=[cell > 0], valid=[cell == 0], gt_boxes=[torch.zeros(0, 4)], num_classes=1
+        labels=[cell.long()],
+        positives=[cell > 0],
+        valid=[cell == 0],
+        gt_boxes=[torch.zeros(0, 4)],
+        gt_classes=[torch.zeros(0, dtype=torch.int64)],
+        matched_boxes=None,
+        iou_thresholds=None,
+        num_classes=1,
     )
-    REGION_REGISTRY.get(region)(output, output, assignment, **options)
+    made = REGION_REGISTRY.get(region)(output, output, assignment, **options)
+    return tuple(made) if isinstance(made, Mapping) else ()
 
 
 def max_score(logits: Tensor, dim: int) -> Tensor:

@@ -7,8 +7,8 @@ import torch
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.structures import Boxes
 
-from d2kd.modeling import Assignment, get_adapter
-from tests.helpers import FAMILIES, NUM_CLASSES, REG_MAX, build_detector, make_batch
+from d2kd.modeling import get_adapter
+from tests.helpers import FAMILIES, NUM_CLASSES, REG_MAX, build_detector, flat_assignment, make_batch
 
 SIZES = [(6, 8), (3, 4), (2, 2)]
 
@@ -108,8 +108,8 @@ def test_labels_stand_where_their_anchors_do(family):
     detector = build_detector(family)
     anchors = detector.anchor_generator([torch.zeros(2, 8, h, w) for h, w in SIZES])
     gt = [x["instances"] for x in make_batch(objects=(3, 0))]
-    labels, _ = detector.label_anchors(anchors, gt)
-    assignment = get_adapter(detector).assignment(detector, anchors, labels, gt, SIZES)
+    labels, matched_boxes = detector.label_anchors(anchors, gt)
+    assignment = get_adapter(detector).assignment(detector, (labels, matched_boxes), gt, SIZES)
     found = torch.cat([x.permute(0, 2, 3, 1).flatten(1) for x in assignment.labels], dim=1)
     assert torch.equal(found, torch.stack(labels))
     counts = [((x >= 0) & (x < NUM_CLASSES)).sum().item() for x in labels]
@@ -117,6 +117,10 @@ def test_labels_stand_where_their_anchors_do(family):
     assert counts[0] > counts[1] == 0
     assert [x.shape for x in assignment.positives] == [x.shape for x in assignment.labels]
     assert all(torch.equal(a, b.gt_boxes.tensor) for a, b in zip(assignment.gt_boxes, gt, strict=True))
+    assert all(torch.equal(a, b.gt_classes) for a, b in zip(assignment.gt_classes, gt, strict=True))
+    boxes = torch.cat([x.permute(0, 2, 3, 1, 4).flatten(1, 3) for x in assignment.matched_boxes], dim=1)
+    assert torch.equal(boxes, torch.stack(matched_boxes))
+    assert assignment.iou_thresholds == ((0.4, 0.5) if family == "RetinaNet" else None)
     valid = torch.cat([x.permute(0, 2, 3, 1).flatten(1) for x in assignment.valid], dim=1)
     ignored = found < 0
     # RetinaNet ignores anchors for their IoU, the others none but those in the padding of their image.
@@ -126,7 +130,7 @@ def test_labels_stand_where_their_anchors_do(family):
 
 def test_labels_of_another_order_or_number_are_refused():
     with pytest.raises(ValueError, match=r"returned 65 labels an image, expected a multiple of 64.*\(6, 8\)"):
-        Assignment.from_flat([torch.zeros(65, dtype=torch.long)], NUM_CLASSES, SIZES, gt_boxes=[torch.zeros(0, 4)])
+        flat_assignment(torch.zeros(1, 65, dtype=torch.long), NUM_CLASSES, SIZES)
 
 
 def test_anchors_of_several_shapes_keep_their_slots():

@@ -92,7 +92,7 @@ def test_assignment(run):
 
 @pytest.mark.parametrize("who", ["tea", "stu", "reused"])
 def test_predictions(run, who):
-    source, teacher, _ = run.seen["crosskd_cls"]
+    source, teacher, *_ = run.seen["crosskd_cls"]
     output = {"tea": teacher, "stu": run.student.output, "reused": source}[who]
     tolerance = dict(rtol=2e-5, atol=2e-5)
     torch.testing.assert_close(to_flat(output.logits), run.arrays[f"pred/{who}_cls"], **tolerance)
@@ -115,9 +115,9 @@ def test_losses(run):
         total = run.found[f"loss_kd_{name}"] * run.parity
         torch.testing.assert_close(total.float(), expected.sum(), rtol=2e-5, atol=0)
         if len(expected) == 5:
-            source, teacher, region = run.seen[name]
-            normalizer = sum(w.sum() for w in region) if loss.normalizer == "locations" else run.normalizer
-            levels = loss(source, teacher, region) * loss.weight / normalizer
+            *outputs, region, _ = run.seen[name]
+            normalizer = sum(w.sum() for w in region) if loss.terms[0].normalizer == "locations" else run.normalizer
+            levels = loss(*outputs, region) * loss.weight / normalizer
             torch.testing.assert_close(levels, expected, rtol=5e-5, atol=1e-7)
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from d2kd.losses import NORMALIZERS, BinaryClassificationKD
-from d2kd.modeling import Assignment
 from d2kd.modeling.normalizers import compute_normalizers
+from tests.helpers import flat_assignment
 
 REGION = [torch.tensor([0.5, 0.25, 0, 0]).view(1, 1, 2, 2).repeat(3, 1, 1, 1), torch.zeros(3, 1, 1, 1)]
 
@@ -15,13 +15,13 @@ def assignment(positives=(2, 0, 0)):
     labels = torch.full((3, 5), 4)
     for row, count in zip(labels, positives, strict=True):
         row[:count] = 1
-    return Assignment.from_flat(list(labels), 4, [(2, 2), (1, 1)], gt_boxes=[torch.zeros(0, 4)] * 3)
+    return flat_assignment(labels, 4, [(2, 2), (1, 1)])
 
 
 def normalizer(kind, *, ema=0.0, source="student", region=REGION, **assignments):
     losses = {"term": BinaryClassificationKD(normalizer=kind, source=source)}
     assignments = assignments or {"student": assignment()}
-    return compute_normalizers(losses, {"term": region}, assignments, ema=ema)[0]["term"]
+    return compute_normalizers(losses, {"term": [region]}, assignments, ema=ema)[0]["term"]
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,15 @@ def normalizer(kind, *, ema=0.0, source="student", region=REGION, **assignments)
 )
 def test_scalars(kind, expected):
     assert normalizer(kind, ema=7.0).item() == expected
+
+
+def test_a_mean_over_levels_leaves_empty_ones_out():
+    """Sums that are each level's total weight: each level's mean is 1, and so is theirs."""
+    full = [torch.tensor([0.5, 0.25, 0, 0]).view(1, 1, 2, 2), torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)]
+    for region in (full, full[:2], full[:1], full[2:]):
+        totals = torch.stack([x.sum() for x in region])
+        mean = (totals / normalizer("level_mean", region=region)).sum()
+        assert mean.item() == pytest.approx(1 if totals.any() else 0)
 
 
 def test_every_level_has_its_own():

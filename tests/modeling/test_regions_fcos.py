@@ -8,7 +8,7 @@ import torch
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.structures import Boxes, Instances
 
-from d2kd.modeling.dense_output import Assignment
+from d2kd.modeling import get_adapter
 from d2kd.regions import REGION_REGISTRY
 from tests.assignment_scenes import ORACLE_HW, ORACLE_IMAGES, STRIDES
 from tests.helpers import build_detector
@@ -27,11 +27,11 @@ def test_points_inside_an_object_that_are_not_positive():
         instances.append(Instances(image_size))
         instances[-1].gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32))
         instances[-1].gt_classes = torch.tensor(classes)
-    labels, _ = detector.label_anchors(anchors, instances)
-    assignment = Assignment.from_flat(labels, NUM_CLASSES, ORACLE_HW, gt_boxes=[x.gt_boxes.tensor for x in instances])
+    labelled = detector.label_anchors(anchors, instances)
+    assignment = get_adapter(detector).assignment(detector, labelled, instances, ORACLE_HW)
     source = SimpleNamespace(
         anchors=[x.tensor.unflatten(0, size)[None] for x, size in zip(anchors, ORACLE_HW, strict=True)],
-        logits=[torch.randn(len(labels), 1, NUM_CLASSES, h, w) for h, w in ORACLE_HW],
+        logits=[torch.randn(len(instances), 1, NUM_CLASSES, h, w) for h, w in ORACLE_HW],
         class_dim=2,
     )
     inside_box = REGION_REGISTRY.get("inside_box")

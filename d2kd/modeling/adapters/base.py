@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
+import torch
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, Instances
 from fvcore.common.registry import Registry
@@ -80,21 +81,35 @@ class Adapter(ABC):
             anchors: what ``detector.anchor_generator`` returns for those maps.
         """
 
+    def valid_anchors(self, labels: Tensor) -> Tensor:
+        """(N, R) labels -> booleans: whether an anchor takes part, or lies in padding that the detector leaves out."""
+        return torch.ones_like(labels, dtype=torch.bool)
+
     def assignment(
         self,
         detector: DenseDetector,
-        anchors: Sequence[Boxes],
-        labels: Sequence[Tensor],
+        labelled: tuple[Sequence[Tensor], Sequence[Tensor]],
         gt_instances: Sequence[Instances],
         sizes: Sequence[tuple[int, int]],
     ) -> Assignment:
         """
         Args:
-            detector: the detector whose ``label_anchors`` made ``labels`` of ``anchors`` and ``gt_instances``.
+            detector: the detector whose ``label_anchors`` was called for ``gt_instances``.
+            labelled: what it returned: labels and matched boxes of each image.
             sizes: (H, W) of each level.
         """
+        labels, matched_boxes = (torch.stack(list(x)) for x in labelled)
+        # Detectron2's Matcher has infinity at both ends.
+        matcher = getattr(detector, "anchor_matcher", None)
         return Assignment.from_flat(
-            labels, detector.num_classes, sizes, gt_boxes=[x.gt_boxes.tensor for x in gt_instances]
+            labels,
+            detector.num_classes,
+            sizes,
+            matched_boxes=matched_boxes,
+            gt_boxes=[x.gt_boxes.tensor for x in gt_instances],
+            gt_classes=[x.gt_classes for x in gt_instances],
+            valid=self.valid_anchors(labels),
+            iou_thresholds=None if matcher is None else (matcher.thresholds[1], matcher.thresholds[-2]),
         )
 
 
