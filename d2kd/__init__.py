@@ -11,13 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from d2kd.config import distill, get_config
+    from d2kd.methods import list_methods
     from d2kd.modeling import DistilledDetector
 
 __version__ = "0.1.0"  # the only place: setup.py reads it from here
 
-__all__ = ["DistilledDetector", "__version__", "distill", "get_config"]
+__all__ = ["DistilledDetector", "__version__", "distill", "get_config", "list_methods"]
 
-_HOME = {"DistilledDetector": "d2kd.modeling", "distill": "d2kd.config", "get_config": "d2kd.config"}
+_HOME = {
+    "DistilledDetector": "d2kd.modeling",
+    "distill": "d2kd.config",
+    "get_config": "d2kd.config",
+    "list_methods": "d2kd.methods",
+}
 
 
 def __getattr__(name: str) -> Any:

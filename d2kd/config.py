@@ -88,7 +88,7 @@ def distill(
         raise ValueError(f"distill() got method={method!r} and losses={losses!r}, expected exactly one of them.")
     student = _self_contained(model, "model")
     if method is not None:
-        losses = get_losses(method, _family(student))
+        losses = get_losses(method, *_families(student))
     if isinstance(teacher, DictConfig):
         teacher = _self_contained(teacher, "teacher")
     return L(DistilledDetector)(
@@ -99,9 +99,12 @@ def distill(
     )
 
 
-def _family(node: DictConfig) -> str:
+def _families(node: DictConfig) -> list[str]:
+    """Names of the classes that a preset may be for: the detector's own, up to the one that an adapter reads."""
     target = node["_target_"]
-    return family_of(locate(target) if isinstance(target, str) else target)
+    detector_class = locate(target) if isinstance(target, str) else target
+    names = [cls.__name__ for cls in detector_class.__mro__]
+    return names[: names.index(family_of(detector_class)) + 1]
 
 
 def _self_contained(node: DictConfig, name: str) -> DictConfig:

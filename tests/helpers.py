@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
+from detectron2.config import instantiate
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.backbone import FPN, BasicStem, ResNet
@@ -20,11 +21,13 @@ from torch import Tensor, nn
 
 from d2kd.losses import (
     BinaryClassificationKD,
+    DistillationLoss,
     FeatureImitation,
     IoULocalizationKD,
     LocalizationDistillation,
     SoftmaxClassificationKD,
 )
+from d2kd.methods import get_losses
 from d2kd.modeling import Assignment, DistilledDetector
 from d2kd.modeling.detectors import ATSS, GFL, ATSSAssigner, ATSSHead, GFLHead
 
@@ -148,6 +151,15 @@ def make_losses(method: str, **kwargs) -> dict:
         crosskd_cls=BinaryClassificationKD(source="crossed", **kwargs),
         crosskd_loc=IoULocalizationKD(source="crossed", **{"region": "teacher_quality", **kwargs}),
     )
+
+
+def preset(method: str, family: str, **fields) -> dict[str, DistillationLoss]:
+    """A method's own losses, at their full weight from the first step; ``fields`` are set where a loss has them."""
+    nodes = get_losses(method, family)
+    for node in nodes.values():
+        node.pop("schedule", None)
+        node.update({name: value for name, value in fields.items() if name in node})
+    return {name: instantiate(node) for name, node in nodes.items()}
 
 
 def distilled(

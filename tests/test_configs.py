@@ -16,10 +16,10 @@ LEAVES = sorted(
 FILES = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "configs").rglob("*.py"))
 #: The runs of one detector on the digits.
 COMPARED = {
-    "retinanet": ("baseline", "bckd", "crosskd"),
-    "fcos": ("baseline", "bckd", "crosskd"),
-    "fcos_small": ("baseline", "bckd", "crosskd"),
-    "gfl": ("baseline", "ld", "bckd", "crosskd"),
+    "retinanet": ("baseline", "bckd", "crosskd", "ftpd", "tid", "crosskd_pkd"),
+    "fcos": ("baseline", "bckd", "crosskd", "ftpd", "tid", "crosskd_pkd"),
+    "fcos_small": ("baseline", "bckd", "crosskd", "ftpd", "tid", "crosskd_pkd"),
+    "gfl": ("baseline", "ld", "bckd", "crosskd", "ftpd", "tid", "crosskd_pkd"),
     "atss": ("baseline", "ld", "bckd", "crosskd"),
 }
 

@@ -3,14 +3,22 @@
 import pytest
 from detectron2.config import instantiate
 
+import d2kd
 from d2kd.losses import (
     BinaryClassificationKD,
     CenternessKD,
+    DynamicBoxKD,
+    DynamicLocalizationDistillation,
     IoULocalizationKD,
     LocalizationDistillation,
+    PearsonFeatureKD,
     SoftmaxClassificationKD,
+    TaskIntegrationKD,
+    TemperatureFreeClassificationKD,
 )
 from d2kd.methods import METHODS, get_losses
+
+FAMILIES = ["RetinaNet", "FCOS", "GFL", "ATSS"]
 
 
 def build(method, family):
@@ -24,17 +32,19 @@ def where(loss):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_preset_instantiates_to_losses_of_both_branches(method):
+def test_every_preset_instantiates(method):
+    assert set(METHODS[method]) >= set(FAMILIES)
     for family in METHODS[method]:
         losses = build(method, family)
-        assert {"cls", "box"} <= {loss.task for loss in losses.values()}
+        tasks = {loss.task for loss in losses.values()}
+        assert tasks == {"feature"} if method in ("pkd", "tid", "tid_reliable") else {"cls", "box"} <= tasks
         # Normalisers that do not depend on how a batch is spread over ranks; the papers' own are for parity tests.
         allowed = {"positives", "images", "locations", "level_locations", "level_mean"}
         assert {term.normalizer for loss in losses.values() for term in loss.terms} <= allowed
         assert not any(loss.skip_empty_levels for loss in losses.values())
 
 
-@pytest.mark.parametrize("family", ["RetinaNet", "FCOS", "GFL", "ATSS"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_bckd(family):
     losses = build("bckd", family)
     cls, loc = losses["bckd_cls"], losses["bckd_loc"]
@@ -115,6 +125,93 @@ def test_ld(family, main, vlr, temperature, region, exclude_positives):
     assert losses["ld_vlr_kd"].terms[0].options == {**options, "weighting": "mask"}
 
 
+@pytest.mark.parametrize(
+    "family, cls, dlt, box, centerness",
+    [
+        ("GFL", 1, 2, 2, None),
+        ("RetinaNet", 1, 1, 1, None),
+        ("FCOS", 0.4, 1, 0.75, 1),
+        ("ATSS", 1, 1, 1, 1),
+        ("DistributionRetinaNet", 1, 2, 1, None),
+        ("DistributionFCOS", 0.4, 2, 0.75, 1),
+        ("DistributionATSS", 1, 2, 1, 1),
+    ],
+)
+@pytest.mark.parametrize("method", ["ftpd", "ftpd_hetero"])
+def test_ftpd_distils_every_response_in_parallel(method, family, cls, dlt, box, centerness):
+    losses = build(method, family)
+    weights = {"ftpd_cls": cls, "ftpd_dlt": dlt, "ftpd_box": box, "ftpd_centerness": centerness}
+    assert {name: loss.weight for name, loss in losses.items()} == {k: w for k, w in weights.items() if w is not None}
+    bins = family == "GFL" or family.startswith("Distribution")
+    assert type(losses["ftpd_dlt"]) is (DynamicLocalizationDistillation if bins else DynamicBoxKD)
+    if bins:
+        dynamic = losses["ftpd_dlt"]
+        assert (dynamic.kind, dynamic.kappa, dynamic.t_min, dynamic.t_max) == ("std", 1, 1, 10)
+        assert (dynamic.share, dynamic.grad_scale) == ("teacher", "t2")
+    else:
+        assert losses["ftpd_dlt"].kind == "residual"
+        assert losses["ftpd_dlt"].rectify == (family == "FCOS")
+    assert isinstance(losses["ftpd_cls"], TemperatureFreeClassificationKD)
+    assert losses["ftpd_cls"].kind == ("sigmoid" if method == "ftpd" else "sigmoid+pearson")
+    assert losses["ftpd_cls"].beta == 1 and not losses["ftpd_cls"].detach_gap
+    assert losses["ftpd_box"].iou_type == "giou"
+    quality = ("teacher_quality", {"centerness": True}, "locations")
+    for name, loss in losses.items():
+        assert loss.source == "student" and loss.schedule_iters == 500
+        assert (loss.schedule(0), loss.schedule(1)) == (0, 1)
+        terms = [(term.region, term.options, term.normalizer) for term in loss.terms]
+        if name != "ftpd_cls":
+            assert terms == [quality]
+        else:
+            assert terms == [("all_locations", {}, "positives"), *([quality] if method == "ftpd_hetero" else [])]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method, least", [("tid", 0), ("tid_reliable", 2.25)])
+def test_tid(method, least, family):
+    (loss,) = build(method, family).values()
+    assert isinstance(loss, TaskIntegrationKD)
+    assert (loss.weight, loss.areas, loss.area_weights) == (1, ("weak", "key", "rest"), (4, 2, 1))
+    assert (loss.feature_norm, loss.attention, loss.adapter) == ("pearson", False, None)
+    assert [term.normalizer for term in loss.terms] == ["level_mean"] * 3
+    assert [term.options.get("min_teacher_score", 0) for term in loss.terms] == [least] * 3
+    assert loss.schedule_iters == 500 and (loss.schedule(0), loss.schedule(1)) == (0, 1)
+
+
+@pytest.mark.parametrize("family, weight", [("GFL", 6), ("RetinaNet", 2), ("FCOS", 2), ("ATSS", 1)])
+@pytest.mark.parametrize("method", ["pkd", "crosskd_pkd", "bckd_pkd"])
+def test_pkd_alone_and_beside_others(method, family, weight):
+    losses = build(method, family)
+    pkd = losses["pkd"]
+    assert isinstance(pkd, PearsonFeatureKD) and (pkd.weight, pkd.correction, pkd.schedule) == (weight, 1, None)
+    assert where(pkd) == ("everywhere", "level_locations")
+    others = {} if method == "pkd" else build(method.removesuffix("_pkd"), family)
+    assert list(losses) == [*others, "pkd"]
+    assert {name: repr(loss) for name, loss in losses.items() if name != "pkd"} == {
+        name: repr(loss) for name, loss in others.items()
+    }
+
+
+def test_the_nearest_class_with_a_preset_is_taken():
+    assert "DynamicLocalization" in str(get_losses("ftpd", "DistributionFCOS", "FCOS")["ftpd_dlt"]._target_)
+    assert "DynamicBoxKD" in str(get_losses("ftpd", "MyFCOS", "FCOS")["ftpd_dlt"]._target_)
+    assert get_losses("bckd", "DistributionFCOS", "FCOS") == get_losses("bckd", "FCOS")
+
+
+def test_the_list_says_what_each_method_is(capsys):
+    d2kd.list_methods()
+    blocks = {block.split("\n")[0]: " ".join(block.split()) for block in capsys.readouterr().out.strip().split("\n\n")}
+    assert list(blocks) == list(METHODS)
+    for name, method in METHODS.items():
+        assert method.paper in blocks[name] and method.needs in blocks[name]
+        assert ("reconstructed" in blocks[name]) == bool(method.reconstructed)
+        assert all(family in blocks[name] for family in method)
+    assert "crosskd_loc crossed, teacher_quality" in blocks["crosskd"]
+    assert "tid student, task_integration (weak), task_integration (key), task_integration (rest)" in blocks["ftpd_tid"]
+    assert "ld_vlr_kd" not in blocks["ld"]  # off
+    assert "reconstructed" in blocks["ftpd"] and "reconstructed" in blocks["tid"]
+
+
 def test_a_preset_is_a_copy():
     get_losses("bckd", "FCOS")["bckd_cls"].weight = 7
     assert get_losses("bckd", "FCOS")["bckd_cls"].weight == 1
@@ -126,7 +223,7 @@ def test_an_unknown_method_names_the_nearest():
         get_losses("croskd", "FCOS")
     with pytest.raises(ValueError) as error:
         get_losses("zzz", "FCOS")
-    assert "did you mean" not in str(error.value) and "bckd, crosskd" in str(error.value)
+    assert "did you mean" not in str(error.value) and "bckd, ld, crosskd" in str(error.value)
 
 
 def test_a_family_without_a_preset():

@@ -24,6 +24,7 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig
 from torch import nn
 
+from d2kd import list_methods
 from d2kd.data.loader import build_train_loader
 from d2kd.engine import (
     BestCheckpointer,
@@ -195,16 +196,19 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Detectron2's training options and ``--check-teacher``."""
+    """Detectron2's training options, ``--check-teacher`` and ``--list-methods``."""
     parser = default_argument_parser(epilog=EXAMPLES)
     parser.description = __doc__
     parser.add_argument("--check-teacher", action="store_true", help="evaluate the teacher first and print its AP")
+    parser.add_argument("--list-methods", action="store_true", help="print the methods of distill(), and exit")
     return parser
 
 
 def invoke_main() -> None:
     parser = argument_parser()
     args = parser.parse_args()
+    if args.list_methods:
+        return list_methods()
     if not os.path.isfile(args.config_file):
         parser.error(f"--config-file {args.config_file!r}: no such file")
     for opt in args.opts:

@@ -25,9 +25,6 @@ LOSS_REGISTRY.__doc__ = """
 Registry for :class:`DistillationLoss` modules: one kernel each, with its hyper-parameters.
 """
 
-# The end of a schedule: fvcore's take numbers in [0, 1).
-_END = math.nextafter(1.0, 0.0)
-
 #: Whose dense output a loss compares with the teacher's.
 SOURCES = ("student", "crossed")
 
@@ -92,7 +89,7 @@ class DistillationLoss(nn.Module, ABC):
         self.tail = tail
         self.terms = (Term.of(name, region=region, normalizer=normalizer),)
         self.skip_empty_levels = skip_empty_levels
-        _check_schedule(name, schedule, schedule_iters)
+        self._schedule_end = _check_schedule(name, schedule, schedule_iters)
         self.schedule = schedule
         self.schedule_iters = schedule_iters
 
@@ -101,7 +98,7 @@ class DistillationLoss(nn.Module, ABC):
         """The weight at :attr:`iteration`."""
         if self.schedule is None:
             return self.weight
-        return self.weight * self.schedule(min(self.iteration / self.schedule_iters, _END))
+        return self.weight * self.schedule(min(self.iteration / self.schedule_iters, self._schedule_end))
 
     def check_pair(self, source: OutputSpec, teacher: OutputSpec) -> None:  # noqa: B027
         """
@@ -165,22 +162,28 @@ class DistillationLoss(nn.Module, ABC):
         return ", ".join(f"{field}={value}" for field, value in fields.items())
 
 
-def _check_schedule(loss: str, schedule: ParamScheduler | None, iters: int | None) -> None:
+def _check_schedule(loss: str, schedule: ParamScheduler | None, iters: int | None) -> float:
+    """The largest number that the schedule takes: 1, or just below for those of fvcore's that refuse 1."""
     if schedule is None:
-        return
+        return 1.0
     if not isinstance(schedule, ParamScheduler):
         raise TypeError(f"{loss}.schedule is a {type(schedule).__name__}, expected a ParamScheduler of fvcore.")
     if isinstance(iters, bool) or not isinstance(iters, int) or iters < 1:
         raise ValueError(
             f"{loss}.schedule_iters is {iters!r}, expected the number of iterations of the schedule, >= 1."
         )
-    for where in (0.0, _END):
-        try:
-            value = schedule(where)
-        except IndexError as error:
-            raise ValueError(
-                f"{loss}.schedule: a {type(schedule).__name__} has no value after its last step, take a "
-                "MultiStepParamScheduler."
-            ) from error
+    end = 1.0
+    try:
+        schedule(end)
+    except RuntimeError:
+        end = math.nextafter(1.0, 0.0)
+    except IndexError as error:
+        raise ValueError(
+            f"{loss}.schedule: a {type(schedule).__name__} has no value after its last step, take a "
+            "MultiStepParamScheduler."
+        ) from error
+    for where in (0.0, end):
+        value = schedule(where)
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{loss}.schedule is {value:.3g} at {where:.0%} of its iterations, expected >= 0.")
+    return end

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from d2kd.losses.base import LOSS_REGISTRY, DistillationLoss
+from d2kd.losses.base import LOSS_REGISTRY
+from d2kd.losses.feature import FeatureLoss
 from d2kd.losses.kernel import (
     check_floating,
     check_reduction,
@@ -18,7 +18,7 @@ from d2kd.losses.kernel import (
 )
 
 if TYPE_CHECKING:
-    from d2kd.modeling.dense_output import DenseOutput, OutputSpec
+    from d2kd.modeling.dense_output import DenseOutput
 
 __all__ = ["FeatureImitation", "feature_imitation"]
 
@@ -66,46 +66,19 @@ def feature_imitation(
 
 
 @LOSS_REGISTRY.register()
-class FeatureImitation(DistillationLoss):
+class FeatureImitation(FeatureLoss):
     """
-    :func:`feature_imitation` over the maps that the heads were given, with a cell's weight the largest of its
-    anchors'.
+    :func:`feature_imitation` over the maps that the heads were given.
+
+    LD's code takes the mean over the region's cells, level by level: ``normalizer="level_locations"``, the default.
 
     Args:
-        normalizer: see :class:`DistillationLoss`; "level_locations" is LD's code's: the mean over the region's cells,
-            level by level.
-        kwargs: see :class:`DistillationLoss`; ``source`` is "student", since a crossed output has no features.
-
-    Raises:
-        ValueError: as :class:`DistillationLoss`, and for another source.
+        kwargs: see :class:`FeatureLoss`.
     """
-
-    task = "feature"
-
-    def __init__(self, *, normalizer: str = "level_locations", **kwargs: Any) -> None:
-        super().__init__(normalizer=normalizer, **kwargs)
-        if self.source != "student":
-            raise ValueError(f"FeatureImitation.source is {self.source!r}, which has no features: expected 'student'.")
-
-    def check_pair(self, source: OutputSpec, teacher: OutputSpec) -> None:
-        if source.feature_channels != teacher.feature_channels:
-            raise ValueError(
-                f"FeatureImitation needs features of one width, but {self.source} ({source.family}) has "
-                f"{source.feature_channels} channels and the teacher ({teacher.family}) {teacher.feature_channels}: "
-                "set the student's backbone.out_channels to the teacher's, or set this loss to null."
-            )
-
-    def prepare_region(self, region: Sequence[Tensor]) -> list[Tensor]:
-        """One weight a cell, (N, 1, H, W) per level: the largest of its anchors' (N, A, H, W)."""
-        return [weight.amax(dim=1, keepdim=True) for weight in region]
 
     def level_loss(self, source: DenseOutput, teacher: DenseOutput, level: int, region: Tensor) -> Tensor:
         """``region``: one level of :meth:`prepare_region`, (N, 1, H, W)."""
-        if region.shape[1] != 1:
-            raise ValueError(
-                f"FeatureImitation.level_loss takes one weight a cell, (N, 1, H, W), found {tuple(region.shape)}: "
-                "pass the region through prepare_region."
-            )
-        maps = (output.features[level].unsqueeze(1) for output in (source, teacher))
+        self.cell_weights(region)
+        maps = (x.unsqueeze(1) for x in self.feature_maps(source, teacher, level))
         region, student, teacher_map = drop_unweighted(region, *maps)
         return feature_imitation(student.squeeze(1), teacher_map.squeeze(1), weight=region.squeeze(1), reduction="sum")

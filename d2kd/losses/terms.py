@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fvcore.common.registry import Registry
-
 from d2kd.regions import REGION_REGISTRY, check_options
 
 __all__ = ["NORMALIZERS", "Term"]
@@ -56,13 +54,16 @@ class Term:
     name: str = ""
 
     @classmethod
-    def of(cls, owner: str, *, region: str | Mapping[str, Any], normalizer: str, name: str = "") -> Term:
+    def of(
+        cls, owner: str, *, region: str | Mapping[str, Any], normalizer: str, name: str = "", field: str = "region"
+    ) -> Term:
         """
         Args:
             owner: the loss, for errors.
             region: a name, or a mapping of "name", the region's options and, for a region with areas, "area".
             normalizer: one of :data:`NORMALIZERS`.
             name: see :class:`Term`.
+            field: the loss's field that ``region`` is from, for errors.
 
         Raises:
             ValueError: an unknown region, option, area or normaliser, or an option's value.
@@ -73,14 +74,17 @@ class Term:
         region_name, area = options.pop("name", None), options.pop("area", None)
         known = sorted(key for key, _ in REGION_REGISTRY)
         if region_name not in known:
-            raise ValueError(f"{owner}.region is {region_name!r}, expected one of {', '.join(known)}.")
+            raise ValueError(f"{owner}.{field} is {region_name!r}, expected one of {', '.join(known)}.")
         options = {key: _frozen(value) for key, value in options.items()}
-        _check_names(owner, region_name, options, REGION_REGISTRY)
-        areas = check_options(region_name, options)
+        _check_names(f"{owner}.{field}", region_name, options)
+        try:
+            areas = check_options(region_name, options)
+        except ValueError as error:
+            raise ValueError(f"{owner}.{field}: {error}") from error
         if areas and area not in areas:
-            raise ValueError(f"{owner}.region.area is {area!r}, but {region_name!r} has {', '.join(areas)}.")
+            raise ValueError(f"{owner}.{field}.area is {area!r}, but {region_name!r} has {', '.join(areas)}.")
         if area is not None and not areas:
-            raise ValueError(f"{owner}.region.area is {area!r}, but {region_name!r} has no areas: leave it out.")
+            raise ValueError(f"{owner}.{field}.area is {area!r}, but {region_name!r} has no areas: leave it out.")
         return cls(region_name, options, area, normalizer, name)
 
     @property
@@ -95,11 +99,9 @@ def _frozen(value: Any) -> Any:
     return tuple(_frozen(item) for item in value) if is_list else value
 
 
-def _check_names(owner: str, region: str, options: Mapping[str, Any], registry: Registry) -> None:
-    parameters = inspect.signature(registry.get(region)).parameters.values()
+def _check_names(field: str, region: str, options: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(REGION_REGISTRY.get(region)).parameters.values()
     accepted = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     for option in options:
         if option not in accepted:
-            raise ValueError(
-                f"{owner}.region {region!r} has no option {option!r}; it has {', '.join(accepted) or 'none'}."
-            )
+            raise ValueError(f"{field} {region!r} has no option {option!r}; it has {', '.join(accepted) or 'none'}.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from itertools import product
 
 import torch
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
@@ -127,25 +126,23 @@ def check_pairing(student: DenseDetector, teacher: DenseDetector, losses: Mappin
 
 def warn_of_stacked_terms(losses: Mapping[str, DistillationLoss]) -> None:
     """
-    Warn where CrossKD's ablation found a combination harmful, direct and crossed terms on one task, and where two
-    kernels compare the same predictions, which the papers use one instead of the other (BCKD sets LD's weights to 0).
+    Warn of combinations that lost accuracy, or that papers use one instead of the other: direct and crossed losses on
+    one branch (CrossKD's ablation), and two kernels on the same class scores (BCKD's classification loss beside LD's
+    or FTPD's). Kernels of one method on the same boxes (FTPD's) say different things of them.
     """
-    for task, source in product(("cls", "box"), SOURCES):
-        active = {n: x for n, x in losses.items() if (x.task, x.source) == (task, source) and x.weight > 0}
-        if len({type(loss) for loss in active.values()}) > 1:
+    on = {name: loss for name, loss in losses.items() if loss.weight > 0}
+    for source in SOURCES:
+        same = {name: type(x).__name__ for name, x in on.items() if (x.task, x.source) == ("cls", source)}
+        if len(set(same.values())) > 1:
             logger.warning(
-                "%s all compare the %s '%s' predictions with the teacher's, by different kernels, which the papers use "
-                "one instead of the other (docs/methods.md).",
-                ", ".join(f"{name} ({type(loss).__name__})" for name, loss in active.items()),
+                "%s all compare the %s class scores with the teacher's, by different kernels: take one "
+                "(docs/methods.md).",
+                ", ".join(f"{name} ({kernel})" for name, kernel in same.items()),
                 "crossed" if source == "crossed" else "student's",
-                task,
             )
-    for task in sorted({loss.task for loss in losses.values()}):
-        names = {
-            source: [n for n, x in losses.items() if x.task == task and x.source == source and x.weight > 0]
-            for source in ("student", "crossed")
-        }
-        if names["student"] and names["crossed"]:
+    for task in sorted({loss.task for loss in on.values()}):
+        names = {s: [name for name, x in on.items() if (x.task, x.source) == (task, s)] for s in SOURCES}
+        if all(names.values()):
             logger.warning(
                 "%s (source 'student') and %s (source 'crossed') both train the '%s' branch: stacking direct and "
                 "crossed terms lost accuracy in CrossKD's ablation (docs/methods.md).",

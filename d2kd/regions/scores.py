@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from d2kd.regions.base import REGION_REGISTRY, max_score
+from d2kd.regions.base import REGION_REGISTRY, check_bool, check_choice, max_score
 
 if TYPE_CHECKING:
     from d2kd.modeling.dense_output import Assignment, DenseOutput
@@ -28,18 +28,32 @@ def labelled_locations(labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def teacher_confidence(teacher_logits: Tensor, *, dim: int = -1) -> Tensor:
+def teacher_confidence(teacher_logits: Tensor, *, centerness: Tensor | None = None, dim: int = -1) -> Tensor:
     """
     The teacher's largest class score, max_c sigma(t_c): CrossKD's weight of the box term (from their code; the
-    paper's S(r) is 1).
+    paper's S(r) is 1). With centerness u the score that FCOS ranks its detections by, sqrt(max_c sigma(t_c) sigma(u)):
+    together the teacher quality q of FTPD (after Song et al., reconstructed: no text of the paper gives a weight).
 
     Args:
         teacher_logits: logits with the class axis ``dim``.
+        centerness: the teacher's centerness logits, the shape without the class axis; None: without.
 
     Returns:
         float32 weights in [0, 1], the inputs' shape without the class axis.
     """
-    return max_score(teacher_logits, dim)
+    confidence = max_score(teacher_logits, dim)
+    return confidence if centerness is None else confidence.mul_(centerness.float().sigmoid()).sqrt_()
+
+
+def teacher_confidences(teacher: DenseOutput, centerness: bool) -> list[Tensor]:
+    """:func:`teacher_confidence` of each level, (N, A, H, W); ``centerness``: if the teacher predicts it."""
+    branch = teacher.centerness if centerness else None
+    if branch is None:
+        return [teacher_confidence(logits, dim=teacher.class_dim) for logits in teacher.logits]
+    return [
+        teacher_confidence(logits, centerness=level, dim=teacher.class_dim)
+        for logits, level in zip(teacher.logits, branch)
+    ]
 
 
 @torch.no_grad()
@@ -82,9 +96,24 @@ def all_locations(source: DenseOutput, teacher: DenseOutput, assignment: Assignm
 
 
 @REGION_REGISTRY.register()
-def positives(source: DenseOutput, teacher: DenseOutput, assignment: Assignment) -> list[Tensor]:
-    """The locations that carry an object's label."""
-    return [positive.float() for positive in assignment.positives]
+def positives(
+    source: DenseOutput,
+    teacher: DenseOutput,
+    assignment: Assignment,
+    *,
+    weighting: str = "mask",
+    centerness: bool = False,
+) -> list[Tensor]:
+    """
+    The locations that carry an object's label. ``weighting`` is "mask" or "teacher_quality",
+    :func:`teacher_confidence`, with centerness where ``centerness`` is true and the teacher predicts it.
+    """
+    check_choice("positives", "weighting", weighting, ("mask", "teacher_quality"))
+    check_bool("positives", "centerness", centerness)
+    masks = [positive.float() for positive in assignment.positives]
+    if weighting == "mask":
+        return masks
+    return [quality * mask for quality, mask in zip(teacher_confidences(teacher, centerness), masks)]
 
 
 @REGION_REGISTRY.register()
@@ -97,11 +126,17 @@ def main(source: DenseOutput, teacher: DenseOutput, assignment: Assignment) -> l
 
 
 @REGION_REGISTRY.register()
-def teacher_quality(source: DenseOutput, teacher: DenseOutput, assignment: Assignment) -> list[Tensor]:
-    """:func:`teacher_confidence` of every location that the assignment does not ignore."""
+def teacher_quality(
+    source: DenseOutput, teacher: DenseOutput, assignment: Assignment, *, centerness: bool = False
+) -> list[Tensor]:
+    """
+    :func:`teacher_confidence` of every location that the assignment does not ignore; with centerness where
+    ``centerness`` is true and the teacher predicts it. CrossKD's is without.
+    """
+    check_bool("teacher_quality", "centerness", centerness)
     return [
-        teacher_confidence(logits, dim=teacher.class_dim) * labelled_locations(labels)
-        for logits, labels in zip(teacher.logits, assignment.labels)
+        quality * labelled_locations(labels)
+        for quality, labels in zip(teacher_confidences(teacher, centerness), assignment.labels)
     ]
 
 

@@ -223,3 +223,10 @@ def test_users_errors_are_sentences(argv, message, monkeypatch, capsys):
     with pytest.raises(SystemExit) as exit_:
         train_net.invoke_main()
     assert message in f"{exit_.value}{capsys.readouterr().err}"
+
+
+def test_methods_are_listed_without_a_config(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train_net.py", "--list-methods"])
+    train_net.invoke_main()
+    printed = capsys.readouterr().out
+    assert "crosskd_pkd\n  paper" in printed and "reconstructed" in printed

@@ -30,7 +30,9 @@ def weights(schedule, iters, iterations):
     ],
 )
 def test_a_schedule_scales_the_weight_and_keeps_its_last_value(schedule, expected):
-    assert weights(schedule, 100, [0, 25, 50, 100, 100_000]) == pytest.approx(expected, abs=1e-5)
+    found = weights(schedule, 100, [0, 25, 50, 100, 100_000])
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert found[-1] == expected[-1]  # to the last bit
 
 
 def test_without_a_schedule_the_weight_is_constant():

@@ -123,6 +123,9 @@ def test_bins_of_the_heads_own_map(channels_last):
     teacher_map = teacher_output.detach().view(n, anchors, 4, bins, height + 2, width + 1)[..., :height, :width]
     loss = temperature_kl(student_map, teacher_map, temperature=2, dim=3)
     assert loss.shape == (n, anchors, 4, height, width)
+    of_locations = temperature_kl(student_map, teacher_map, temperature=2 * torch.ones(n, 1, 4, 1, 1, width), dim=3)
+    torch.testing.assert_close(of_locations, loss)
+    assert torch.autograd.grad(of_locations.sum(), head_output)[0].stride() == head_output.stride()
     (grad,) = torch.autograd.grad(loss.sum(), head_output)
     assert grad.stride() == head_output.stride()
 
@@ -228,6 +231,13 @@ def test_no_location_gives_a_connected_zero():
         ({"temperature": 0.0}, "temperature.*> 0, found 0.0"),
         ({"temperature": float("nan")}, "temperature.*nan"),
         ({"temperature": float("inf")}, "temperature.*inf"),
+        ({"temperature": torch.ones(2, 4)}, r"temperature must broadcast to \(2, 1\),.* found \(2, 4\)"),
+        ({"temperature": torch.ones(1, 2, 1)}, r"temperature must broadcast to \(2, 1\),.* found \(1, 2, 1\)"),
+        ({"temperature": torch.ones(3, 1)}, r"temperature must broadcast.* found \(3, 1\)"),
+        ({"temperature": torch.ones(2, 1, dtype=torch.int64)}, "temperature must be floating.*int64"),
+        ({"student_temperature": 0.0}, "student_temperature.*> 0, found 0.0"),
+        ({"student_temperature": torch.ones(2)}, r"student_temperature must broadcast.* found \(2,\)"),
+        ({"grad_scale": "t"}, 'grad_scale must be "t2" or "none", found \'t\''),
         ({"bin_reduction": "max"}, "bin_reduction.*'max'"),
         ({"dim": 2}, "dim must be an axis.*found 2"),
         ({"dim": -3}, "dim must be an axis.*found -3"),

@@ -8,7 +8,7 @@ from detectron2.config import instantiate
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 
 from d2kd.losses import BinaryClassificationKD, IoULocalizationKD
-from d2kd.methods import get_losses
+from d2kd.methods import METHODS, get_losses
 from tests.helpers import build_backbone, build_detector, distilled, make_batch, make_losses, run_step
 
 
@@ -115,19 +115,26 @@ def test_direct_and_crossed_terms_on_one_branch_are_warned_of(caplog):
     assert "direct (source 'student') and crossed (source 'crossed') both train the 'cls' branch" in record.message
 
 
-def test_two_kernels_on_the_same_predictions_are_warned_of(caplog):
-    """BCKD and LD are alternatives in the papers."""
-    pair = build_detector("GFL"), build_detector("GFL", seed=1)
-    losses = {k: instantiate(v) for method in ("bckd", "ld") for k, v in get_losses(method, "GFL").items()}
+def warnings_of(caplog, *methods):
+    caplog.clear()
+    losses = {k: instantiate(v) for method in methods for k, v in get_losses(method, "GFL").items()}
     with caplog.at_level(logging.WARNING, logger="d2kd"):
-        for method in ("bckd", "ld", "crosskd"):
-            distilled(*pair, {k: instantiate(v) for k, v in get_losses(method, "GFL").items()})
-        assert not caplog.records
-        distilled(*pair, losses)
-    cls, box = (record.getMessage() for record in caplog.records)
+        distilled(build_detector("GFL"), build_detector("GFL", seed=1), losses)
+    return [record.getMessage() for record in caplog.records]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_method_warns_of_itself(caplog, method):
+    assert warnings_of(caplog, method) == []
+
+
+def test_two_kernels_on_the_same_class_scores_are_warned_of(caplog):
+    (bckd_and_ld,) = warnings_of(caplog, "bckd", "ld")
     # Not ld_vlr_kd, which is off.
-    assert cls.startswith("bckd_cls (BinaryClassificationKD), ld_main_kd (SoftmaxClassificationKD) all compare")
-    assert box.startswith("bckd_loc (IoULocalizationKD), ld_main (LocalizationDistillation), ld_vlr (")
+    assert bckd_and_ld.startswith("bckd_cls (BinaryClassificationKD), ld_main_kd (SoftmaxClassificationKD) all compare")
+    (bckd_and_ftpd,) = warnings_of(caplog, "bckd", "ftpd")
+    assert bckd_and_ftpd.startswith("bckd_cls (BinaryClassificationKD), ftpd_cls (TemperatureFreeClassificationKD) all")
+    assert warnings_of(caplog, "ld", "tid") == []
 
 
 @pytest.mark.parametrize("losses", [stacked(0.0), stacked(source="crossed"), stacked(task=IoULocalizationKD)])

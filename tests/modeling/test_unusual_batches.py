@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from d2kd.losses import BinaryClassificationKD, IoULocalizationKD
-from tests.helpers import FAMILIES, build_detector, distilled, make_batch, run_step
+from tests.helpers import FAMILIES, build_detector, distilled, make_batch, preset, run_step
 
-METHODS = (None, "bckd", "crosskd")
+METHODS = (None, "bckd", "crosskd", "ftpd", "ftpd_hetero", "tid", "pkd")
+#: Those whose regions do not depend on where objects are.
+EVERYWHERE = ("bckd", "crosskd", "ftpd", "ftpd_hetero")
 BATCHES = {
     "one image without objects": dict(objects=(2, 0)),
     "no objects": dict(objects=0),
@@ -23,13 +25,15 @@ BATCHES = {
 def test_losses_and_gradients_are_finite_and_terms_stay_active(family, method, case):
     # FrozenBN: batch norm itself refuses to train on a single value.
     student, teacher = (build_detector(family, seed=seed, backbone_norm="FrozenBN") for seed in (0, 1))
-    model = distilled(student, teacher, method)
+    losses = preset(method, family) if method in METHODS[3:] else method
+    model = distilled(student, teacher, losses)
     keys = list(run_step(model, make_batch()))
     losses = run_step(model, make_batch(**BATCHES[case]))
     assert list(losses) == keys
     assert all(value.isfinite() for value in losses.values())
-    # None of these methods' regions depends on where objects are.
-    assert method == "ld" or all(value.item() > 0 for name, value in losses.items() if name.startswith("loss_kd_"))
+    terms = {name: value.item() for name, value in losses.items() if name.startswith("loss_kd_")}
+    assert method not in EVERYWHERE or min(terms.values()) > 0
+    assert all(losses[name].requires_grad for name in terms)
     sum(losses.values()).backward()
     grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert grads and all(grad.isfinite().all() for grad in grads.values())

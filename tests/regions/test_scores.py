@@ -1,5 +1,6 @@
 """Regions read dense outputs by their attributes only; torch is all they need."""
 
+import inspect
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -19,7 +20,9 @@ SIZES = [(4, 5), (1, 1)]
 def dense_output(seed, requires_grad=False):
     generator = torch.Generator().manual_seed(seed)
     logits = [torch.randn(N, A, K, h, w, generator=generator) * 3 for h, w in SIZES]
-    return SimpleNamespace(logits=[x.requires_grad_(requires_grad) for x in logits], class_dim=2)
+    logits = [x.requires_grad_(requires_grad) for x in logits]
+    centerness = [torch.randn(N, A, h, w, generator=generator) for h, w in SIZES]
+    return SimpleNamespace(logits=logits, class_dim=2, centerness=centerness)
 
 
 def assignment(labels=None):
@@ -39,6 +42,16 @@ def test_teacher_confidence():
     weights = teacher_confidence(logits)
     torch.testing.assert_close(weights, torch.tensor([0.880797, 0.047426]), rtol=1e-5, atol=0)
     assert not weights.requires_grad
+
+
+def test_teacher_confidence_with_centerness():
+    logits = torch.tensor([[0.0, -1.0, 2.0], [-3.0, -4.0, -5.0]], requires_grad=True)
+    centerness = torch.tensor([0.0, 30.0], requires_grad=True)
+    weights = teacher_confidence(logits, centerness=centerness)
+    torch.testing.assert_close(weights, torch.tensor([0.440399, 0.047426]).sqrt(), rtol=1e-5, atol=0)
+    assert not weights.requires_grad
+    half = teacher_confidence(logits.detach().half(), centerness=centerness.detach().half())
+    assert half.dtype == torch.float32
 
 
 def test_classification_gap():
@@ -110,6 +123,43 @@ def test_registered_regions_are_their_functions():
         torch.testing.assert_close(regions["teacher_quality"][level], q.amax(2) * valid)
         torch.testing.assert_close(regions["main"][level], p.amax(2) * regions["positives"][level])
         torch.testing.assert_close(regions["gap"][level], (p - q).abs().amax(2) * valid)
+
+
+@pytest.mark.parametrize("branch", [True, False])
+def test_teacher_quality_is_the_score_that_detections_are_ranked_by(branch):
+    """With centerness where asked and the teacher has it; on all labelled locations, or on the positives."""
+    source, teacher, labels = dense_output(0), dense_output(1), assignment()
+    teacher.centerness = teacher.centerness if branch else None
+    source.centerness = None  # not read
+    made = {
+        (name, centerness): REGION_REGISTRY.get(name)(source, teacher, labels, centerness=centerness, **options)
+        for name, options in (("teacher_quality", {}), ("positives", {"weighting": "teacher_quality"}))
+        for centerness in (True, False)
+    }
+    for level, level_labels in enumerate(labels.labels):
+        plain = teacher.logits[level].sigmoid().amax(2)
+        ranked = (plain * teacher.centerness[level].sigmoid()).sqrt() if branch else plain
+        positive, labelled = labels.positives[level], level_labels >= 0
+        assert level or (positive.any() and not positive.all() and not labelled.all())
+        torch.testing.assert_close(made["teacher_quality", True][level], ranked * labelled)
+        torch.testing.assert_close(made["teacher_quality", False][level], plain * labelled)
+        torch.testing.assert_close(made["positives", True][level], ranked * positive)
+        torch.testing.assert_close(made["positives", False][level], plain * positive)
+
+
+@pytest.mark.parametrize(
+    "name, option, value, expected",
+    [
+        ("teacher_quality", "centerness", 1, "true or false"),
+        ("positives", "centerness", "true", "true or false"),
+        ("positives", "weighting", "quality", "one of mask, teacher_quality"),
+    ],
+)
+def test_options(name, option, value, expected):
+    region = REGION_REGISTRY.get(name)
+    assert inspect.signature(region).parameters[option].kind is inspect.Parameter.KEYWORD_ONLY
+    with pytest.raises(ValueError, match=f"Option {option} of region '{name}' is .*, expected {expected}: change "):
+        region(dense_output(0), dense_output(1), assignment(), **{option: value})
 
 
 @pytest.mark.parametrize("name", ["all_locations", "teacher_quality", "gap"])

@@ -1,0 +1,94 @@
+"""
+The presets: method x detector family -> losses node, with the papers' hyper-parameters, a file a method.
+
+``methods.md`` in the docs says where each figure comes from, which of them are carried over from another detector and
+which are reconstructed.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from copy import deepcopy
+from difflib import get_close_matches
+
+from detectron2.config import instantiate
+from omegaconf import DictConfig
+
+from d2kd.methods.base import Method, combined
+from d2kd.methods.bckd import BCKD
+from d2kd.methods.crosskd import CROSSKD
+from d2kd.methods.ftpd import FTPD, FTPD_HETERO
+from d2kd.methods.ld import LD
+from d2kd.methods.pkd import PKD
+from d2kd.methods.tid import TID, TID_RELIABLE
+
+__all__ = ["METHODS", "Method", "get_losses", "list_methods"]
+
+#: method -> detector family -> losses node.
+METHODS: Mapping[str, Method] = {
+    "bckd": BCKD,
+    "ld": LD,
+    "crosskd": CROSSKD,
+    "ftpd": FTPD,
+    "ftpd_hetero": FTPD_HETERO,
+    "tid": TID,
+    "tid_reliable": TID_RELIABLE,
+    "pkd": PKD,
+    "bckd_pkd": combined(BCKD, PKD),
+    "crosskd_pkd": combined(CROSSKD, PKD),
+    "ftpd_tid": combined(FTPD, TID),
+}
+
+
+def get_losses(method: str, *families: str) -> dict[str, DictConfig]:
+    """
+    The losses node of a method for a detector, a copy that may be changed.
+
+    Args:
+        method: a name in :data:`METHODS`.
+        families: names of the detector's class and of those it derives from, the nearest first: the first that the
+            method has a preset for is taken.
+
+    Raises:
+        ValueError: an unknown method (the nearest names are suggested), or one without a preset for these.
+    """
+    if method not in METHODS:
+        near = get_close_matches(method, METHODS)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(f"Unknown method {method!r}, expected one of {', '.join(METHODS)}{hint}")
+    presets = METHODS[method]
+    for family in families:
+        if family in presets:
+            return deepcopy(dict(presets[family]))
+    raise ValueError(
+        f"Method {method!r} has no preset for {' or '.join(families)}, only for {', '.join(presets)}; give "
+        "losses={...} instead."
+    )
+
+
+def list_methods() -> None:
+    """Print every method: its paper, its losses with their sources and regions, its detectors, what a pair needs."""
+    for name, method in METHODS.items():
+        print(_described(name, method))
+
+
+def _described(name: str, method: Method) -> str:
+    losses: dict[str, tuple[str, str]] = {}
+    for preset in method.values():
+        for key, node in preset.items():
+            loss = instantiate(node)
+            regions = [f"{t.region} ({t.area})" if t.area else t.region for t in loss.terms]
+            if loss.weight > 0:
+                losses.setdefault(key, (loss.source, ", ".join(regions)))
+    rows = {
+        "paper": method.paper,
+        "reconstructed": method.reconstructed,
+        "detectors": ", ".join(method),
+        "needs": method.needs,
+        **{key: f"{source}, {regions}" for key, (source, regions) in losses.items()},
+    }
+    width = max(map(len, rows))
+    lines = [f"  {key:{width}}  {text}" for key, text in rows.items() if text]
+    wrapped = (textwrap.fill(line, 118, subsequent_indent=" " * (width + 4)) for line in lines)
+    return "\n".join([name, *wrapped, ""])

@@ -1,0 +1,79 @@
+"""FTPD's presets: reconstructed, weights included; the figures are not the paper's."""
+
+from __future__ import annotations
+
+from detectron2.config import LazyCall as L
+from omegaconf import DictConfig
+
+from d2kd.losses import (
+    CenternessKD,
+    DynamicBoxKD,
+    DynamicLocalizationDistillation,
+    IoULocalizationKD,
+    TemperatureFreeClassificationKD,
+)
+from d2kd.methods.base import SAME_LOCATIONS, Method, warm_up
+
+_QUALITY = dict(name="teacher_quality", centerness=True)
+
+
+def _losses(
+    *,
+    kind: str,
+    cls: float,
+    dlt: float,
+    box: float,
+    centerness: float | None = None,
+    distribution: bool = False,
+    rectify: bool = False,
+) -> dict[str, DictConfig]:
+    """Parallel distillation: each response of the head by a loss of its own, all of one source."""
+    where = dict(source="student", region=_QUALITY, normalizer="locations", **warm_up(500))
+    dynamic = (
+        L(DynamicLocalizationDistillation)(weight=dlt, kind="std", **where)
+        if distribution
+        else L(DynamicBoxKD)(weight=dlt, kind="residual", rectify=rectify, **where)
+    )
+    losses = dict(
+        ftpd_cls=L(TemperatureFreeClassificationKD)(
+            weight=cls,
+            kind=kind,
+            source="student",
+            region="all_locations",
+            normalizer="positives",
+            quality_region=_QUALITY,
+            **warm_up(500),
+        ),
+        ftpd_dlt=dynamic,
+        ftpd_box=L(IoULocalizationKD)(weight=box, iou_type="giou", **where),
+    )
+    if centerness is not None:
+        losses["ftpd_centerness"] = L(CenternessKD)(weight=centerness, **where)
+    return losses
+
+
+def _ftpd(kind: str) -> Method:
+    fcos = dict(kind=kind, cls=0.4, box=0.75, centerness=1.0)
+    atss = dict(kind=kind, cls=1.0, box=1.0, centerness=1.0)
+    retinanet = dict(kind=kind, cls=1.0, box=1.0)
+    # Distributions of the other families take GFL's weight of the dynamic term.
+    bins = dict(dlt=2.0, distribution=True)
+    return Method(
+        paper="FTPD (Song et al., IEEE TCSVT 35(5), 2025, doi 10.1109/TCSVT.2024.3525051)",
+        needs=f"{SAME_LOCATIONS}; both with distribution heads of the same bins, or neither",
+        presets={
+            "RetinaNet": _losses(dlt=1.0, **retinanet),
+            "FCOS": _losses(dlt=1.0, rectify=True, **fcos),
+            "GFL": _losses(kind=kind, cls=1.0, box=2.0, **bins),
+            "ATSS": _losses(dlt=1.0, **atss),
+            "DistributionRetinaNet": _losses(**retinanet, **bins),
+            "DistributionFCOS": _losses(**fcos, **bins),
+            "DistributionATSS": _losses(**atss, **bins),
+        },
+        reconstructed="FTPD from its abstract and related work: no formula or figure of the paper is public",
+    )
+
+
+FTPD = _ftpd("sigmoid")
+#: For teachers of another backbone family: the classes' relations beside their scores. This library's choice.
+FTPD_HETERO = _ftpd("sigmoid+pearson")

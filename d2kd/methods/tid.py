@@ -1,0 +1,35 @@
+"""TID's presets: its three modules are described in secondary sources, its numbers are reconstructed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.config import LazyCall as L
+
+from d2kd.losses import TaskIntegrationKD
+from d2kd.methods.base import Method, warm_up
+
+
+def _tid(**scores: Any) -> Method:
+    losses = dict(
+        tid=L(TaskIntegrationKD)(
+            weight=1.0,
+            areas=["weak", "key", "rest"],
+            area_weights=[4.0, 2.0, 1.0],
+            scores=scores,
+            feature_norm="pearson",
+            **warm_up(500),
+        )
+    )
+    return Method(
+        paper="Classification and regression Task Integration in distillation for object detectors "
+        "(Su et al., Neurocomputing 624, 2025, arXiv 2404.01699)",
+        needs="the same anchors and classes; features of the same width, or losses.tid.adapter_channels",
+        presets={family: losses for family in ("RetinaNet", "FCOS", "GFL", "ATSS")},
+        reconstructed="TID's class scores, thresholds and weights; the rest from descriptions by others",
+    )
+
+
+TID = _tid()
+#: Weak areas only where the teacher itself is at least medium in both tasks.
+TID_RELIABLE = _tid(min_teacher_score=2.25)

@@ -1,0 +1,125 @@
+import math
+from decimal import Decimal, getcontext
+
+import pytest
+import torch
+from torch import Tensor
+
+from d2kd.losses.laplace_kl import laplace_kl
+from tests.losses.fake_outputs import random_maps
+
+
+def exact(distance: float, temperature: float) -> tuple[float, float]:
+    """The formula and its slope in 60 digits."""
+    getcontext().prec = 60
+    d, t = Decimal(distance), Decimal(temperature)
+    shrunk = (-d / t).exp() if d / t < 10**6 else Decimal(0)
+    return float(t * (shrunk + d / t - 1)), float(1 - shrunk)
+
+
+@pytest.mark.parametrize("dtype, rtol", [(torch.float32, 4e-6), (torch.float64, 1e-12)], ids=["f32", "f64"])
+@pytest.mark.parametrize("temperature", [0.01, 0.1, 1.0])
+def test_value_and_slope_from_the_smallest_to_the_largest_distance(temperature, dtype, rtol):
+    """On a grid that is dense where the series takes over, to nearly the last digit."""
+    ratios = torch.cat([torch.logspace(-15, 30, 200), torch.linspace(0.001, 0.2, 200)]).to(dtype)
+    distances = ratios * temperature
+    student = distances.clone().requires_grad_()
+    loss = laplace_kl(student, torch.zeros_like(student), temperature=temperature)
+    t = torch.tensor(temperature, dtype=dtype).item()
+    values, slopes = zip(*(exact(d, t) for d in distances.tolist()))
+    torch.testing.assert_close(loss.detach(), torch.tensor(values, dtype=dtype), rtol=rtol, atol=1e-44)
+    (grad,) = torch.autograd.grad(loss.sum(), student)
+    torch.testing.assert_close(grad, torch.tensor(slopes, dtype=dtype), rtol=rtol, atol=0)
+    assert (grad <= 1).all() and (grad > 0).all()
+
+
+def test_a_square_near_zero_and_a_slope_of_one_far_away():
+    teacher = torch.tensor([1.0, 1.0, 1.0, 1.0], dtype=torch.float64)
+    student = torch.tensor([1.0, 1.0 + 1e-4, 6.0, -4.0], dtype=torch.float64, requires_grad=True)
+    loss = laplace_kl(student, teacher, temperature=0.1)
+    torch.testing.assert_close(loss.detach(), torch.tensor([0, 1e-8 / 0.2, 4.9, 4.9]).double(), rtol=1e-3, atol=0)
+    (grad,) = torch.autograd.grad(loss.sum(), student)
+    torch.testing.assert_close(grad, torch.tensor([0, 1e-3, 1.0, -1.0]).double(), rtol=1e-3, atol=0)
+    assert loss[0] == 0 and grad[0] == 0
+
+
+def test_is_the_divergence_of_two_laplace_laws():
+    student, teacher = random_maps(20), random_maps(20, seed=1)
+    temperature = random_maps(20, seed=2).abs() + 0.1
+    laws = (torch.distributions.Laplace(x, temperature) for x in (teacher, student))
+    torch.testing.assert_close(
+        laplace_kl(student, teacher, temperature=temperature),
+        temperature * torch.distributions.kl_divergence(*laws),
+    )
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5), (4, 1), (3, 1, 1), (1,)])
+def test_gradcheck_with_temperatures(shape):
+    student, teacher = random_maps(3, 4, 5).requires_grad_(), random_maps(3, 4, 5, seed=1)
+    temperature = (random_maps(*shape, seed=2).abs() + 0.2).requires_grad_()
+    weight = random_maps(3, 4, 5, seed=3)
+
+    def kernel(params: Tensor, t: Tensor) -> Tensor:
+        return laplace_kl(params, teacher, temperature=t, weight=weight, reduction="mean")
+
+    assert torch.autograd.gradcheck(kernel, (student, temperature))
+
+
+@pytest.mark.parametrize("ratio", [1e-6, 1e-3, 30.0, 1e30])
+def test_the_gradient_into_the_temperature_is_finite_and_right(ratio):
+    temperature = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    student = torch.tensor([0.5 * ratio], dtype=torch.float64)
+    (grad,) = torch.autograd.grad(laplace_kl(student, torch.zeros_like(student), temperature=temperature), temperature)
+    expected = math.exp(-ratio) * (1 + ratio) - 1 if ratio < 700 else -1.0
+    assert grad.item() == pytest.approx(expected, abs=1e-14)
+
+
+def test_weight_and_reductions():
+    student, teacher, weight = (random_maps(3, 5, seed=seed) for seed in range(3))
+    params = laplace_kl(student, teacher, temperature=0.3)
+
+    def kernel(**kwargs) -> Tensor:
+        return laplace_kl(student, teacher, temperature=0.3, weight=weight, **kwargs)
+
+    torch.testing.assert_close(kernel(), weight * params)
+    torch.testing.assert_close(kernel(reduction="sum"), (weight * params).sum())
+    torch.testing.assert_close(kernel(reduction="mean"), (weight * params).mean())
+
+
+def test_computed_in_float32_and_teacher_detached():
+    student = random_maps(6, dtype=torch.float32).bfloat16().requires_grad_()
+    teacher = random_maps(6, seed=1, dtype=torch.float32).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = laplace_kl(student, teacher, temperature=torch.tensor(0.1, dtype=torch.float64))
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, laplace_kl(student.float(), teacher, temperature=0.1))
+    loss.sum().backward()
+    assert student.grad.dtype == torch.bfloat16 and teacher.grad is None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("side", [0, 1])
+def test_non_finite_parameters_are_not_hidden(side, value):
+    params = [torch.zeros(3), torch.ones(3)]
+    params[side][1] = value
+    assert torch.isfinite(laplace_kl(*params, temperature=0.1)).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        ({"teacher_params": torch.zeros(2, 3)}, r"\(2, 4\) and \(2, 3\)"),
+        ({"student_params": torch.zeros(2, 4, dtype=torch.int64)}, "student_params must be floating.*int64"),
+        ({"temperature": 0.0}, "temperature must be a finite number > 0, found 0.0"),
+        ({"temperature": torch.ones(2)}, r"temperature must broadcast.*\(2, 4\), found \(2,\)"),
+        ({"temperature": torch.ones(1, 2, 4)}, r"temperature must broadcast.*found \(1, 2, 4\)"),
+        ({"temperature": torch.ones(4, dtype=torch.int64)}, "temperature must be floating.*int64"),
+        ({"weight": torch.zeros(4)}, r"weight.*expected \(2, 4\), found \(4,\)"),
+        ({"weight": torch.zeros(2, 4, requires_grad=True)}, "weight must not require grad"),
+        ({"reduction": "max"}, "reduction.*'max'"),
+    ],
+)
+def test_bad_input_is_named(kwargs, message):
+    arguments = dict(student_params=torch.zeros(2, 4), teacher_params=torch.zeros(2, 4), temperature=1.0)
+    with pytest.raises(ValueError, match=f"laplace_kl: .*{message}"):
+        laplace_kl(**{**arguments, **kwargs})

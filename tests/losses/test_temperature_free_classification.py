@@ -1,0 +1,204 @@
+"""TemperatureFreeClassificationKD: BCKD's loss by default, and its alternatives in their own regions."""
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from d2kd.losses import (
+    BinaryClassificationKD,
+    TemperatureFreeClassificationKD,
+    pearson_kd,
+    softmax_classification_kd,
+    zscore_kd,
+)
+from d2kd.losses.class_relations import PEARSON_AXES
+from d2kd.losses.temperature_free_classification import KINDS
+from d2kd.regions import REGION_REGISTRY
+from tests.losses.fake_outputs import output, random_maps, sparse_region, spec
+
+# every kind of loss, and what it correlates over
+MODULES = [dict(kind=kind) for kind in KINDS] + [
+    dict(kind=kind, axis=axis) for kind in ("pearson", "sigmoid+pearson") for axis in ("location", "both")
+]
+
+
+def maps(seed: int, levels: int = 2) -> list[Tensor]:
+    return [random_maps(2, 3, 6, 5 - level, 7, seed=10 * seed + level) for level in range(levels)]
+
+
+def weights(loss: TemperatureFreeClassificationKD, share: float = 0.9) -> list[Tensor]:
+    """Weights of two levels, for each term if there are several."""
+    levels = [sparse_region(len(loss.terms), 2, 3, 5 - level, 7, share=share) for level in range(2)]
+    return levels if len(loss.terms) > 1 else [x.squeeze(0) for x in levels]
+
+
+def run(loss: TemperatureFreeClassificationKD, student: list[Tensor], teacher: list[Tensor], region: list[Tensor]):
+    """The sums, and the gradient of them together at the student's logits."""
+    student = [x.clone().requires_grad_() for x in student]
+    sums = loss(output(logits=student), output(logits=teacher), region)
+    assert sums.shape == ((2, 2) if len(loss.terms) > 1 else (2,))
+    return sums.detach(), torch.autograd.grad(sums.sum(), student)
+
+
+@pytest.mark.parametrize("kwargs", [{}, dict(beta=2.0), dict(detach_gap=True), dict(source="crossed", tail=2)])
+def test_by_default_it_is_the_loss_of_bckd(kwargs):
+    loss, bckd = TemperatureFreeClassificationKD(**kwargs), BinaryClassificationKD(**kwargs)
+    assert loss.terms == bckd.terms and (loss.terms[0].region, loss.terms[0].normalizer) == (
+        "all_locations",
+        "positives",
+    )
+    assert (loss.task, loss.source, loss.tail) == (bckd.task, bckd.source, bckd.tail)
+    results = [run(x, maps(0), maps(1), weights(loss)) for x in (loss, bckd)]
+    assert torch.equal(results[0][0], results[1][0]) and results[0][0].all()
+    assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
+
+
+@pytest.mark.parametrize("kwargs", MODULES)
+def test_equal_logits_give_nothing(kwargs):
+    loss = TemperatureFreeClassificationKD(**kwargs)
+    sums, grads = run(loss, maps(0), maps(0), weights(loss))
+    torch.testing.assert_close(sums, torch.zeros_like(sums), rtol=0, atol=1e-12)
+    assert all(not grad.any() for grad in grads)
+    sums, grads = run(loss, maps(0), maps(1), weights(loss))
+    assert (sums > 0.01).all() and all(grad.any() for grad in grads)
+
+
+@pytest.mark.parametrize("kwargs", MODULES)
+def test_an_empty_region_gives_a_connected_zero(kwargs):
+    """As with no object, no positive, or every location ignored."""
+    loss = TemperatureFreeClassificationKD(**kwargs)
+    sums, grads = run(loss, maps(0), maps(1), [torch.zeros_like(x) for x in weights(loss)])
+    assert not sums.any() and all(not grad.any() for grad in grads)
+
+
+@pytest.mark.parametrize("kwargs", MODULES)
+def test_a_level_of_one_location(kwargs):
+    student = random_maps(1, 1, 6, 1, 1).requires_grad_()
+    loss = TemperatureFreeClassificationKD(**kwargs)
+    region = torch.full((len(loss.terms), 1, 1, 1, 1), 0.7)
+    region = region if len(loss.terms) > 1 else region[0]
+    sums = loss(output(logits=[student]), output(logits=[random_maps(1, 1, 6, 1, 1, seed=1)]), [region])
+    (grad,) = torch.autograd.grad(sums.sum(), student)
+    assert sums.isfinite().all() and grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kwargs", MODULES)
+def test_half_precision_maps_give_finite_float32(kwargs, dtype):
+    loss = TemperatureFreeClassificationKD(**kwargs)
+    student, teacher = ([10 * x.to(dtype) for x in maps(seed)] for seed in (0, 1))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        sums, grads = run(loss, student, teacher, weights(loss))
+    assert sums.dtype == torch.float32 and sums.isfinite().all()
+    assert all(grad.dtype == dtype and grad.isfinite().all() for grad in grads)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.9], ids=["gathered", "dense"])
+@pytest.mark.parametrize("kwargs", [kwargs for kwargs in MODULES if "sigmoid" not in kwargs["kind"]])
+def test_module_is_the_weighted_sum_over_a_level(kwargs, share):
+    loss = TemperatureFreeClassificationKD(temperature=3.0, **kwargs)
+    student, teacher, region = maps(0), maps(1), weights(loss, share)
+    sums, grads = run(loss, student, teacher, region)
+    for level in range(2):
+        z = student[level].clone().requires_grad_()
+        if loss.kind == "zscore":
+            expected = zscore_kd(z, teacher[level], weight=region[level], reduction="sum", dim=2)
+        elif loss.kind == "pearson":
+            expected = pearson_kd(z, teacher[level], axis=loss.axis, weight=region[level], reduction="sum", dim=2)
+        else:  # the sum over the six classes, where LD's is the mean
+            each = softmax_classification_kd(z, teacher[level], temperature=3.0, dim=2)
+            expected = 6 * (each * region[level]).sum()
+        torch.testing.assert_close(sums[level], expected.detach(), rtol=1e-6, atol=0)
+        torch.testing.assert_close(grads[level], torch.autograd.grad(expected, z)[0], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("axis", PEARSON_AXES)
+def test_sigmoid_and_pearson_each_have_their_region_and_normalizer(axis):
+    """Through the terms: the regions made as they say, each part divided by what they say."""
+    options = dict(axis=axis, beta=1.5, region="positives", quality_region={"name": "teacher_quality"})
+    kinds = {"both": dict(kind="sigmoid+pearson", eta=0.3), "sigmoid": {}, "pearson": dict(kind="pearson")}
+    losses = {name: TemperatureFreeClassificationKD(**kind, **options) for name, kind in kinds.items()}
+    source, teacher = (output(logits=[x.float() for x in maps(seed)], centerness=None) for seed in (0, 1))
+    labels = [torch.randint(-1, 7, (2, 3, 5 - i, 7), generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    positives = [(x >= 0) & (x < 6) for x in labels]
+    assignment = SimpleNamespace(labels=labels, positives=positives, num_classes=6)
+
+    def total(loss: TemperatureFreeClassificationKD) -> float:
+        regions = [REGION_REGISTRY.get(term.region)(source, teacher, assignment, **term.options) for term in loss.terms]
+        divisors = [
+            {"positives": sum(x.sum() for x in positives), "locations": sum(x.sum() for x in region)}[term.normalizer]
+            for term, region in zip(loss.terms, regions, strict=True)
+        ]
+        stacked = [torch.stack(levels) if len(levels) > 1 else levels[0] for levels in zip(*regions, strict=True)]
+        sums = loss(source, teacher, stacked).view(2, len(loss.terms))
+        return (sums / torch.stack(divisors)).sum().item()
+
+    parts = {name: total(loss) for name, loss in losses.items()}
+    assert parts["both"] == pytest.approx(parts["sigmoid"] + 0.3 * parts["pearson"], rel=1e-6)
+    assert parts["sigmoid"] > 0.01 and parts["pearson"] > 0.01
+    assert [term.name for term in losses["both"].terms] == ["sigmoid", "pearson"]
+
+
+def test_terms_of_each_kind():
+    def terms(**kwargs) -> list[tuple]:
+        made = TemperatureFreeClassificationKD(**kwargs).terms
+        return [(term.region, dict(term.options), term.normalizer) for term in made]
+
+    quality = ("teacher_quality", {"centerness": True}, "locations")
+    for kind in ("zscore", "pearson", "softmax"):
+        assert terms(kind=kind, region="positives", normalizer="images") == [quality]
+    assert terms(kind="sigmoid+pearson") == [("all_locations", {}, "positives"), quality]
+    assert terms(kind="sigmoid+pearson", region="gap", normalizer="images", quality_region="positives") == [
+        ("gap", {}, "images"),
+        ("positives", {}, "locations"),
+    ]
+    assert terms(quality_region="positives", normalizer="ema") == [("all_locations", {}, "ema")]
+
+
+@pytest.mark.parametrize("kwargs", [kwargs for kwargs in MODULES if kwargs["kind"] != "sigmoid"])
+def test_one_class_is_warned_of(kwargs, caplog):
+    loss = TemperatureFreeClassificationKD(**kwargs)
+    with caplog.at_level(logging.WARNING):
+        loss.check_pair(spec(num_classes=2), spec(num_classes=2))
+        TemperatureFreeClassificationKD().check_pair(spec(num_classes=1), spec(num_classes=1))
+        assert not caplog.records
+        loss.check_pair(spec(num_classes=1), spec(num_classes=1))
+    if kwargs.get("axis") == "location":
+        assert not caplog.records
+    else:
+        (record,) = caplog.records
+        assert f"kind='{kwargs['kind']}'" in record.message and "identically zero with one class" in record.message
+
+
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        (dict(kind="softmax+pearson"), "kind is 'softmax.pearson', expected one of sigmoid, zscore, pearson, sigmoid."),
+        (dict(kind=None), "kind is None, expected one of"),
+        (dict(axis="image"), "axis is 'image', expected one of class, location, both"),
+        (dict(beta=-1), "beta is -1, expected a finite number >= 0"),
+        (dict(beta=float("nan")), "beta is nan, expected a finite number >= 0"),
+        (dict(detach_gap=1), "detach_gap is 1, expected true or false"),
+        (dict(eta=0), "eta is 0, expected a finite number > 0"),
+        (dict(eta="1"), "eta is '1', expected a finite number > 0"),
+        (dict(temperature=0), "temperature is 0, expected a finite number > 0"),
+        (dict(quality_region="quality"), "quality_region is 'quality', expected one of"),
+        (dict(quality_region={"name": "teacher_quality", "centerness": 1}), "quality_region: .*centerness .* is 1"),
+    ],
+)
+def test_fields_that_mean_nothing_are_named(kwargs, message):
+    with pytest.raises(ValueError, match=f"TemperatureFreeClassificationKD.{message}"):
+        TemperatureFreeClassificationKD(**kwargs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_printed_term_shows_every_field(kind):
+    printed = repr(TemperatureFreeClassificationKD(kind=kind, eta=0.5, axis="both"))
+    tail = (
+        f"beta=1.0, detach_gap=False, kind={kind}, eta=0.5, axis=both, temperature=2.0, "
+        "quality_region={'name': 'teacher_quality', 'centerness': True})"
+    )
+    assert printed.endswith(tail)
