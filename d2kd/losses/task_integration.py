@@ -114,14 +114,8 @@ class TaskIntegrationKD(FeatureLoss):
             self.terms = tuple(self._term(area, normalizer) for area in self.areas)
 
     def _term(self, area: str, normalizer: str) -> Term:
-        owner = type(self).__name__
         region = {"name": _REGION, "area": area, **(self.scores or {})}
-        try:
-            return Term.of(owner, region=region, normalizer=normalizer, name=area)
-        except ValueError as error:
-            # The options stand under scores here.
-            message = str(error).removeprefix(f"{owner}.").replace("change region.", "change scores.")
-            raise ValueError(f"{owner}.scores: {message}") from error
+        return Term.of(type(self).__name__, region=region, normalizer=normalizer, name=area, field="scores")
 
     def cell_differences(self, student: Tensor, teacher: Tensor) -> Tensor:
         """

@@ -74,6 +74,15 @@ def test_the_gradient_into_the_temperature_is_finite_and_right(ratio):
     assert grad.item() == pytest.approx(expected, abs=1e-14)
 
 
+def test_a_ratio_that_overflows_is_sound():
+    student = torch.tensor([1e38, -1e38], requires_grad=True)
+    temperature = torch.tensor(0.01, requires_grad=True)
+    loss = laplace_kl(student, torch.zeros(2), temperature=temperature)
+    assert loss.tolist() == student.abs().tolist()
+    slopes = torch.autograd.grad(loss, [student, temperature], torch.ones(2))
+    assert slopes[0].tolist() == [1, -1] and slopes[1].item() == -2
+
+
 def test_weight_and_reductions():
     student, teacher, weight = (random_maps(3, 5, seed=seed) for seed in range(3))
     params = laplace_kl(student, teacher, temperature=0.3)
