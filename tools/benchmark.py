@@ -146,7 +146,7 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
     student = build_detector(args.detector, depth=args.depth_student, **size).to(device).train()
     teacher = build_detector(args.detector, depth=args.depth_teacher, **size).to(device).eval()
     teacher.requires_grad_(False)
-    batch = make_batch(args.images, tuple(args.image_size), args.classes, device)
+    batch = make_batch(args.images, tuple(args.image_size), args.classes, args.objects, device)
     methods = args.methods if args.methods is not None else methods_for(student, teacher)
     cases = make_cases(student, teacher, batch, methods)
 
@@ -258,6 +258,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--image-size", nargs=2, type=_positive, default=[320, 480], metavar=("H", "W"), help="pixels (320 480)"
     )
+    parser.add_argument("--objects", type=_positive, default=8, help="in each image (%(default)s)")
     parser.add_argument("--images", type=_positive, default=2, help="images a batch (%(default)s)")
     parser.add_argument("--depth-student", type=int, choices=DEPTHS, default=18, help="of its ResNet (%(default)s)")
     parser.add_argument("--depth-teacher", type=int, choices=DEPTHS, default=50, help="of its ResNet (%(default)s)")

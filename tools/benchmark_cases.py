@@ -22,7 +22,8 @@ from d2kd.modeling import DistilledDetector
 from d2kd.modeling.pairing import check_pairing
 from d2kd.modeling.region_maps import make_regions, source_key, stack_terms
 
-OBJECTS_PER_IMAGE = 8
+# A step when every schedule has come to its end.
+ITERATION = 10**6
 STUDENT, TEACHER = "student step", "teacher forward"
 ANALYTIC, RESTATED = "classification kernel, as shipped", "classification kernel, plain autograd"
 
@@ -55,18 +56,20 @@ def build_detector(name: str, *, depth: int, channels: int, classes: int) -> Den
     return instantiate(node)
 
 
-def make_batch(images: int, size: tuple[int, int], classes: int, device: torch.device) -> list[dict[str, Any]]:
-    """Noise images on ``device``, with boxes an eighth to a half of the image's sides."""
+def make_batch(
+    images: int, size: tuple[int, int], classes: int, objects: int, device: torch.device
+) -> list[dict[str, Any]]:
+    """Noise images on ``device``, each with ``objects`` boxes an eighth to a half of the image's sides."""
     height, width = size
     scale = torch.tensor([width, height], dtype=torch.float32)
     batch = []
     for _ in range(images):
-        sides = torch.empty(OBJECTS_PER_IMAGE, 2).uniform_(1 / 8, 1 / 2) * scale
-        corners = torch.rand(OBJECTS_PER_IMAGE, 2) * (scale - sides)
+        sides = torch.empty(objects, 2).uniform_(1 / 8, 1 / 2) * scale
+        corners = torch.rand(objects, 2) * (scale - sides)
         instances = Instances(
             (height, width),
             gt_boxes=Boxes(torch.cat([corners, corners + sides], dim=1)),
-            gt_classes=torch.randint(classes, (OBJECTS_PER_IMAGE,)),
+            gt_classes=torch.randint(classes, (objects,)),
         )
         image = torch.randint(256, (3, height, width), dtype=torch.uint8)
         batch.append({"image": image.to(device), "instances": instances.to(device)})
@@ -117,7 +120,7 @@ def make_cases(
 
 def _step(name: str, model: nn.Module, batch: list[dict[str, Any]], group: str = "") -> Case:
     def run(_: None) -> None:
-        with EventStorage():
+        with EventStorage(ITERATION):
             sum(model(batch).values()).backward()
 
     return Case(name, run, setup=lambda: model.zero_grad(set_to_none=True), group=group)
@@ -136,7 +139,7 @@ def _leaves(maps: Sequence[Tensor]) -> list[Tensor]:
 def _part_cases(method: str, model: DistilledDetector, batch: list[dict[str, Any]]) -> list[Case]:
     losses = {name: loss for name, loss in model.losses.items() if loss.weight > 0}
     tails = {loss.tail for loss in losses.values() if loss.source == "crossed"}
-    with EventStorage(), torch.no_grad():
+    with EventStorage(ITERATION), torch.no_grad():
         student = model._run_student(batch, tails)
         teacher = model._run_teacher(batch, student, losses)
         crossed = {tail: model._cross(student, teacher, tail) for tail in tails}

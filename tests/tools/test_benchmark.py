@@ -7,8 +7,8 @@ import re
 import pytest
 import torch
 
-from d2kd.losses import binary_classification_kd
-from d2kd.methods import get_losses
+from d2kd.losses import TaskIntegrationKD, binary_classification_kd
+from d2kd.methods import METHODS, get_losses
 from tools import benchmark
 from tools.benchmark import Case
 
@@ -36,11 +36,11 @@ def test_detector_has_the_depth_and_the_widths_asked_for(name, top_in, depth, re
 
 
 def test_batch_has_boxes_inside_the_images():
-    batch = benchmark.make_batch(2, (64, 96), 5, CPU)
+    batch = benchmark.make_batch(2, (64, 96), 5, 8, CPU)
     assert [item["image"].shape for item in batch] == [(3, 64, 96)] * 2
     for item in batch:
         instances = item["instances"]
-        assert len(instances) == cases_of.OBJECTS_PER_IMAGE
+        assert len(instances) == 8
         assert instances.gt_boxes.nonempty().all()
         inside = instances.gt_boxes.clone()
         inside.clip((64, 96))
@@ -114,7 +114,9 @@ SMALL = (
 @pytest.mark.parametrize("detector", ["retinanet", "fcos", "gfl", "atss"])
 def test_a_small_run_measures_every_part(detector, tmp_path, capsys):
     file = tmp_path / "results" / "small.json"
-    argv = ["--detector", detector, *SMALL, "--device", "cpu", "--json", str(file)]
+    # bckd, crosskd, and those whose losses have schedules, which must be measured at their full weight
+    methods = {"bckd": ["regions"], "crosskd": ["crossed output", "regions"], "ftpd": ["regions"], "tid": ["regions"]}
+    argv = ["--detector", detector, "--methods", *methods, *SMALL, "--device", "cpu", "--json", str(file)]
     result = benchmark.main(argv)
     table = capsys.readouterr().out
     assert json.loads(file.read_text()) == result
@@ -123,11 +125,8 @@ def test_a_small_run_measures_every_part(detector, tmp_path, capsys):
     assert result["config"]["image_size"] == [64, 64]
 
     names = [(case["method"], case["name"]) for case in result["cases"]]
-    parts = {"bckd": ["regions"], "crosskd": ["crossed output", "regions"]}
-    if detector == "gfl":  # whose head predicts distributions
-        parts["ld"] = ["regions"]
-    expected = [("", benchmark.STUDENT), ("", benchmark.TEACHER), *((method, "distilled step") for method in parts)]
-    for method, others in parts.items():
+    expected = [("", benchmark.STUDENT), ("", benchmark.TEACHER), *((method, "distilled step") for method in methods)]
+    for method, others in methods.items():
         losses = get_losses(method, benchmark.FAMILIES[detector])
         expected += [(method, part) for part in [*others, *(k for k, node in losses.items() if node.weight > 0)]]
     assert names == [*expected, ("", benchmark.ANALYTIC), ("", benchmark.RESTATED)]
@@ -141,7 +140,7 @@ def test_a_small_run_measures_every_part(detector, tmp_path, capsys):
     assert all(case["seconds"]["wall"] > 0 for case in result["cases"])
 
     assert teacher["bytes"]["saved"] == 0 < teacher["bytes"]["peak"]
-    for method in parts:
+    for method in methods:
         step = by_name[method, "distilled step"]["bytes"]
         assert step["saved"] > student["bytes"]["saved"]
         assert step["peak"] >= student["bytes"]["peak"]
@@ -149,6 +148,25 @@ def test_a_small_run_measures_every_part(detector, tmp_path, capsys):
     assert by_name["crosskd", "crossed output"]["bytes"]["saved"] > 0
     shipped, restated = (by_name["", name]["bytes"] for name in (benchmark.ANALYTIC, benchmark.RESTATED))
     assert shipped["saved"] < restated["saved"]
+
+
+@pytest.mark.parametrize("detector, unfit", [("fcos", ["ld"]), ("gfl", [])])
+def test_the_methods_measured_are_those_that_fit(detector, unfit, capsys):
+    pair = [benchmark.build_detector(detector, depth=18, channels=32, classes=5) for _ in range(2)]
+    assert cases_of.methods_for(*pair) == [method for method in METHODS if method not in unfit]
+    assert capsys.readouterr().out.count("Without") == len(unfit)
+
+
+def test_a_distilled_step_is_measured_when_schedules_have_ended():
+    student, teacher = (benchmark.build_detector("gfl", depth=18, channels=32, classes=5) for _ in range(2))
+    batch = benchmark.make_batch(2, (64, 64), 5, 2, CPU)
+    case = next(x for x in benchmark.make_cases(student, teacher, batch, ["tid"]) if x.group == "tid")
+    seen = []
+    hook = TaskIntegrationKD.forward
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TaskIntegrationKD, "forward", lambda *args: seen.append(args[0].scheduled_weight) or hook(*args))
+        case.run(case.setup())
+    assert seen == [1.0]
 
 
 def test_no_method_measures_the_baseline_alone(capsys):
