@@ -284,7 +284,7 @@ class DynamicBoxKD(DistillationLoss):
         old = self.temperature_in_use
         new = torch.where(old > 0, self.momentum * old + (1 - self.momentum) * median, median)
         old.copy_(torch.where(median.isnan(), old, new))  # NaN: an empty region
-        return torch.where(old > 0, old, self.t_max)
+        return old.clone()  # the next step writes on it, maybe before this one's backward pass
 
     def extra_repr(self) -> str:
         fields = ["kind", "t_min", "t_max", "momentum", "temperature", "rectify", "per", "num_levels", "learn_iters"]

@@ -155,8 +155,8 @@ def test_residual_is_a_running_mean_that_an_empty_region_leaves():
 def test_a_second_step_before_the_first_ones_backward_changes_no_gradient():
     grads = []
     for disturb in (False, True):
-        loss, student = build(), [x.requires_grad_() for x in params(0)]
-        value = step(loss, student, params(1), regions()).sum()
+        loss, student = build(), [x.requires_grad_() for x in params(0, dtype=torch.float32)]
+        value = step(loss, student, params(1, dtype=torch.float32), regions()).sum()
         if disturb:
             step(loss, params(2), params(5), regions())
         grads.append(torch.autograd.grad(value, student))
