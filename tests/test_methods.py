@@ -16,6 +16,7 @@ from d2kd.losses import (
     TaskIntegrationKD,
     TemperatureFreeClassificationKD,
 )
+from d2kd.losses.channel_wise import ChannelWiseKD
 from d2kd.methods import METHODS, get_losses
 
 FAMILIES = ["RetinaNet", "FCOS", "GFL", "ATSS"]
@@ -37,7 +38,7 @@ def test_every_preset_instantiates(method):
     for family in METHODS[method]:
         losses = build(method, family)
         tasks = {loss.task for loss in losses.values()}
-        assert tasks == {"feature"} if method in ("pkd", "tid", "tid_reliable") else {"cls", "box"} <= tasks
+        assert tasks == {"feature"} if method in ("cwd", "pkd", "tid", "tid_reliable") else {"cls", "box"} <= tasks
         # Normalisers that do not depend on how a batch is spread over ranks; the papers' own are for parity tests.
         allowed = {"positives", "images", "locations", "level_locations", "level_mean"}
         assert {term.normalizer for loss in losses.values() for term in loss.terms} <= allowed
@@ -150,7 +151,6 @@ def test_ftpd_distils_every_response_in_parallel(method, family, cls, dlt, box, 
         assert (dynamic.share, dynamic.grad_scale) == ("teacher", "t2")
     else:
         assert losses["ftpd_dlt"].kind == "residual"
-        assert losses["ftpd_dlt"].rectify == (family == "FCOS")
     assert isinstance(losses["ftpd_cls"], TemperatureFreeClassificationKD)
     assert losses["ftpd_cls"].kind == ("sigmoid" if method == "ftpd" else "sigmoid+pearson")
     assert losses["ftpd_cls"].beta == 1 and not losses["ftpd_cls"].detach_gap
@@ -190,6 +190,15 @@ def test_pkd_alone_and_beside_others(method, family, weight):
     assert {name: repr(loss) for name, loss in losses.items() if name != "pkd"} == {
         name: repr(loss) for name, loss in others.items()
     }
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cwd(family):
+    """0.5 of a sum divided by half the images: the mean over images."""
+    (loss,) = build("cwd", family).values()
+    assert isinstance(loss, ChannelWiseKD)
+    assert (loss.weight, loss.temperature, loss.schedule, loss.adapter) == (0.5, 1, None, None)
+    assert where(loss) == ("everywhere", "images")
 
 
 def test_the_nearest_class_with_a_preset_is_taken():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from d2kd.modeling.dense_output import Assignment, DenseOutput, OutputSpec
 
 __all__ = ["DynamicBoxKD", "group_std_temperatures", "weighted_median"]
-
-logger = logging.getLogger(__name__)
 
 _KINDS = ("residual", "group_std", "learned", "fixed")
 
@@ -104,7 +101,8 @@ class DynamicBoxKD(DistillationLoss):
     localisation term without distributions, with this library's choice of region and normaliser (after Song et al.,
     reconstructed from the abstract and related work). With distributions: :class:`DynamicLocalizationDistillation`.
 
-    Parameters are compared as the head codes them, so both detectors are of one family.
+    Parameters are compared as the head codes them, so both detectors are of one family; distances that are decoded
+    through a ReLU (FCOS's) are compared behind it.
 
     Temperatures other than "learned" are constants of a step, made of this rank's batch. The mean one of each
     coordinate in the last step is :attr:`temperature_in_use`, of "residual" saved with the model.
@@ -118,8 +116,6 @@ class DynamicBoxKD(DistillationLoss):
         momentum: of the running mean of the median in "residual", in [0, 1); the first step takes its median, an empty
             region changes nothing.
         temperature: T of "fixed"; 0.1 is the knee of the smooth L1 of Detectron2's RetinaNet.
-        rectify: compare parameters through a ReLU, as the distances of FCOS are decoded (``Box2BoxTransformLinear``):
-            true for such heads, which cannot be told from the maps, false for deltas.
         per, num_levels, learn_iters: of "learned", see :class:`LearnedTemperature`; an "edge" is a coordinate here.
         region, normalizer, kwargs: see :class:`DistillationLoss`.
 
@@ -140,7 +136,6 @@ class DynamicBoxKD(DistillationLoss):
         t_max: float = 1.0,
         momentum: float = 0.9,
         temperature: float = 0.1,
-        rectify: bool = False,
         per: str = "scalar",
         num_levels: int | None = None,
         learn_iters: int = 4500,
@@ -157,14 +152,11 @@ class DynamicBoxKD(DistillationLoss):
         check_number(name, "t_max", t_max, above=t_min, meaning="t_min")
         if isinstance(momentum, bool) or not isinstance(momentum, Real) or not 0 <= momentum < 1:
             raise ValueError(f"{name}.momentum is {momentum!r}, expected a number in [0, 1).")
-        if not isinstance(rectify, bool):
-            raise ValueError(f"{name}.rectify is {rectify!r}, expected true or false.")
         self.kind = kind
         self.t_min = t_min
         self.t_max = t_max
         self.momentum = momentum
         self.temperature = temperature
-        self.rectify = rectify
         self.per = per
         self.num_levels = num_levels
         self.learn_iters = learn_iters
@@ -186,13 +178,6 @@ class DynamicBoxKD(DistillationLoss):
             raise ValueError(
                 f"DynamicBoxKD compares box parameters as the heads code them, but {who} code them each in their own "
                 "way: take detectors of one family, or IoULocalizationKD, which compares decoded boxes."
-            )
-        if self.rectify != (source.family == "FCOS"):
-            logger.warning(
-                "DynamicBoxKD.rectify is %s with %s: it should be true where the box transform sends distances through "
-                "a ReLU (Box2BoxTransformLinear, which FCOS has) and false where not (Box2BoxTransform).",
-                self.rectify,
-                source.family,
             )
 
     def forward(
@@ -234,7 +219,7 @@ class DynamicBoxKD(DistillationLoss):
 
     def _params(self, output: DenseOutput, level: int) -> Tensor:
         params = output.box_params[level]
-        return params.relu() if self.rectify else params
+        return params.relu() if output.rectified else params
 
     def _temperatures(
         self, source: DenseOutput, teacher: DenseOutput, region: Sequence[Tensor], assignment: Assignment | None
@@ -287,5 +272,5 @@ class DynamicBoxKD(DistillationLoss):
         return old.clone()  # the next step writes on it, maybe before this one's backward pass
 
     def extra_repr(self) -> str:
-        fields = ["kind", "t_min", "t_max", "momentum", "temperature", "rectify", "per", "num_levels", "learn_iters"]
+        fields = ["kind", "t_min", "t_max", "momentum", "temperature", "per", "num_levels", "learn_iters"]
         return ", ".join([super().extra_repr(), *(f"{field}={getattr(self, field)}" for field in fields)])

@@ -25,14 +25,13 @@ def _losses(
     box: float,
     centerness: float | None = None,
     distribution: bool = False,
-    rectify: bool = False,
 ) -> dict[str, DictConfig]:
     """Parallel distillation: each response of the head by a loss of its own, all of one source."""
     where = dict(source="student", region=_QUALITY, normalizer="locations", **warm_up(500))
     dynamic = (
         L(DynamicLocalizationDistillation)(weight=dlt, kind="std", **where)
         if distribution
-        else L(DynamicBoxKD)(weight=dlt, kind="residual", rectify=rectify, **where)
+        else L(DynamicBoxKD)(weight=dlt, kind="residual", **where)
     )
     losses = dict(
         ftpd_cls=L(TemperatureFreeClassificationKD)(
@@ -63,7 +62,7 @@ def _ftpd(kind: str) -> Method:
         needs=f"{SAME_LOCATIONS}; both with distribution heads of the same bins, or neither",
         presets={
             "RetinaNet": _losses(dlt=1.0, **retinanet),
-            "FCOS": _losses(dlt=1.0, rectify=True, **fcos),
+            "FCOS": _losses(dlt=1.0, **fcos),
             "GFL": _losses(kind=kind, cls=1.0, box=2.0, **bins),
             "ATSS": _losses(dlt=1.0, **atss),
             "DistributionRetinaNet": _losses(**retinanet, **bins),

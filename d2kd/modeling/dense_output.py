@@ -47,6 +47,7 @@ class DenseOutput:
         decode: turns (box_params, anchors, level) of one level into boxes, (N, A, H, W, 4) absolute xyxy, fp32.
         centerness: per level, centerness logits of shape (N, A, H, W); None for detectors without.
         features: per level, the maps that the head was given, (N, C, H, W); None for a crossed output.
+        rectified: whether ``box_params`` are distances that decoding sends through a ReLU.
     """
 
     logits: list[Tensor]
@@ -55,6 +56,7 @@ class DenseOutput:
     decode: Callable[[Tensor, Tensor, int], Tensor]
     centerness: list[Tensor] | None = None
     features: list[Tensor] | None = None
+    rectified: bool = False
 
     class_dim = 2
 

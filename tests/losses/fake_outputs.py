@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 
-def output(**maps: list[Tensor]) -> SimpleNamespace:
+def output(*, rectified: bool = False, **maps: list[Tensor]) -> SimpleNamespace:
     """A dense output of the maps named, lists per level."""
-    return SimpleNamespace(class_dim=2, **maps)
+    return SimpleNamespace(class_dim=2, rectified=rectified, **maps)
 
 
 def spec(family: str = "GFL", **fields) -> SimpleNamespace:

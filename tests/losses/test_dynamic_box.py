@@ -1,5 +1,4 @@
 import inspect
-import logging
 from types import SimpleNamespace
 
 import pytest
@@ -198,8 +197,9 @@ def test_group_std_needs_the_objects_of_locations():
 
 def test_rectified_distances_are_compared_as_they_are_decoded():
     student, teacher, region = [x.requires_grad_() for x in params(0)], params(1), regions()
-    loss = build(rectify=True)
-    value = step(loss, student, teacher, region)
+    loss = build()
+    maps = (output(box_params=x, rectified=True) for x in (student, teacher))
+    value = loss(*maps, region)
     relu = [x.detach().relu().requires_grad_() for x in student], [x.relu() for x in teacher]
     plain = build()
     expected = step(plain, *relu, region)
@@ -232,14 +232,6 @@ def test_a_pair_with_bins_or_of_two_codings_is_refused():
         build().check_pair(plain, spec("FCOS", bins=None))
 
 
-@pytest.mark.parametrize("rectify", [False, True])
-@pytest.mark.parametrize("family", ["RetinaNet", "ATSS", "FCOS"])
-def test_a_rectify_that_does_not_look_right_is_warned_of(family, rectify, caplog):
-    with caplog.at_level(logging.WARNING):
-        build(rectify=rectify).check_pair(spec(family, bins=None), spec(family, bins=None))
-    assert (f"DynamicBoxKD.rectify is {rectify} with {family}" in caplog.text) == (rectify != (family == "FCOS"))
-
-
 @pytest.mark.parametrize(
     "fields, message",
     [
@@ -249,7 +241,6 @@ def test_a_rectify_that_does_not_look_right_is_warned_of(family, rectify, caplog
         (dict(temperature=float("inf")), "temperature is inf, expected a finite number > 0"),
         (dict(momentum=1.0), r"momentum is 1.0, expected a number in \[0, 1\)"),
         (dict(momentum="0.9"), "momentum is '0.9'"),
-        (dict(rectify=1), "rectify is 1, expected true or false"),
     ],
 )
 def test_arguments_that_mean_nothing_are_named(fields, message):

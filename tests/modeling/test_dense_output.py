@@ -146,3 +146,20 @@ def test_anchors_of_several_shapes_keep_their_slots():
     centers = (boxes[..., :2] + boxes[..., 2:]) / 2
     expected = torch.stack(torch.meshgrid(torch.arange(5) * 8 + 4.0, torch.arange(3) * 8 + 4.0, indexing="xy"), -1)
     torch.testing.assert_close(centers, expected.expand_as(centers))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_distances_that_decoding_rectifies_are_marked(family):
+    """Whatever an adapter says of it is what its decoding does to a parameter below zero."""
+    detector = build_detector(family)
+    anchors = detector.anchor_generator([torch.zeros(1, 8, h, w) for h, w in SIZES])
+    features = [torch.zeros(1, 8, h, w) for h, w in SIZES]
+    predictions = [[torch.zeros_like(x) for x in maps] for maps in detector.head(features)]
+    at_zero = get_adapter(detector).dense_output(detector, predictions, anchors)
+    below = dataclasses.replace(at_zero, box_params=[x - 1 for x in at_zero.box_params])
+    moved = any(not torch.equal(a, b) for a, b in zip(at_zero.boxes, below.boxes, strict=True))
+    if at_zero.box_params[0].dim() == 5:  # not bins, which a constant does not move
+        assert moved != at_zero.rectified
+    else:
+        assert not at_zero.rectified
+    assert at_zero.crop([(1, 1)] * 3).rectified == at_zero.rectified

@@ -126,7 +126,7 @@ def test_the_dynamic_temperature_of_plain_boxes_is_resumed(tmp_path):
 
 
 def test_group_std_reads_the_objects_of_the_assignment():
-    losses = {kind: DynamicBoxKD(kind=kind, region="positives", rectify=True) for kind in ("group_std", "fixed")}
+    losses = {kind: DynamicBoxKD(kind=kind, region="positives") for kind in ("group_std", "fixed")}
     found = terms_of(run_step(distilled(*pair("FCOS"), losses), make_batch(objects=3)))
     assert found["group_std"] > 0 and found["group_std"] != found["fixed"]
 
@@ -146,7 +146,6 @@ def test_distill_finds_the_preset_of_the_students_own_class():
     node = L(CLASSES["DistributionFCOS"])(backbone=None, num_classes=3)
     losses = distill(node, teacher=node, teacher_checkpoint="x", method="ftpd").losses
     assert instantiate(losses.ftpd_dlt).task == "box" and "DynamicLocalization" in str(losses.ftpd_dlt._target_)
-    assert "rectify" not in losses.ftpd_dlt
     assert "DynamicLocalization" in str(
         distill(L(GFL)(), teacher=node, teacher_checkpoint="x", method="ftpd").losses.ftpd_dlt._target_
     )

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+from detectron2.modeling.box_regression import Box2BoxTransformLinear
 from detectron2.modeling.meta_arch import RetinaNet
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
 from d2kd.modeling.adapters.base import ADAPTER_REGISTRY, Adapter, decode, view_anchors, view_boxes
 from d2kd.modeling.dense_output import DenseOutput
-from d2kd.modeling.detectors import DenseHead
+from d2kd.modeling.detectors import DenseHead, DistributionBoxes
 
 __all__ = ["RetinaNetAdapter"]
 
@@ -37,4 +38,7 @@ class RetinaNetAdapter(Adapter):
             anchors=[view_anchors(a, x.shape[-2:]) for a, x in zip(anchors, logits)],
             decode=partial(decode, detector),
             centerness=list(predictions[2]) if self.has_centerness else None,
+            # A distribution's expectation has no negative side to cut off.
+            rectified=isinstance(detector.box2box_transform, Box2BoxTransformLinear)
+            and not isinstance(detector, DistributionBoxes),
         )
