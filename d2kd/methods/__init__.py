@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from d2kd.methods.base import Method, combined
 from d2kd.methods.bckd import BCKD
 from d2kd.methods.crosskd import CROSSKD
+from d2kd.methods.cwd import CWD
 from d2kd.methods.ftpd import FTPD, FTPD_HETERO
 from d2kd.methods.ld import LD
 from d2kd.methods.pkd import PKD
@@ -35,6 +36,7 @@ METHODS: Mapping[str, Method] = {
     "tid": TID,
     "tid_reliable": TID_RELIABLE,
     "pkd": PKD,
+    "cwd": CWD,
     "bckd_pkd": combined(BCKD, PKD),
     "crosskd_pkd": combined(CROSSKD, PKD),
     "ftpd_tid": combined(FTPD, TID),

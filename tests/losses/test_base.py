@@ -20,11 +20,13 @@ from d2kd.losses import (
     TaskIntegrationKD,
     TemperatureFreeClassificationKD,
 )
+from d2kd.losses.channel_wise import ChannelWiseKD
 from d2kd.regions import REGION_REGISTRY
 
 TASKS = {
     BinaryClassificationKD: "cls",
     CenternessKD: "centerness",
+    ChannelWiseKD: "feature",
     DynamicBoxKD: "box",
     DynamicLocalizationDistillation: "box",
     FeatureImitation: "feature",
