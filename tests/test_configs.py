@@ -66,7 +66,7 @@ def test_a_leaf_builds_and_its_pair_fits(path):
     if "baseline" in named:
         assert not model.losses
     else:
-        assert len(model.losses) >= 2 and all(name.split("_")[0] in named.split("_") for name in model.losses)
+        assert len(model.losses) >= 1 and all(name.split("_")[0] in named.split("_") for name in model.losses)
 
 
 @pytest.mark.parametrize("path", [p for p in LEAVES if "/coco/" in p and "_r50_" in p])

@@ -7,6 +7,7 @@ import d2kd
 from d2kd.losses import (
     BinaryClassificationKD,
     CenternessKD,
+    ChannelWiseKD,
     DynamicBoxKD,
     DynamicLocalizationDistillation,
     IoULocalizationKD,
@@ -16,7 +17,6 @@ from d2kd.losses import (
     TaskIntegrationKD,
     TemperatureFreeClassificationKD,
 )
-from d2kd.losses.channel_wise import ChannelWiseKD
 from d2kd.methods import METHODS, get_losses
 
 FAMILIES = ["RetinaNet", "FCOS", "GFL", "ATSS"]

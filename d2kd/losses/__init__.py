@@ -4,6 +4,7 @@ from d2kd.losses.align import align_statistics
 from d2kd.losses.base import LOSS_REGISTRY, SOURCES, DistillationLoss
 from d2kd.losses.binary_classification import BinaryClassificationKD, binary_classification_kd, gap_weighted_bce
 from d2kd.losses.centerness import CenternessKD, centerness_kd
+from d2kd.losses.channel_wise import ChannelWiseKD, channel_wise_kd
 from d2kd.losses.class_relations import pearson_kd, zscore_kd
 from d2kd.losses.dynamic_box import DynamicBoxKD
 from d2kd.losses.dynamic_localization import DynamicLocalizationDistillation, dynamic_localization_kd
@@ -26,6 +27,7 @@ __all__ = [
     "SOURCES",
     "BinaryClassificationKD",
     "CenternessKD",
+    "ChannelWiseKD",
     "DistillationLoss",
     "DynamicBoxKD",
     "DynamicLocalizationDistillation",
@@ -41,6 +43,7 @@ __all__ = [
     "align_statistics",
     "binary_classification_kd",
     "centerness_kd",
+    "channel_wise_kd",
     "dynamic_localization_kd",
     "feature_imitation",
     "gap_weighted_bce",

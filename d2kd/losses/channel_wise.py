@@ -12,13 +12,14 @@ from d2kd.losses.base import LOSS_REGISTRY
 from d2kd.losses.feature import FeatureLoss
 from d2kd.losses.kernel import (
     check_floating,
+    check_number,
     check_positive,
     check_reduction,
     check_weight,
     compute_dtype,
     weigh_and_reduce,
 )
-from d2kd.losses.temperature_kl import check_temperature_field, log_softmax
+from d2kd.losses.temperature_kl import log_softmax
 
 if TYPE_CHECKING:
     from d2kd.modeling.dense_output import DenseOutput
@@ -142,7 +143,7 @@ class ChannelWiseKD(FeatureLoss):
         self, *, temperature: float = 1.0, region: Any = "everywhere", normalizer: str = "images", **kwargs: Any
     ) -> None:
         super().__init__(region=region, normalizer=normalizer, **kwargs)
-        check_temperature_field(type(self).__name__, temperature)
+        check_number(type(self).__name__, "temperature", temperature)
         self.temperature = temperature
 
     def level_loss(self, source: DenseOutput, teacher: DenseOutput, level: int, region: Tensor) -> Tensor:

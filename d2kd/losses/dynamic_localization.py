@@ -10,8 +10,8 @@ from torch import Tensor
 
 from d2kd.losses.base import LOSS_REGISTRY, DistillationLoss
 from d2kd.losses.edge_temperatures import entropy_temperature, sharpness_temperatures, std_temperature
-from d2kd.losses.kernel import check_reduction, check_weight, drop_unweighted, weigh_and_reduce
-from d2kd.losses.learned_temperature import LearnedTemperature, check_number
+from d2kd.losses.kernel import check_number, check_reduction, check_weight, drop_unweighted, weigh_and_reduce
+from d2kd.losses.learned_temperature import LearnedTemperature
 from d2kd.losses.temperature_kl import GRAD_SCALES, temperature_kl
 
 if TYPE_CHECKING:

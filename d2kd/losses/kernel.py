@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from torch import Tensor
 __all__ = [
     "check_axis",
     "check_floating",
+    "check_number",
     "check_positive",
     "check_reduction",
     "check_weight",
@@ -34,6 +37,14 @@ def check_axis(caller: str, name: str, shape: Sequence[int], dim: int) -> None:
 def check_positive(caller: str, name: str, value: float) -> None:
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{caller}: {name} must be a finite number > 0, found {value}")
+
+
+def check_number(owner: str, field: str, value: Any, *, above: float = 0, meaning: str | None = None) -> None:
+    """Refuse a loss's ``field`` that is no finite number above ``above``, which is ``meaning`` in words."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not (is_number and math.isfinite(value) and value > above):
+        bound = f"{meaning} ({above})" if meaning else f"{above}"
+        raise ValueError(f"{owner}.{field} is {value!r}, expected a finite number > {bound}.")
 
 
 def check_reduction(caller: str, reduction: str, known: Sequence[str] = ("none", "sum")) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-__all__ = ["LEARNED_PER", "LearnedTemperature", "adversarial_factor", "check_number"]
+from d2kd.losses.kernel import check_number
+
+__all__ = ["LEARNED_PER", "LearnedTemperature", "adversarial_factor"]
 
 #: What has a temperature of its own: nothing (one for all), an edge of the box, a level of the pyramid.
 LEARNED_PER = ("scalar", "edge", "level")
@@ -114,11 +115,3 @@ class _ScaleGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: FunctionCtx, grad_output: Tensor) -> tuple[Tensor, None]:
         return grad_output * ctx.factor, None
-
-
-def check_number(owner: str, field: str, value: float, *, above: float = 0, meaning: str | None = None) -> None:
-    """Refuse a loss's ``field`` that is no finite number above ``above``, which is ``meaning`` in words."""
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if not (is_number and math.isfinite(value) and value > above):
-        bound = f"{meaning} ({above})" if meaning else f"{above}"
-        raise ValueError(f"{owner}.{field} is {value!r}, expected a finite number > {bound}.")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from d2kd.losses.base import LOSS_REGISTRY, DistillationLoss
-from d2kd.losses.kernel import check_reduction, check_weight, drop_unweighted, weigh_and_reduce
-from d2kd.losses.temperature_kl import BIN_REDUCTIONS, check_inputs, check_temperature_field, temperature_kl
+from d2kd.losses.kernel import check_number, check_reduction, check_weight, drop_unweighted, weigh_and_reduce
+from d2kd.losses.temperature_kl import BIN_REDUCTIONS, check_inputs, temperature_kl
 
 if TYPE_CHECKING:
     from d2kd.modeling.dense_output import DenseOutput, OutputSpec
@@ -95,7 +95,7 @@ class LocalizationDistillation(DistillationLoss):
 
     def __init__(self, *, temperature: float = 10.0, bin_reduction: str = "mean", **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        check_temperature_field("LocalizationDistillation", temperature)
+        check_number("LocalizationDistillation", "temperature", temperature)
         if bin_reduction not in BIN_REDUCTIONS:
             raise ValueError(
                 f"LocalizationDistillation.bin_reduction is {bin_reduction!r}, "

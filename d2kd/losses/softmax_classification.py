@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from d2kd.losses.base import LOSS_REGISTRY, DistillationLoss
-from d2kd.losses.kernel import check_reduction, check_weight, drop_unweighted, weigh_and_reduce
-from d2kd.losses.temperature_kl import check_inputs, check_temperature_field, temperature_kl
+from d2kd.losses.kernel import check_number, check_reduction, check_weight, drop_unweighted, weigh_and_reduce
+from d2kd.losses.temperature_kl import check_inputs, temperature_kl
 
 if TYPE_CHECKING:
     from d2kd.modeling.dense_output import DenseOutput, OutputSpec
@@ -90,7 +90,7 @@ class SoftmaxClassificationKD(DistillationLoss):
 
     def __init__(self, *, temperature: float = 2.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        check_temperature_field("SoftmaxClassificationKD", temperature)
+        check_number("SoftmaxClassificationKD", "temperature", temperature)
         self.temperature = temperature
 
     def check_pair(self, source: OutputSpec, teacher: OutputSpec) -> None:

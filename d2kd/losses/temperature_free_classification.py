@@ -15,8 +15,8 @@ from torch import Tensor
 from d2kd.losses.base import LOSS_REGISTRY
 from d2kd.losses.binary_classification import BinaryClassificationKD
 from d2kd.losses.class_relations import PEARSON_AXES, pearson_kd, zscore_kd
-from d2kd.losses.kernel import drop_unweighted, weigh_and_reduce
-from d2kd.losses.temperature_kl import check_temperature_field, temperature_kl
+from d2kd.losses.kernel import check_number, drop_unweighted, weigh_and_reduce
+from d2kd.losses.temperature_kl import temperature_kl
 from d2kd.losses.terms import Term
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class TemperatureFreeClassificationKD(BinaryClassificationKD):
         ):
             if not known:
                 raise ValueError(f"{name}.{field} is {value!r}, expected {expected}.")
-        check_temperature_field(name, temperature)
+        check_number(name, "temperature", temperature)
         quality = Term.of(name, field="quality_region", region=quality_region, normalizer="locations")
         self.kind = kind
         self.eta = eta

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from numbers import Real
-
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
@@ -15,7 +12,6 @@ __all__ = [
     "BIN_REDUCTIONS",
     "GRAD_SCALES",
     "check_inputs",
-    "check_temperature_field",
     "log_softmax",
     "temperature_kl",
 ]
@@ -224,9 +220,3 @@ def _check_temperature(caller: str, name: str, temperature: float | Tensor, shap
             f"{caller}: {name} must broadcast to {tuple(wanted)}, the logits' shape with size 1 on the axis of the "
             f"softmax, found {tuple(temperature.shape)}"
         )
-
-
-def check_temperature_field(module: str, temperature: float) -> None:
-    """Refuse a module's ``temperature`` that means nothing."""
-    if not (isinstance(temperature, Real) and math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"{module}.temperature is {temperature!r}, expected a finite number > 0.")

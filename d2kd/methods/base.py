@@ -24,7 +24,7 @@ class Method(Mapping):
         paper: title, venue and year.
         needs: what must agree between student and teacher, beside the strides of their levels.
         presets: detector family, or a class of that family with a preset of its own -> name -> loss node.
-        reconstructed: what of it no public text or code of the paper says; "" if it follows their code.
+        reconstructed: what of it is not taken from the paper or its authors' code; "" if all is.
     """
 
     paper: str

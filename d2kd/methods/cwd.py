@@ -2,7 +2,7 @@
 
 from detectron2.config import LazyCall as L
 
-from d2kd.losses.channel_wise import ChannelWiseKD
+from d2kd.losses import ChannelWiseKD
 from d2kd.methods.base import Method
 
 # The paper's figures for detectors are not known here. "images" is half the images: 0.5 is the mean over images.

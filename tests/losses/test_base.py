@@ -9,6 +9,7 @@ from d2kd.losses import (
     LOSS_REGISTRY,
     BinaryClassificationKD,
     CenternessKD,
+    ChannelWiseKD,
     DistillationLoss,
     DynamicBoxKD,
     DynamicLocalizationDistillation,
@@ -20,7 +21,6 @@ from d2kd.losses import (
     TaskIntegrationKD,
     TemperatureFreeClassificationKD,
 )
-from d2kd.losses.channel_wise import ChannelWiseKD
 from d2kd.regions import REGION_REGISTRY
 
 TASKS = {

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from d2kd.losses.channel_wise import ChannelWiseKD, channel_wise_kd
+from d2kd.losses import ChannelWiseKD, channel_wise_kd
 from d2kd.losses.temperature_kl import temperature_kl
 from tests.losses.fake_outputs import output, random_maps, sparse_region, spec
 

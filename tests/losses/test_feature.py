@@ -4,13 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from d2kd.losses.feature import FeatureLoss
-from d2kd.losses.feature_imitation import FeatureImitation
-from d2kd.losses.pearson_feature import PearsonFeatureKD
-from d2kd.losses.task_integration import TaskIntegrationKD
+from d2kd.losses import LOSS_REGISTRY, FeatureLoss
 from tests.losses.fake_outputs import output, random_maps, spec
 
-LOSSES = [FeatureImitation, PearsonFeatureKD, TaskIntegrationKD]
+LOSSES = [loss for _, loss in LOSS_REGISTRY if issubclass(loss, FeatureLoss)]
 every_loss = pytest.mark.parametrize("loss", LOSSES)
 
 
