@@ -28,7 +28,7 @@ def build(method, family):
 
 def where(loss):
     """Region and normaliser of a loss of one term."""
-    (term,) = loss.terms
+    (term,) = loss.parts
     return term.region, term.normalizer
 
 
@@ -41,7 +41,7 @@ def test_every_preset_instantiates(method):
         assert tasks == {"feature"} if method in ("cwd", "pkd", "tid", "tid_reliable") else {"cls", "box"} <= tasks
         # Normalisers that do not depend on how a batch is spread over ranks; the papers' own are for parity tests.
         allowed = {"positives", "images", "locations", "level_locations", "level_mean"}
-        assert {term.normalizer for loss in losses.values() for term in loss.terms} <= allowed
+        assert {term.normalizer for loss in losses.values() for term in loss.parts} <= allowed
         assert not any(loss.skip_empty_levels for loss in losses.values())
 
 
@@ -117,13 +117,13 @@ def test_ld(family, main, vlr, temperature, region, exclude_positives):
         assert loss.source == "student" and where(loss)[1] == "level_locations"
     assert where(losses["ld_main"])[0] == "main" and where(losses["ld_main_kd"])[0] == "positives"
     assert where(losses["ld_vlr"])[0] == where(losses["ld_vlr_kd"])[0] == region
-    options = losses["ld_vlr"].terms[0].options
+    options = losses["ld_vlr"].parts[0].options
     assert options["exclude_positives"] is exclude_positives
     if region == "inside_box":
         assert options["weighting"] == "student_score"
     else:
         assert (options["gamma"], options["metric"], options["weighting"]) == (0.25, "anchor_iof", "iou")
-    assert losses["ld_vlr_kd"].terms[0].options == {**options, "weighting": "mask"}
+    assert losses["ld_vlr_kd"].parts[0].options == {**options, "weighting": "mask"}
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_ftpd_distils_every_response_in_parallel(method, family, cls, dlt, box, 
     for name, loss in losses.items():
         assert loss.source == "student" and loss.schedule_iters == 500
         assert (loss.schedule(0), loss.schedule(1)) == (0, 1)
-        terms = [(term.region, term.options, term.normalizer) for term in loss.terms]
+        terms = [(term.region, term.options, term.normalizer) for term in loss.parts]
         if name != "ftpd_cls":
             assert terms == [quality]
         else:
@@ -173,8 +173,8 @@ def test_tid(method, least, family):
     assert isinstance(loss, TaskIntegrationKD)
     assert (loss.weight, loss.areas, loss.area_weights) == (1, ("weak", "key", "rest"), (4, 2, 1))
     assert (loss.feature_norm, loss.attention, loss.adapter) == ("pearson", False, None)
-    assert [term.normalizer for term in loss.terms] == ["level_mean"] * 3
-    assert [term.options.get("min_teacher_score", 0) for term in loss.terms] == [least] * 3
+    assert [term.normalizer for term in loss.parts] == ["level_mean"] * 3
+    assert [term.options.get("min_teacher_score", 0) for term in loss.parts] == [least] * 3
     assert loss.schedule_iters == 500 and (loss.schedule(0), loss.schedule(1)) == (0, 1)
 
 
@@ -201,6 +201,16 @@ def test_cwd(family):
     assert where(loss) == ("everywhere", "images")
 
 
+@pytest.mark.parametrize("family", FAMILIES[:2] + FAMILIES[3:])
+def test_a_combination_has_the_preset_of_each_method_for_a_head_with_distributions(family):
+    losses = build("ftpd_tid", f"Distribution{family}")
+    assert {name: repr(loss) for name, loss in losses.items()} == {
+        name: repr(loss)
+        for part in (build("ftpd", f"Distribution{family}"), build("tid", family))
+        for name, loss in part.items()
+    }
+
+
 def test_the_nearest_class_with_a_preset_is_taken():
     assert "DynamicLocalization" in str(get_losses("ftpd", "DistributionFCOS", "FCOS")["ftpd_dlt"]._target_)
     assert "DynamicBoxKD" in str(get_losses("ftpd", "MyFCOS", "FCOS")["ftpd_dlt"]._target_)
@@ -212,12 +222,14 @@ def test_the_list_says_what_each_method_is(capsys):
     blocks = {block.split("\n")[0]: " ".join(block.split()) for block in capsys.readouterr().out.strip().split("\n\n")}
     assert list(blocks) == list(METHODS)
     for name, method in METHODS.items():
-        assert method.paper in blocks[name] and method.needs in blocks[name]
+        assert method.paper in blocks[name] and all(need in blocks[name] for need in method.needs)
         assert ("reconstructed" in blocks[name]) == bool(method.reconstructed)
         assert all(family in blocks[name] for family in method)
     assert "crosskd_loc crossed, teacher_quality" in blocks["crosskd"]
     assert "tid student, task_integration (weak), task_integration (key), task_integration (rest)" in blocks["ftpd_tid"]
-    assert "ld_vlr_kd" not in blocks["ld"]  # off
+    assert "ld_vlr student, valuable_localization or student, inside_box" in blocks["ld"]
+    assert "ld_vlr_kd student, valuable_localization (off)" in blocks["ld"]
+    assert blocks["ftpd_tid"].count("the same anchors") == 1
     assert "reconstructed" in blocks["ftpd"] and "reconstructed" in blocks["tid"]
 
 
@@ -230,6 +242,8 @@ def test_a_preset_is_a_copy():
 def test_an_unknown_method_names_the_nearest():
     with pytest.raises(ValueError, match="Unknown method 'croskd', expected one of .*did you mean crosskd"):
         get_losses("croskd", "FCOS")
+    with pytest.raises(ValueError, match="did you mean ftpd"):
+        get_losses("FTPD", "FCOS")
     with pytest.raises(ValueError) as error:
         get_losses("zzz", "FCOS")
     assert "did you mean" not in str(error.value) and "bckd, ld, crosskd" in str(error.value)

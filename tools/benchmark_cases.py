@@ -20,7 +20,7 @@ from d2kd.losses import binary_classification_kd
 from d2kd.methods import METHODS, get_losses
 from d2kd.modeling import DistilledDetector
 from d2kd.modeling.pairing import check_pairing
-from d2kd.modeling.region_maps import make_regions, source_key, stack_terms
+from d2kd.modeling.region_maps import make_regions, source_key, stack_parts
 
 # A step when every schedule has come to its end.
 ITERATION = 10**6
@@ -177,7 +177,7 @@ def _part_cases(method: str, model: DistilledDetector, batch: list[dict[str, Any
             }
             regions = make_regions({name: loss}, sources, teacher.output, assignments)[name]
             source = dataclasses.replace(output, **leaves)
-            return source, dataclasses.replace(teacher.output), stack_terms(regions), assignments[loss.source]
+            return source, dataclasses.replace(teacher.output), stack_parts(regions), assignments[loss.source]
 
         def run(inputs: tuple, loss: nn.Module = loss) -> None:
             loss(*inputs).sum().backward()

@@ -13,13 +13,13 @@ from d2kd.losses.feature_imitation import FeatureImitation, feature_imitation
 from d2kd.losses.iou_localization import IoULocalizationKD, iou_localization_kd, iou_loss
 from d2kd.losses.laplace_kl import laplace_kl
 from d2kd.losses.localization_distillation import LocalizationDistillation, localization_distillation
+from d2kd.losses.parts import NORMALIZERS, Part
 from d2kd.losses.pearson_feature import PearsonFeatureKD
 from d2kd.losses.softmax_classification import SoftmaxClassificationKD, softmax_classification_kd
 from d2kd.losses.standardize import standardize, standardized_difference
 from d2kd.losses.task_integration import TaskIntegrationKD
 from d2kd.losses.temperature_free_classification import TemperatureFreeClassificationKD
 from d2kd.losses.temperature_kl import temperature_kl
-from d2kd.losses.terms import NORMALIZERS, Term
 
 __all__ = [
     "LOSS_REGISTRY",
@@ -39,7 +39,7 @@ __all__ = [
     "SoftmaxClassificationKD",
     "TaskIntegrationKD",
     "TemperatureFreeClassificationKD",
-    "Term",
+    "Part",
     "align_statistics",
     "binary_classification_kd",
     "centerness_kd",

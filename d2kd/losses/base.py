@@ -13,7 +13,7 @@ from fvcore.common.param_scheduler import ParamScheduler
 from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
-from d2kd.losses.terms import Term
+from d2kd.losses.parts import Part
 
 if TYPE_CHECKING:  # a dense output is duck-typed here: this room must not need detectron2
     from d2kd.modeling.dense_output import Assignment, DenseOutput, OutputSpec
@@ -34,7 +34,7 @@ class DistillationLoss(nn.Module, ABC):
     One distillation loss: ``weight * sum over locations of region * kernel(source, teacher) / normaliser``.
 
     A subclass holds a kernel's hyper-parameters, sets :attr:`task` and implements :meth:`level_loss`. One that sums
-    over several regions, each with its own normaliser, replaces :attr:`terms` after ``super().__init__``.
+    over several regions, each with its own normaliser, replaces :attr:`parts` after ``super().__init__``.
 
     Args:
         weight: the loss's weight; 0 turns it off: its kernel is not run.
@@ -44,7 +44,7 @@ class DistillationLoss(nn.Module, ABC):
             "name", that region's options and, where it has areas, "area".
         normalizer: one of :data:`d2kd.losses.NORMALIZERS`.
         skip_empty_levels: leave out pyramid levels on which this rank has no positive, as the papers' code does
-            (parity only: the terms are defined on all locations).
+            (parity only: the losses are defined on all locations).
         schedule: what the weight is multiplied by, a function of the iteration over ``schedule_iters``, from 0 to 1;
             None: 1. After ``schedule_iters`` it keeps its last value. Where it is 0 the loss is off.
         schedule_iters: iterations that ``schedule`` is stretched over.
@@ -59,7 +59,7 @@ class DistillationLoss(nn.Module, ABC):
     task: str
 
     #: The regions that the loss sums over.
-    terms: tuple[Term, ...]
+    parts: tuple[Part, ...]
 
     #: The step that is being taken, told by the detector before each one; for what changes while training.
     iteration: int = 0
@@ -81,13 +81,13 @@ class DistillationLoss(nn.Module, ABC):
         if source not in SOURCES:
             raise ValueError(f"{name}.source is {source!r}, expected one of {', '.join(SOURCES)}.")
         if not isinstance(weight, Real) or not weight >= 0:
-            raise ValueError(f"{name}.weight is {weight!r}, expected a number >= 0 (0 turns the term off).")
+            raise ValueError(f"{name}.weight is {weight!r}, expected a number >= 0 (0 turns the loss off).")
         if tail < 0:
             raise ValueError(f"{name}.tail is {tail}, expected a number of tower blocks >= 0.")
         self.weight = weight
         self.source = source
         self.tail = tail
-        self.terms = (Term.of(name, region=region, normalizer=normalizer),)
+        self.parts = (Part.of(name, region=region, normalizer=normalizer),)
         self.skip_empty_levels = skip_empty_levels
         self._schedule_end = _check_schedule(name, schedule, schedule_iters)
         self.schedule = schedule
@@ -95,10 +95,24 @@ class DistillationLoss(nn.Module, ABC):
 
     @property
     def scheduled_weight(self) -> float:
-        """The weight at :attr:`iteration`."""
+        """
+        The weight at :attr:`iteration`.
+
+        Raises:
+            ValueError: the schedule is negative there.
+        """
         if self.schedule is None:
             return self.weight
-        return self.weight * self.schedule(min(self.iteration / self.schedule_iters, self._schedule_end))
+        factor = self.schedule(min(self.iteration / self.schedule_iters, self._schedule_end))
+        if factor < 0:
+            name = type(self).__name__
+            raise ValueError(f"{name}.schedule is {factor:.3g} at iteration {self.iteration}, expected >= 0.")
+        return self.weight * factor
+
+    @property
+    def compares_locations(self) -> bool:
+        """Whether source and teacher must have the same anchors."""
+        return True
 
     def check_pair(self, source: OutputSpec, teacher: OutputSpec) -> None:  # noqa: B027
         """
@@ -113,14 +127,14 @@ class DistillationLoss(nn.Module, ABC):
         """
 
     def prepare_region(self, region: Sequence[Tensor]) -> Sequence[Tensor]:
-        """A term's region, per level (N, A, H, W), as this loss reads it: feature losses have one weight a cell."""
+        """A part's region, per level (N, A, H, W), as this loss reads it: feature losses have one weight a cell."""
         return region
 
     @abstractmethod
     def level_loss(self, source: DenseOutput, teacher: DenseOutput, level: int, region: Tensor) -> Tensor:
         """
         The kernel summed over one level's locations, each weighted by ``region`` (N, A, H, W); a scalar. With several
-        :attr:`terms`, ``region`` is (T, N, A, H, W) and so is the sum (T,).
+        :attr:`parts`, ``region`` is (P, N, A, H, W) and so is the sum (P,).
         """
 
     def forward(
@@ -135,11 +149,11 @@ class DistillationLoss(nn.Module, ABC):
             source: dense output of the source.
             teacher: dense output of the teacher, in the same anchors and classes.
             region: per level, detached weights as :meth:`prepare_region` returns them, (N, A, H, W); of several
-                :attr:`terms` stacked in front, (T, N, A, H, W).
+                :attr:`parts` stacked in front, (P, N, A, H, W).
             assignment: the labels of the source's anchors, for kernels that read objects.
 
         Returns:
-            (L,) or, of several terms, (L, T): each level's sums, not yet weighted nor normalised.
+            (L,) or, of several parts, (L, P): each level's sums, not yet weighted nor normalised.
         """
         return torch.stack([self.level_loss(source, teacher, level, weight) for level, weight in enumerate(region)])
 
@@ -147,14 +161,14 @@ class DistillationLoss(nn.Module, ABC):
         fields = {"weight": self.weight, "source": self.source}
         if self.source == "crossed":
             fields["tail"] = self.tail
-        for term in self.terms:
-            suffix = f"_{term.name}" if term.name else ""
-            fields[f"region{suffix}"] = term.region
-            if term.area is not None:
-                fields[f"area{suffix}"] = term.area
-            if term.options:
-                fields[f"region_options{suffix}"] = term.options
-            fields[f"normalizer{suffix}"] = term.normalizer
+        for part in self.parts:
+            suffix = f"_{part.name}" if part.name else ""
+            fields[f"region{suffix}"] = part.region
+            if part.area is not None:
+                fields[f"area{suffix}"] = part.area
+            if part.options:
+                fields[f"region_options{suffix}"] = part.options
+            fields[f"normalizer{suffix}"] = part.normalizer
         fields["skip_empty_levels"] = self.skip_empty_levels
         if self.schedule is not None:
             fields["schedule"] = type(self.schedule).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -246,6 +247,11 @@ class BinaryClassificationKD(DistillationLoss):
 
     def __init__(self, *, beta: float = 1.0, detach_gap: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        name = type(self).__name__
+        if isinstance(beta, bool) or not isinstance(beta, Real) or not (math.isfinite(beta) and beta >= 0):
+            raise ValueError(f"{name}.beta is {beta!r}, expected a finite number >= 0.")
+        if not isinstance(detach_gap, bool):
+            raise ValueError(f"{name}.detach_gap is {detach_gap!r}, expected true or false.")
         self.beta = beta
         self.detach_gap = detach_gap
 

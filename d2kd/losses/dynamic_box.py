@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from d2kd.losses.base import LOSS_REGISTRY, DistillationLoss
-from d2kd.losses.dynamic_localization import QUALITY
 from d2kd.losses.kernel import check_number, compute_dtype, drop_unweighted, weigh_and_reduce
 from d2kd.losses.laplace_kl import laplace_kl
 from d2kd.losses.learned_temperature import LearnedTemperature
+from d2kd.regions.quality import QUALITY
 
 if TYPE_CHECKING:
     from d2kd.modeling.dense_output import Assignment, DenseOutput, OutputSpec

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -13,18 +12,15 @@ from d2kd.losses.edge_temperatures import entropy_temperature, sharpness_tempera
 from d2kd.losses.kernel import check_number, check_reduction, check_weight, drop_unweighted, weigh_and_reduce
 from d2kd.losses.learned_temperature import LearnedTemperature
 from d2kd.losses.temperature_kl import GRAD_SCALES, temperature_kl
+from d2kd.regions.quality import QUALITY
 
 if TYPE_CHECKING:
     from d2kd.modeling.dense_output import DenseOutput, OutputSpec
 
 __all__ = [
-    "QUALITY",
     "DynamicLocalizationDistillation",
     "dynamic_localization_kd",
 ]
-
-#: Where FTPD's localisation terms teach, unless told otherwise: reconstructed, as their kernels are.
-QUALITY = MappingProxyType({"name": "teacher_quality", "centerness": True})
 
 _KINDS = ("std", "sharpness", "entropy", "learned", "fixed")
 _SHARES = ("teacher", "each", "mean")

@@ -56,6 +56,11 @@ class FeatureLoss(DistillationLoss):
         if self.adapter_channels is not None:
             self.adapter = nn.Conv2d(*self.adapter_channels, adapter_kernel, padding=adapter_kernel // 2)
 
+    @property
+    def compares_locations(self) -> bool:
+        """Cells are compared: anchors matter to regions that may read predictions, all but "everywhere"."""
+        return any(part.region != "everywhere" for part in self.parts)
+
     def check_pair(self, source: OutputSpec, teacher: OutputSpec) -> None:
         name = type(self).__name__
         widths = (source.feature_channels, teacher.feature_channels)

@@ -14,8 +14,8 @@ from d2kd.losses.base import LOSS_REGISTRY
 from d2kd.losses.feature import FeatureLoss
 from d2kd.losses.feature_imitation import feature_imitation
 from d2kd.losses.kernel import compute_dtype
+from d2kd.losses.parts import Part
 from d2kd.losses.standardize import standardized_difference
-from d2kd.losses.terms import Term
 
 if TYPE_CHECKING:
     from d2kd.modeling.dense_output import DenseOutput
@@ -111,11 +111,11 @@ class TaskIntegrationKD(FeatureLoss):
         self.feature_norm = feature_norm
         self.attention = attention
         if self.areas != ("all",):
-            self.terms = tuple(self._term(area, normalizer) for area in self.areas)
+            self.parts = tuple(self._term(area, normalizer) for area in self.areas)
 
-    def _term(self, area: str, normalizer: str) -> Term:
+    def _term(self, area: str, normalizer: str) -> Part:
         region = {"name": _REGION, "area": area, **(self.scores or {})}
-        return Term.of(type(self).__name__, region=region, normalizer=normalizer, name=area, field="scores")
+        return Part.of(type(self).__name__, region=region, normalizer=normalizer, name=area, field="scores")
 
     def cell_differences(self, student: Tensor, teacher: Tensor) -> Tensor:
         """

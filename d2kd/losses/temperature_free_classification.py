@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import replace
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,8 +14,9 @@ from d2kd.losses.base import LOSS_REGISTRY
 from d2kd.losses.binary_classification import BinaryClassificationKD
 from d2kd.losses.class_relations import PEARSON_AXES, pearson_kd, zscore_kd
 from d2kd.losses.kernel import check_number, drop_unweighted, weigh_and_reduce
+from d2kd.losses.parts import Part
 from d2kd.losses.temperature_kl import temperature_kl
-from d2kd.losses.terms import Term
+from d2kd.regions.quality import QUALITY
 
 if TYPE_CHECKING:
     from d2kd.modeling.dense_output import DenseOutput, OutputSpec
@@ -28,11 +27,6 @@ logger = logging.getLogger(__name__)
 
 #: What :class:`TemperatureFreeClassificationKD` compares.
 KINDS = ("sigmoid", "zscore", "pearson", "sigmoid+pearson", "softmax")
-_QUALITY_REGION = {"name": "teacher_quality", "centerness": True}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @LOSS_REGISTRY.register()
@@ -82,40 +76,37 @@ class TemperatureFreeClassificationKD(BinaryClassificationKD):
         eta: float = 1.0,
         axis: str = "class",
         temperature: float = 2.0,
-        quality_region: str | Mapping[str, Any] = _QUALITY_REGION,
+        quality_region: str | Mapping[str, Any] = QUALITY,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         name = type(self).__name__
-        for field, value, known, expected in (
-            ("kind", kind, kind in KINDS, f"one of {', '.join(KINDS)}"),
-            ("axis", axis, axis in PEARSON_AXES, f"one of {', '.join(PEARSON_AXES)}"),
-            ("beta", self.beta, _is_number(self.beta) and self.beta >= 0, "a finite number >= 0"),
-            ("detach_gap", self.detach_gap, isinstance(self.detach_gap, bool), "true or false"),
-            ("eta", eta, _is_number(eta) and eta > 0, "a finite number > 0 (kind='sigmoid' is without that part)"),
-        ):
-            if not known:
-                raise ValueError(f"{name}.{field} is {value!r}, expected {expected}.")
+        for field, value, known in (("kind", kind, KINDS), ("axis", axis, PEARSON_AXES)):
+            if value not in known:
+                raise ValueError(f"{name}.{field} is {value!r}, expected one of {', '.join(known)}.")
+        check_number(name, "eta", eta)
         check_number(name, "temperature", temperature)
-        quality = Term.of(name, field="quality_region", region=quality_region, normalizer="locations")
+        quality = Part.of(name, field="quality_region", region=quality_region, normalizer="locations")
         self.kind = kind
         self.eta = eta
         self.axis = axis
         self.temperature = temperature
         self.quality_region = dict(quality_region) if isinstance(quality_region, Mapping) else quality_region
         if kind == "sigmoid+pearson":
-            self.terms = (replace(self.terms[0], name="sigmoid"), replace(quality, name="pearson"))
+            self.parts = (replace(self.parts[0], name="sigmoid"), replace(quality, name="pearson"))
         elif kind != "sigmoid":
-            self.terms = (quality,)
+            self.parts = (quality,)
 
     def check_pair(self, source: OutputSpec, teacher: OutputSpec) -> None:
-        over_classes = self.kind in ("zscore", "softmax") or ("pearson" in self.kind and self.axis != "location")
-        if source.num_classes == 1 and over_classes:
+        # Standardised, two classes are +1 and -1 whatever their logits.
+        standardized = self.kind == "zscore" or ("pearson" in self.kind and self.axis != "location")
+        if source.num_classes <= (2 if standardized else 1 if self.kind == "softmax" else 0):
             what = f" over axis={self.axis!r}" if "pearson" in self.kind else ""
             logger.warning(
                 f"TemperatureFreeClassificationKD of kind={self.kind!r}{what} compares the classes of a location with "
-                "one another, and that part of it is identically zero with one class (num_classes=1): take "
-                "kind='sigmoid', or axis='location' with kind='pearson'."
+                "one another, and that part of it has next to no gradient with "
+                f"num_classes={source.num_classes}: take kind='sigmoid', or axis='location' with "
+                "kind='pearson'."
             )
 
     def level_loss(self, source: DenseOutput, teacher: DenseOutput, level: int, region: Tensor) -> Tensor:

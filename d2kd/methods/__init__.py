@@ -56,7 +56,7 @@ def get_losses(method: str, *families: str) -> dict[str, DictConfig]:
         ValueError: an unknown method (the nearest names are suggested), or one without a preset for these.
     """
     if method not in METHODS:
-        near = get_close_matches(method, METHODS)
+        near = get_close_matches(method.lower(), METHODS)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise ValueError(f"Unknown method {method!r}, expected one of {', '.join(METHODS)}{hint}")
     presets = METHODS[method]
@@ -76,19 +76,19 @@ def list_methods() -> None:
 
 
 def _described(name: str, method: Method) -> str:
-    losses: dict[str, tuple[str, str]] = {}
+    losses: dict[str, dict[str, None]] = {}
     for preset in method.values():
         for key, node in preset.items():
             loss = instantiate(node)
-            regions = [f"{t.region} ({t.area})" if t.area else t.region for t in loss.terms]
-            if loss.weight > 0:
-                losses.setdefault(key, (loss.source, ", ".join(regions)))
+            regions = [f"{x.region} ({x.area})" if x.area else x.region for x in loss.parts]
+            off = "" if loss.weight > 0 else " (off)"
+            losses.setdefault(key, {})[f"{loss.source}, {', '.join(regions)}{off}"] = None
     rows = {
         "paper": method.paper,
         "reconstructed": method.reconstructed,
         "detectors": ", ".join(method),
-        "needs": method.needs,
-        **{key: f"{source}, {regions}" for key, (source, regions) in losses.items()},
+        "needs": "; ".join(("the same classes and strides", *method.needs)),
+        **{key: " or ".join(texts) for key, texts in losses.items()},
     }
     width = max(map(len, rows))
     lines = [f"  {key:{width}}  {text}" for key, text in rows.items() if text]

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 __all__ = ["SAME_LOCATIONS", "Method", "combined", "warm_up"]
 
 #: What a pair needs for any loss of source "student" on predictions.
-SAME_LOCATIONS = "the same anchors and classes"
+SAME_LOCATIONS = "the same anchors"
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,13 @@ class Method(Mapping):
 
     Attributes:
         paper: title, venue and year.
-        needs: what must agree between student and teacher, beside the strides of their levels.
+        needs: what must agree between student and teacher, beside the strides of their levels and the classes.
         presets: detector family, or a class of that family with a preset of its own -> name -> loss node.
         reconstructed: what of it is not taken from the paper or its authors' code; "" if all is.
     """
 
     paper: str
-    needs: str
+    needs: tuple[str, ...]
     presets: Mapping[str, Mapping[str, DictConfig]]
     reconstructed: str = ""
 
@@ -43,12 +43,19 @@ class Method(Mapping):
 
 
 def combined(*methods: Method) -> Method:
-    """All losses of several methods, for the families that each has a preset for."""
-    families = [family for family in methods[0] if all(family in method for method in methods)]
+    """
+    All losses of several methods, for the families that one of them has a preset for; where another has none for a
+    class of a family (``DistributionFCOS``), that of the family (``FCOS``).
+    """
+    presets = {}
+    for family in dict.fromkeys(family for method in methods for family in method):
+        found = [method.get(family, method.get(family.removeprefix("Distribution"))) for method in methods]
+        if None not in found:
+            presets[family] = {name: loss for losses in found for name, loss in losses.items()}
     return Method(
         paper=" + ".join(method.paper for method in methods),
-        needs="; ".join(dict.fromkeys(method.needs for method in methods)),
-        presets={f: {name: loss for method in methods for name, loss in method[f].items()} for f in families},
+        needs=tuple(dict.fromkeys(need for method in methods for need in method.needs)),
+        presets=presets,
         reconstructed="; ".join(filter(None, (method.reconstructed for method in methods))),
     )
 

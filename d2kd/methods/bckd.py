@@ -14,6 +14,6 @@ _LOSSES = dict(
 
 BCKD = Method(
     paper="Bridging Cross-task Protocol Inconsistency for Distillation in Dense Object Detection, ICCV 2023",
-    needs=SAME_LOCATIONS,
+    needs=(SAME_LOCATIONS,),
     presets={"RetinaNet": _LOSSES, "FCOS": _LOSSES, "GFL": _LOSSES, "ATSS": _LOSSES},
 )

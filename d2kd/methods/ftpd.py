@@ -13,8 +13,9 @@ from d2kd.losses import (
     TemperatureFreeClassificationKD,
 )
 from d2kd.methods.base import SAME_LOCATIONS, Method, warm_up
+from d2kd.regions.quality import QUALITY
 
-_QUALITY = dict(name="teacher_quality", centerness=True)
+_QUALITY = dict(QUALITY)
 
 
 def _losses(
@@ -59,7 +60,7 @@ def _ftpd(kind: str) -> Method:
     bins = dict(dlt=2.0, distribution=True)
     return Method(
         paper="FTPD (Song et al., IEEE TCSVT 35(5), 2025, doi 10.1109/TCSVT.2024.3525051)",
-        needs=f"{SAME_LOCATIONS}; both with distribution heads of the same bins, or neither",
+        needs=(SAME_LOCATIONS, "distribution heads with the same number of bins, or plain heads of one family"),
         presets={
             "RetinaNet": _losses(dlt=1.0, **retinanet),
             "FCOS": _losses(dlt=1.0, **fcos),

@@ -31,7 +31,7 @@ _VLR = dict(
 
 LD = Method(
     paper="Localization Distillation for Dense Object Detection, CVPR 2022",
-    needs=f"{SAME_LOCATIONS}; distribution heads with the same number of bins",
+    needs=(SAME_LOCATIONS, "distribution heads with the same number of bins"),
     presets={
         "GFL": _losses(vlr=0.25 / 4, vlr_region=_VLR),
         "ATSS": _losses(vlr=0.25 * 0.15, vlr_region=_VLR),

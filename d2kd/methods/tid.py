@@ -7,7 +7,7 @@ from typing import Any
 from detectron2.config import LazyCall as L
 
 from d2kd.losses import TaskIntegrationKD
-from d2kd.methods.base import Method, warm_up
+from d2kd.methods.base import SAME_LOCATIONS, Method, warm_up
 
 
 def _tid(**scores: Any) -> Method:
@@ -24,7 +24,7 @@ def _tid(**scores: Any) -> Method:
     return Method(
         paper="Classification and regression Task Integration in distillation for object detectors "
         "(Su et al., Neurocomputing 624, 2025, arXiv 2404.01699)",
-        needs="the same anchors and classes; features of the same width, or losses.tid.adapter_channels",
+        needs=(SAME_LOCATIONS, "features of the same width, or losses.tid.adapter_channels"),
         presets={family: losses for family in ("RetinaNet", "FCOS", "GFL", "ATSS")},
         reconstructed="TID's class scores, thresholds and weights; the rest from descriptions by others",
     )

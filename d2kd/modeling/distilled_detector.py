@@ -20,7 +20,7 @@ from d2kd.modeling.distillation_state import DistillationState
 from d2kd.modeling.monitors import check_finite, gap_at_positives
 from d2kd.modeling.normalizers import compute_normalizers
 from d2kd.modeling.pairing import check_pairing, same_layout, tap_index, warn_of_stacked_terms
-from d2kd.modeling.region_maps import make_regions, source_key, stack_terms
+from d2kd.modeling.region_maps import make_regions, source_key, stack_parts
 from d2kd.modeling.student import StudentRun, run_student
 from d2kd.modeling.teacher import Teacher, TeacherRun, input_format_of
 
@@ -201,13 +201,13 @@ class DistilledDetector(nn.Module):
                 losses[f"loss_kd_{name}"] = sum((p.sum() * 0 for p in loss.parameters()), self.pixel_mean.new_zeros(()))
                 continue
             with torch.autocast(self.device.type, enabled=False):
-                weights = stack_terms(regions[name])
+                weights = stack_parts(regions[name])
                 sums = loss(sources[source_key(loss)], teacher.output, weights, assignments[loss.source])
             losses[f"loss_kd_{name}"] = loss.scheduled_weight * (sums / normalizers[name]).sum()
-            for term, region in zip(loss.terms, regions[name]):
-                # Each location counts with its region's weight: how much of an image this term distils.
+            for part, region in zip(loss.parts, regions[name]):
+                # Each location counts with its region's weight: how much of an image this part distils.
                 count = sum(w.sum() for w in region) / len(batched_inputs)
-                monitors[f"kd/{name}_{term.name}{'_' if term.name else ''}locations"] = count
+                monitors[f"kd/{name}_{part.name}{'_' if part.name else ''}locations"] = count
         if active and self._same_layout:
             monitors["kd/gap_at_positives"] = gap_at_positives(student.output, teacher.output, student.assignment)
         check_finite(losses)

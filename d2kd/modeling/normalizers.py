@@ -1,4 +1,4 @@
-"""What each distillation term is divided by; the only numbers that ranks exchange to compute a loss."""
+"""What each part of a loss is divided by; the only numbers that ranks exchange to compute a loss."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from d2kd.modeling.dense_output import Assignment
 
 __all__ = ["compute_normalizers"]
 
-#: A region that weighs less than this in all is empty: its term is zero, not zero divided by zero.
+#: A region that weighs less than this in all is empty: its sum is zero, not zero divided by zero.
 _SMALLEST_REGION = 1e-6
 
 _OF_THE_REGION = ("locations", "level_locations", "level_mean")
@@ -31,35 +31,35 @@ def compute_normalizers(
 
     Args:
         losses: the losses of this step by name.
-        regions: for each of them, the region of each of its terms: one map a level.
+        regions: for each of them, the region of each of its parts: one map a level.
         assignments: for each source, the labels of its anchors.
         ema: the student's own running normaliser; 0 if it keeps none.
 
     Returns:
-        for each loss what its sums are divided by: a scalar, or (L,) where each level has its own, and of several terms
-        (T,) or (L, T); and the mean of ``ema`` over ranks, float64.
+        for each loss what its sums are divided by: a scalar, or (L,) where each level has its own, and of several parts
+        (P,) or (L, P); and the mean of ``ema`` over ranks, float64.
 
     Raises:
         ValueError: a loss asks for "ema" of a student that keeps none.
     """
     some = next(iter(assignments.values()))
     positives = {source: assignment.num_positives for source, assignment in assignments.items()}
-    parts = {
+    sums = {
         "ema": torch.tensor([ema], dtype=torch.float64),
         "images": torch.tensor([len(some.gt_boxes)], dtype=torch.float64),
         **{("positives", source): per_image.sum().view(1) for source, per_image in positives.items()},
         **{
             ("region", name, index): torch.stack([weight.sum() for weight in regions[name][index]])
             for name, loss in losses.items()
-            for index, term in enumerate(loss.terms)
-            if term.normalizer in _OF_THE_REGION
+            for index, part in enumerate(loss.parts)
+            if part.normalizer in _OF_THE_REGION
         },
     }
-    shared = torch.cat([part.to(some.labels[0].device, torch.float64) for part in parts.values()])
+    shared = torch.cat([value.to(some.labels[0].device, torch.float64) for value in sums.values()])
     world_size = comm.get_world_size()
     if world_size > 1:
         torch.distributed.all_reduce(shared)
-    totals = dict(zip(parts, shared.split([len(part) for part in parts.values()]), strict=True))
+    totals = dict(zip(sums, shared.split([len(value) for value in sums.values()]), strict=True))
 
     def normalizer(name: str, index: int, kind: str, source: str) -> Tensor:
         if kind in _OF_THE_REGION:
@@ -84,7 +84,7 @@ def compute_normalizers(
 
     normalizers = {}
     for name, loss in losses.items():
-        values = [normalizer(name, i, term.normalizer, loss.source).float() for i, term in enumerate(loss.terms)]
+        values = [normalizer(name, i, part.normalizer, loss.source).float() for i, part in enumerate(loss.parts)]
         several = len(values) > 1
         normalizers[name] = torch.stack(torch.broadcast_tensors(*values), dim=-1) if several else values[0]
     return normalizers, totals["ema"][0] / world_size

@@ -109,12 +109,13 @@ def check_pairing(student: DenseDetector, teacher: DenseDetector, losses: Mappin
             continue
         if loss.source == "crossed":
             _check_taps(name, loss.tail, student, teacher)
-        elif difference:
+        elif difference and loss.compares_locations:
+            instead = "region='everywhere'" if loss.task == "feature" else "source='crossed'"
             raise ValueError(
                 f"model.losses.{name} compares the student's own predictions with the teacher's, but a "
                 f"{type(student).__name__} student and a {type(teacher).__name__} teacher of these configs have "
                 f"different anchors ({difference}): give them the same (model.student.anchor_generator, "
-                "model.teacher.model.anchor_generator; FCOS: its backbone's strides), or use source='crossed'."
+                f"model.teacher.model.anchor_generator; FCOS: its backbone's strides), or use {instead}."
             )
         teacher_spec = get_adapter(teacher).describe(teacher)
         source_spec = teacher_spec if loss.source == "crossed" else get_adapter(student).describe(student)

@@ -1,4 +1,4 @@
-"""The regions of one step: made once, shared by all terms that name the same."""
+"""The regions of one step: made once, shared by all parts that name the same."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from d2kd.losses import DistillationLoss
 from d2kd.modeling.dense_output import Assignment, DenseOutput
 from d2kd.regions import REGION_REGISTRY
 
-__all__ = ["make_regions", "source_key", "stack_terms"]
+__all__ = ["make_regions", "source_key", "stack_parts"]
 
 
 def source_key(loss: DistillationLoss) -> Any:
@@ -34,25 +34,25 @@ def make_regions(
         assignments: "student" or "crossed" -> the labels of that source's anchors.
 
     Returns:
-        for each loss the region of each of its terms, per level, as the loss reads it.
+        for each loss the region of each of its parts, per level, as the loss reads it.
     """
     made: dict[tuple, Any] = {}
     regions: dict[str, list[Sequence[Tensor]]] = {}
     for name, loss in losses.items():
         source, assignment = sources[source_key(loss)], assignments[loss.source]
         regions[name] = []
-        for term in loss.terms:
-            key = (term.region_key, source_key(loss))
+        for part in loss.parts:
+            key = (part.region_key, source_key(loss))
             if key not in made:
                 with torch.autocast(source.logits[0].device.type, enabled=False):
-                    made[key] = REGION_REGISTRY.get(term.region)(source, teacher, assignment, **term.options)
-            region = loss.prepare_region(made[key] if term.area is None else made[key][term.area])
+                    made[key] = REGION_REGISTRY.get(part.region)(source, teacher, assignment, **part.options)
+            region = loss.prepare_region(made[key] if part.area is None else made[key][part.area])
             if loss.skip_empty_levels:
                 region = [weight * positive.any() for weight, positive in zip(region, assignment.positives)]
             regions[name].append(region)
     return regions
 
 
-def stack_terms(regions: Sequence[Sequence[Tensor]]) -> Sequence[Tensor]:
-    """The regions of a loss's terms as the loss takes them: per level, of several terms stacked in front."""
+def stack_parts(regions: Sequence[Sequence[Tensor]]) -> Sequence[Tensor]:
+    """The regions of a loss's parts as the loss takes them: per level, of several parts stacked in front."""
     return regions[0] if len(regions) == 1 else [torch.stack(levels) for levels in zip(*regions, strict=True)]

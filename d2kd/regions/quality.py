@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from numbers import Real
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +28,10 @@ from d2kd.regions.scores import labelled_locations, teacher_confidences
 
 if TYPE_CHECKING:
     from d2kd.modeling.dense_output import Assignment, DenseOutput
+
+
+#: Where FTPD's localisation terms teach, unless told otherwise: a loss's ``region``.
+QUALITY = MappingProxyType({"name": "teacher_quality", "centerness": True})
 
 
 @torch.no_grad()
@@ -142,12 +147,3 @@ def main_and_valuable(
     quality = [None] * len(band) if weighting == "mask" else teacher_confidences(teacher, centerness)
     levels = zip(assignment.positives, band, quality)
     return [main_and_valuable_region(p, v, quality=q, gain=gain) for p, v, q in levels]
-
-
-@REGION_REGISTRY.register()
-def everywhere(source: DenseOutput, teacher: DenseOutput, assignment: Assignment) -> list[Tensor]:
-    """
-    1 at every location, also at those that the assignment ignores and in padding: for means over all cells, such as
-    PKD's.
-    """
-    return [torch.ones_like(labels, dtype=torch.float32) for labels in assignment.labels]

@@ -90,6 +90,15 @@ def main_region(labels: Tensor, student_logits: Tensor, *, num_classes: int, dim
 
 
 @REGION_REGISTRY.register()
+def everywhere(source: DenseOutput, teacher: DenseOutput, assignment: Assignment) -> list[Tensor]:
+    """
+    1 at every location, also at those that the assignment ignores and in padding: for means over all cells, such as
+    PKD's.
+    """
+    return [torch.ones_like(labels, dtype=torch.float32) for labels in assignment.labels]
+
+
+@REGION_REGISTRY.register()
 def all_locations(source: DenseOutput, teacher: DenseOutput, assignment: Assignment) -> list[Tensor]:
     """Every location that the assignment does not ignore."""
     return [labelled_locations(labels) for labels in assignment.labels]

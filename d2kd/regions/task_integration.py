@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from d2kd.regions.base import REGION_REGISTRY, check_bool, check_choice, check_count
-from d2kd.regions.task_scores import REGION, ImportanceScore, cell_scores, check_number, iou_thresholds_of
+from d2kd.regions.task_scores import REGION, ImportanceScore, cell_scores, check_range, iou_thresholds_of
 
 if TYPE_CHECKING:
     from d2kd.modeling.dense_output import Assignment, DenseOutput
@@ -81,9 +81,9 @@ def learning_areas(
     """
     check_choice(REGION, "key_from", key_from, ("teacher", "gt", "either"))
     if key_from != "gt":
-        check_number("key_threshold", key_threshold, 0, top)
-    check_number("min_gap", min_gap, 0, top)
-    check_number("min_teacher_score", min_teacher_score, 0, top)
+        check_range("key_threshold", key_threshold, 0, top)
+    check_range("min_gap", min_gap, 0, top)
+    check_range("min_teacher_score", min_teacher_score, 0, top)
     if weak_topk is not None:
         check_count(REGION, "weak_topk", weak_topk, 1)
     check_bool(REGION, "drop_student_better", drop_student_better)
@@ -130,7 +130,7 @@ def task_integration(
     iou_thresholds: str | tuple[float, float] = "matcher",
     cls_thresholds: tuple[float, float] = (0.05, 0.5),
     centerness: bool = False,
-    key_threshold: float = 2.25,
+    key_threshold: float | None = None,
     min_gap: float = 0.0,
     min_teacher_score: float = 0.0,
     key_from: str = "teacher",
@@ -140,7 +140,8 @@ def task_integration(
 ) -> dict[str, list[Tensor]]:
     """
     The areas "weak", "key" and "rest" of :func:`learning_areas`, from the :class:`ImportanceScore` of source and
-    teacher; see there for the options. A cell has the highest score of its anchors, and its anchors one weight.
+    teacher; see there for the options. ``key_threshold`` None is a score that is medium in both tasks, 2.25 with the
+    values of the table. A cell has the highest score of its anchors, and its anchors one weight.
 
     A location outside the assignment's valid ones does not count, and a cell without any that does is of the rest; so
     is every cell of an image without objects. The labels are not read but by ``key_from``.
@@ -161,7 +162,7 @@ def task_integration(
         objects=of_teacher[1],
         overlaps=of_teacher[2],
         top=rule.top,
-        key_threshold=key_threshold,
+        key_threshold=rule.medium if key_threshold is None else key_threshold,
         min_gap=min_gap,
         min_teacher_score=min_teacher_score,
         key_from=key_from,

@@ -61,7 +61,7 @@ class ImportanceScore:
 
     def __post_init__(self) -> None:
         check_choice(REGION, "score", self.score, ("discrete", "continuous"))
-        check_number("alpha", self.alpha, 0, 1)
+        check_range("alpha", self.alpha, 0, 1)
         check_choice(REGION, "combine", self.combine, ("product", "sum", "cls", "reg"))
         check_choice(REGION, "cls_mode", self.cls_mode, ("score", "hit"))
         for option in ("iou_values", "cls_values"):
@@ -84,6 +84,14 @@ class ImportanceScore:
         if self.score == "continuous":
             return 1.0
         reg, cls = self.iou_values[0], self.cls_values[0]
+        return {"product": reg * cls, "sum": reg + cls, "cls": cls, "reg": reg}[self.combine]
+
+    @property
+    def medium(self) -> float:
+        """The score of a location that is medium in each task that counts; "continuous": half of the highest."""
+        if self.score == "continuous":
+            return 0.5
+        reg, cls = self.iou_values[1], self.cls_values[1]
         return {"product": reg * cls, "sum": reg + cls, "cls": cls, "reg": reg}[self.combine]
 
     def localization(self, overlap: Tensor, negative: float | Tensor, positive: float | Tensor) -> Tensor:
@@ -116,7 +124,7 @@ class ImportanceScore:
         return (1 - self.alpha) * cls + self.alpha * reg
 
 
-def check_number(option: str, value: Any, low: float, high: float) -> None:
+def check_range(option: str, value: Any, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
         raise option_error(REGION, option, value, f"a number in [{low:g}, {high:g}]")
 

@@ -122,4 +122,4 @@ def test_options_of_a_region_are_looked_at_when_the_loss_is_built(region, messag
 def test_every_region_runs_on_the_cell_that_its_options_are_checked_on():
     for name, _ in REGION_REGISTRY:
         area = {"area": "weak"} if name == "task_integration" else {}
-        assert BinaryClassificationKD(region={"name": name, **area}).terms[0].region_key == (name,)
+        assert BinaryClassificationKD(region={"name": name, **area}).parts[0].region_key == (name,)

@@ -14,7 +14,7 @@ every_loss = pytest.mark.parametrize("loss", LOSSES)
 def region_of(module, *cells, value=1.0):
     """One level's region as the module is given it: of several terms stacked in front."""
     region = torch.full((cells[0], 1, *cells[1:]), value)
-    return region if len(module.terms) == 1 else torch.stack([region] * len(module.terms))
+    return region if len(module.parts) == 1 else torch.stack([region] * len(module.parts))
 
 
 @every_loss

@@ -26,7 +26,7 @@ def test_golden_pkd():
 
 def test_defaults_are_the_papers_code():
     module = PearsonFeatureKD()
-    (term,) = module.terms
+    (term,) = module.parts
     assert (term.region, dict(term.options), term.normalizer) == ("everywhere", {}, "level_locations")
     assert module.correction == 1 and module.adapter is None
 

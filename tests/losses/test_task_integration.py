@@ -96,7 +96,7 @@ def test_some_areas_in_any_order(areas):
     of_all = run(TaskIntegrationKD(area_weights=(4, 2, 1)), student, teacher, areas_of())
     columns = [("weak", "key", "rest").index(area) for area in areas]
     module = TaskIntegrationKD(areas=areas, area_weights=[(4, 2, 1)[i] for i in columns])
-    assert [(term.name, term.area) for term in module.terms] == [(area, area) for area in areas]
+    assert [(term.name, term.area) for term in module.parts] == [(area, area) for area in areas]
     regions = [torch.stack([every[area][level] for area in areas]) for level in range(len(SIZES))]
     if len(areas) == 1:
         regions = [region.squeeze(0) for region in regions]
@@ -108,7 +108,7 @@ def test_some_areas_in_any_order(areas):
 def test_the_control_has_every_cell_alike():
     student, teacher = maps()
     module = TaskIntegrationKD(areas=["all"], area_weights=[7], scores={})
-    (term,) = module.terms
+    (term,) = module.parts
     assert (term.region, term.area, term.normalizer) == ("everywhere", None, "level_mean")
     regions = [torch.ones(N, 1, *size) for size in SIZES]
     sums = run(module, student, teacher, regions)
@@ -158,7 +158,7 @@ def test_gradient_reaches_features_and_adapter_alone():
     teacher.features = [torch.cat([x, x.flip(1)], 1).float().requires_grad_() for x in maps()[1]]
     module = TaskIntegrationKD(adapter_channels=(C, 2 * C), attention=True)
     made = task_integration(source, teacher, assignment)
-    prepared = [module.prepare_region(made[term.area]) for term in module.terms]
+    prepared = [module.prepare_region(made[term.area]) for term in module.parts]
     sums = module(source, teacher, [torch.stack(levels) for levels in zip(*prepared, strict=True)], assignment)
     assert (sums.sum(0) > 0).all()
     sums.sum().backward()
@@ -173,7 +173,7 @@ def test_images_without_objects_are_all_rest():
     source.features, teacher.features = maps()
     module = TaskIntegrationKD()
     made = task_integration(source, teacher, assignment)
-    prepared = [module.prepare_region(made[term.area]) for term in module.terms]
+    prepared = [module.prepare_region(made[term.area]) for term in module.parts]
     sums = module(source, teacher, [torch.stack(levels) for levels in zip(*prepared, strict=True)], assignment)
     assert not sums[:, :2].any()
     means = torch.stack(
@@ -187,14 +187,14 @@ def test_images_without_objects_are_all_rest():
 
 def test_the_areas_are_terms_of_one_region():
     module = TaskIntegrationKD(scores={"min_gap": 0.7, "iou_thresholds": [0.3, 0.6]}, normalizer="locations")
-    assert [term.name for term in module.terms] == ["weak", "key", "rest"] == [term.area for term in module.terms]
-    assert {term.normalizer for term in module.terms} == {"locations"}
-    assert len({term.region_key for term in module.terms}) == 1  # made once
-    assert module.terms[0].region == "task_integration"
-    assert dict(module.terms[0].options) == {"min_gap": 0.7, "iou_thresholds": (0.3, 0.6)}
+    assert [term.name for term in module.parts] == ["weak", "key", "rest"] == [term.area for term in module.parts]
+    assert {term.normalizer for term in module.parts} == {"locations"}
+    assert len({term.region_key for term in module.parts}) == 1  # made once
+    assert module.parts[0].region == "task_integration"
+    assert dict(module.parts[0].options) == {"min_gap": 0.7, "iou_thresholds": (0.3, 0.6)}
     default = TaskIntegrationKD()
-    assert {term.normalizer for term in default.terms} == {"level_mean"}
-    assert not default.terms[0].options and default.area_weights == (4, 2, 1)
+    assert {term.normalizer for term in default.parts} == {"level_mean"}
+    assert not default.parts[0].options and default.area_weights == (4, 2, 1)
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def test_terms_are_weighted_and_normalised_as_they_say(family, method):
     seen, runs = watch_terms(model), watch_student(model)
     found = run_step(model, make_batch(objects=(0, 2)))
     for name, loss in model.losses.items():
-        divisor = cases[loss.terms[0].normalizer](runs[0].assignment, student)
+        divisor = cases[loss.parts[0].normalizer](runs[0].assignment, student)
         value = type(loss).forward(loss, *seen[name])
         torch.testing.assert_close(found[f"loss_kd_{name}"], 3.0 * value.sum() / divisor, rtol=1e-5, atol=0)
     divisors = {case(runs[0].assignment, student) for case in cases.values()}

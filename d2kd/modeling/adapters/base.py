@@ -95,17 +95,18 @@ class Adapter(ABC):
         """
         Args:
             detector: the detector whose ``label_anchors`` was called for ``gt_instances``.
-            labelled: what it returned: labels and matched boxes of each image.
+            labelled: what it returned: labels and matched boxes (tensors or ``Boxes``) of each image.
             sizes: (H, W) of each level.
         """
-        labels, matched_boxes = (torch.stack(list(x)) for x in labelled)
+        labels, matched_boxes, *_ = labelled
+        labels = torch.stack(list(labels))
         # Detectron2's Matcher has infinity at both ends.
         matcher = getattr(detector, "anchor_matcher", None)
         return Assignment.from_flat(
             labels,
             detector.num_classes,
             sizes,
-            matched_boxes=matched_boxes,
+            matched_boxes=torch.stack([getattr(boxes, "tensor", boxes) for boxes in matched_boxes]),
             gt_boxes=[x.gt_boxes.tensor for x in gt_instances],
             gt_classes=[x.gt_classes for x in gt_instances],
             valid=self.valid_anchors(labels),

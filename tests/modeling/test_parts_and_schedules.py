@@ -1,4 +1,4 @@
-"""Losses of several terms, and weights that change while training, inside a step."""
+"""Losses of several parts, and weights that change while training, inside a step."""
 
 from types import SimpleNamespace
 
@@ -8,24 +8,24 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.events import EventStorage
 from fvcore.common.param_scheduler import LinearParamScheduler, MultiStepParamScheduler
 
-from d2kd.losses import BinaryClassificationKD, IoULocalizationKD, Term
+from d2kd.losses import BinaryClassificationKD, IoULocalizationKD, Part
 from d2kd.regions import REGION_REGISTRY
 from tests.helpers import build_detector, distilled, make_batch, run_step
 
 
-class ManyTerms(BinaryClassificationKD):
+class ManyParts(BinaryClassificationKD):
     """The same kernel in two regions, each with its own normaliser."""
 
     def __init__(self, normalizers, **kwargs):
         super().__init__(**kwargs)
         regions = ("all_locations", "teacher_quality")
-        self.terms = tuple(
-            Term.of("ManyTerms", region=region, normalizer=normalizer, name=region)
+        self.parts = tuple(
+            Part.of("ManyParts", region=region, normalizer=normalizer, name=region)
             for region, normalizer in zip(regions, normalizers, strict=True)
         )
 
     def level_loss(self, source, teacher, level, region):
-        return torch.stack([super(ManyTerms, self).level_loss(source, teacher, level, part) for part in region])
+        return torch.stack([super(ManyParts, self).level_loss(source, teacher, level, part) for part in region])
 
 
 def pair():
@@ -37,7 +37,7 @@ def pair():
 )
 def test_each_term_of_a_loss_has_its_own_region_and_normaliser(normalizers):
     losses = {
-        "both": ManyTerms(normalizers, weight=3.0),
+        "both": ManyParts(normalizers, weight=3.0),
         "first": BinaryClassificationKD(region="all_locations", normalizer=normalizers[0], weight=3.0),
         "second": BinaryClassificationKD(region="teacher_quality", normalizer=normalizers[1], weight=3.0),
     }

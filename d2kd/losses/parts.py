@@ -9,10 +9,10 @@ from typing import Any
 
 from d2kd.regions import REGION_REGISTRY, check_options
 
-__all__ = ["NORMALIZERS", "Term"]
+__all__ = ["NORMALIZERS", "Part"]
 
-#: What a term is divided by. "Per rank" = summed over ranks and divided by the number of ranks, so that a term averaged
-#: over ranks is the term of the whole batch.
+#: What a part is divided by. "Per rank" = summed over ranks and divided by the number of ranks, so that a part averaged
+#: over ranks is that of the whole batch.
 #: positives: positives of this step, floor 1, per rank (the default);
 #: images: half the images of this step, per rank: a sum over locations that equals the papers' at two images a GPU;
 #: locations: the region's total weight, per rank: a weighted mean over locations;
@@ -35,7 +35,7 @@ NORMALIZERS = (
 
 
 @dataclass(frozen=True)
-class Term:
+class Part:
     """
     One sum over locations of a loss.
 
@@ -44,7 +44,7 @@ class Term:
         options: the region's options.
         area: which of the region's areas; None for a region without areas.
         normalizer: one of :data:`NORMALIZERS`.
-        name: tells the terms of one loss apart in monitors; "" where there is one.
+        name: tells the parts of one loss apart in monitors; "" where there is one.
     """
 
     region: str
@@ -56,13 +56,13 @@ class Term:
     @classmethod
     def of(
         cls, owner: str, *, region: str | Mapping[str, Any], normalizer: str, name: str = "", field: str = "region"
-    ) -> Term:
+    ) -> Part:
         """
         Args:
             owner: the loss, for errors.
             region: a name, or a mapping of "name", the region's options and, for a region with areas, "area".
             normalizer: one of :data:`NORMALIZERS`.
-            name: see :class:`Term`.
+            name: see :class:`Part`.
             field: the loss's field that ``region`` is from, for errors.
 
         Raises:
@@ -89,7 +89,7 @@ class Term:
 
     @property
     def region_key(self) -> tuple:
-        """Region and options, hashable: terms with equal keys (and sources) share what the region's function made."""
+        """Region and options, hashable: parts with equal keys (and sources) share what the region's function made."""
         return self.region, *sorted(self.options.items())
 
 

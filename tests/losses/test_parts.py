@@ -1,9 +1,9 @@
-"""A loss's terms: which region, which of its areas, divided by what."""
+"""A loss's parts: which region, which of its areas, divided by what."""
 
 import pytest
 import torch
 
-from d2kd.losses import BinaryClassificationKD, Term
+from d2kd.losses import BinaryClassificationKD, Part
 from d2kd.regions import REGION_REGISTRY
 
 
@@ -19,15 +19,15 @@ def halves():
     del REGION_REGISTRY._obj_map["halves"]
 
 
-def term(region, normalizer="positives"):
-    return Term.of("Loss", region=region, normalizer=normalizer)
+def part(region, normalizer="positives"):
+    return Part.of("Loss", region=region, normalizer=normalizer)
 
 
 def test_an_area_is_part_of_a_term_and_not_of_what_is_shared(halves):
-    left, right = (term({"name": halves, "area": area, "share": [0.25, 0.75]}) for area in ("left", "right"))
+    left, right = (part({"name": halves, "area": area, "share": [0.25, 0.75]}) for area in ("left", "right"))
     assert left.region_key == right.region_key == (halves, ("share", (0.25, 0.75)))
     assert (left.area, right.area) == ("left", "right")
-    assert term({"name": halves, "area": "left"}).region_key != left.region_key
+    assert part({"name": halves, "area": "left"}).region_key != left.region_key
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_an_area_is_part_of_a_term_and_not_of_what_is_shared(halves):
 )
 def test_an_area_that_is_not_there_is_named(halves, region, message):
     with pytest.raises(ValueError, match=message):
-        term(region)
+        part(region)
 
 
 def test_a_printed_loss_shows_its_area(halves):
@@ -48,10 +48,10 @@ def test_a_printed_loss_shows_its_area(halves):
     assert "region=halves, area=left, normalizer=positives" in repr(loss)
 
 
-class TwoTerms(BinaryClassificationKD):
+class TwoParts(BinaryClassificationKD):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self.terms = tuple(Term.of("TwoTerms", region=x, normalizer="locations", name=x) for x in ("positives", "main"))
+        self.parts = tuple(Part.of("TwoParts", region=x, normalizer="locations", name=x) for x in ("positives", "main"))
 
     def level_loss(self, source, teacher, level, region):
         return region.sum((1, 2, 3, 4))
@@ -59,6 +59,6 @@ class TwoTerms(BinaryClassificationKD):
 
 def test_several_terms_are_several_sums():
     region = [torch.rand(2, 3, 1, 4, 4), torch.rand(2, 3, 1, 2, 2)]
-    found = TwoTerms()(None, None, region)
+    found = TwoParts()(None, None, region)
     assert torch.equal(found, torch.stack([x.sum((1, 2, 3, 4)) for x in region]))
-    assert "region_positives=positives, normalizer_positives=locations, region_main=main" in repr(TwoTerms())
+    assert "region_positives=positives, normalizer_positives=locations, region_main=main" in repr(TwoParts())
