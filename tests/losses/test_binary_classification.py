@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from d2kd.losses.binary_classification import binary_classification_kd
+from d2kd.losses.binary_classification import BinaryClassificationKD, binary_classification_kd
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "01_losses_kd.npz")
 PRECISIONS = pytest.mark.parametrize(
@@ -348,3 +348,17 @@ def test_bad_input_is_named(kwargs, message):
     logits.update(kwargs)
     with pytest.raises(ValueError, match=message):
         binary_classification_kd(logits.pop("student_logits"), logits.pop("teacher_logits"), **logits)
+
+
+@pytest.mark.parametrize(
+    "field, value, expected",
+    [
+        ("beta", -1, "a finite number >= 0"),
+        ("beta", float("inf"), "a finite number >= 0"),
+        ("beta", "1", "a finite number >= 0"),
+        ("detach_gap", 1, "true or false"),
+    ],
+)
+def test_fields_that_mean_nothing_are_named(field, value, expected):
+    with pytest.raises(ValueError, match=f"BinaryClassificationKD.{field} is {value!r}, expected {expected}"):
+        BinaryClassificationKD(**{field: value})

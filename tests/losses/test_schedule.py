@@ -59,3 +59,10 @@ def test_a_printed_loss_names_its_schedule():
     loss = BinaryClassificationKD(schedule=LinearParamScheduler(0.0, 1.0), schedule_iters=500)
     assert "schedule=LinearParamScheduler, schedule_iters=500" in repr(loss)
     assert "schedule" not in repr(BinaryClassificationKD())
+
+
+def test_a_schedule_that_dips_below_zero_is_named_where_it_does():
+    dip = MultiStepParamScheduler([1.0, -1.0, 1.0], num_updates=100, milestones=[30, 60])
+    assert weights(dip, 100, [0, 70]) == [4, 4]
+    with pytest.raises(ValueError, match="BinaryClassificationKD.schedule is -1 at iteration 40, expected >= 0"):
+        weights(dip, 100, [40])

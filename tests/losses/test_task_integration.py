@@ -251,3 +251,21 @@ def test_a_printed_term_shows_every_argument():
         assert f"region_{area}=task_integration, area_{area}={area}" in text
         assert f"normalizer_{area}=level_mean" in text
     assert "scores={'min_gap': 0.7}, feature_norm=pearson, attention=True" in text
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        {"score": "continuous", "alpha": 0.5},
+        {"combine": "cls"},
+        {"combine": "reg"},
+        {"iou_thresholds": "atss"},
+        {"key_from": "gt"},
+        {"min_teacher_score": 2.25},
+        {"min_gap": 0.7},
+    ],
+)
+def test_alternatives_are_one_option_away(scores):
+    (weak, key, rest) = TaskIntegrationKD(scores=scores).parts
+    assert [weak.area, key.area, rest.area] == ["weak", "key", "rest"]
+    assert weak.options == key.options == rest.options == scores

@@ -159,18 +159,26 @@ def test_terms_of_each_kind():
 
 
 @pytest.mark.parametrize("kwargs", [kwargs for kwargs in MODULES if kwargs["kind"] != "sigmoid"])
-def test_one_class_is_warned_of(kwargs, caplog):
+def test_classes_too_few_to_compare_are_warned_of(kwargs, caplog):
     loss = TemperatureFreeClassificationKD(**kwargs)
     with caplog.at_level(logging.WARNING):
-        loss.check_pair(spec(num_classes=2), spec(num_classes=2))
+        loss.check_pair(spec(num_classes=3), spec(num_classes=3))
         TemperatureFreeClassificationKD().check_pair(spec(num_classes=1), spec(num_classes=1))
         assert not caplog.records
         loss.check_pair(spec(num_classes=1), spec(num_classes=1))
-    if kwargs.get("axis") == "location":
-        assert not caplog.records
-    else:
-        (record,) = caplog.records
-        assert f"kind='{kwargs['kind']}'" in record.message and "identically zero with one class" in record.message
+        loss.check_pair(spec(num_classes=2), spec(num_classes=2))
+    # Two classes say something in a softmax, and nothing once they are standardised.
+    dead = {"softmax": [1], "zscore": [1, 2]}.get(kwargs["kind"], [] if kwargs.get("axis") == "location" else [1, 2])
+    assert [int(record.message.split("num_classes=")[1][0]) for record in caplog.records] == dead
+    assert all(f"kind='{kwargs['kind']}'" in record.message for record in caplog.records)
+
+
+def test_two_classes_once_standardised_say_nothing():
+    student, teacher = (random_maps(40, 2, seed=seed).requires_grad_() for seed in (0, 1))
+    same = (student.argmax(1) == teacher.argmax(1))[:, None]
+    for kernel in (zscore_kd, pearson_kd):
+        (grad,) = torch.autograd.grad(kernel(student, teacher, reduction="sum"), student)
+        assert same.any() and (grad * same).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize(

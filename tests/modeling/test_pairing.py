@@ -7,9 +7,9 @@ import pytest
 from detectron2.config import instantiate
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 
-from d2kd.losses import BinaryClassificationKD, IoULocalizationKD
+from d2kd.losses import BinaryClassificationKD, FeatureImitation, IoULocalizationKD, TaskIntegrationKD
 from d2kd.methods import METHODS, get_losses
-from tests.helpers import build_backbone, build_detector, distilled, make_batch, make_losses, run_step
+from tests.helpers import build_backbone, build_detector, distilled, make_batch, make_losses, preset, run_step
 
 
 def refused(student, teacher, losses, *parts):
@@ -214,3 +214,19 @@ def test_crossing_a_head_without_the_towers_that_its_adapter_knows(who):
     del head.cls_subnet
     with pytest.raises(TypeError, match="RetinaNetHead has no cls_subnet, .* register an Adapter"):
         distilled(detectors["student"], detectors["teacher"], "crosskd").load_teacher()
+
+
+@pytest.mark.parametrize("method", ["pkd", "cwd"])
+def test_features_of_detectors_with_other_anchors_can_be_compared(method):
+    pair = build_detector("RetinaNet"), build_detector("FCOS", seed=1)
+    found = run_step(distilled(*pair, preset(method, "RetinaNet")), make_batch())
+    assert found[f"loss_kd_{method}"].item() > 0
+    both = {**preset(method, "RetinaNet"), "crossed": BinaryClassificationKD(source="crossed")}
+    assert run_step(distilled(*pair, both), make_batch())["loss_kd_crossed"].item() > 0
+
+
+def test_a_region_that_reads_the_teachers_locations_needs_its_anchors():
+    pair = build_detector("RetinaNet"), build_detector("FCOS", seed=1)
+    for loss in (TaskIntegrationKD(), FeatureImitation(region="teacher_quality")):
+        with pytest.raises(ValueError, match="losses.f .*different anchors.*or use region='everywhere'"):
+            run_step(distilled(*pair, {"f": loss}), make_batch())

@@ -23,7 +23,7 @@ DEFAULTS = dict(
     iou_thresholds="matcher",
     cls_thresholds=(0.05, 0.5),
     centerness=False,
-    key_threshold=2.25,
+    key_threshold=None,
     min_gap=0.0,
     min_teacher_score=0.0,
     key_from="teacher",
@@ -144,14 +144,13 @@ def brute_force(source, teacher, assignment, **options):
     """Area -> per level (N, A, H, W), cell by cell."""
     o = {**DEFAULTS, **options}
     thresholds = object_thresholds(source, assignment, o)
-    top = {
-        "product": o["iou_values"][0] * o["cls_values"][0],
-        "sum": o["iou_values"][0] + o["cls_values"][0],
-        "cls": o["cls_values"][0],
-        "reg": o["iou_values"][0],
-    }[o["combine"]]
+    top, medium = (
+        {"product": reg * cls, "sum": reg + cls, "cls": cls, "reg": reg}[o["combine"]]
+        for reg, cls in zip(o["iou_values"][:2], o["cls_values"][:2], strict=True)
+    )
     if o["score"] == "continuous":
-        top = 1.0
+        top, medium = 1.0, 0.5
+    threshold = medium if o["key_threshold"] is None else o["key_threshold"]
     out = {area: [np.zeros(x.shape, dtype=np.float64) for x in assignment.valid] for area in AREAS}
     for n in range(len(assignment.gt_boxes)):
         cells = []
@@ -179,7 +178,7 @@ def brute_force(source, teacher, assignment, **options):
             weak = kept
         for c in cells:
             level, i, j, score, gap, _, _, labelled = c
-            good = score >= o["key_threshold"] - 1e-4
+            good = score >= threshold - 1e-4
             key = {"teacher": good, "gt": labelled, "either": good or labelled}[o["key_from"]]
             if c in weak:
                 area, weight = "weak", gap

@@ -211,7 +211,7 @@ def test_the_order_of_the_objects_does_not_matter(options):
         ),
         ("cls_thresholds", [(0.5, 0.05), (0.5,), 0.5, (0.5, 2)], r"probabilities \[lower, upper\]"),
         ("centerness", ["yes", 1, None], "true or false"),
-        ("key_threshold", [-1, 4.5, None, "2.25"], r"a number in \[0, 4\]"),
+        ("key_threshold", [-1, 4.5, "2.25"], r"a number in \[0, 4\]"),
         ("min_gap", [-0.1, 5, None], r"a number in \[0, 4\]"),
         ("min_teacher_score", [-0.1, 5, True], r"a number in \[0, 4\]"),
         ("key_from", ["student"], "one of teacher, gt, either"),
@@ -232,15 +232,21 @@ def test_options_that_mean_nothing_are_named(option, values, expected):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [dict(score="continuous"), dict(combine="cls"), dict(combine="reg"), dict(iou_values=(1.0, 0.5, 0.1))],
+    "options, medium",
+    [
+        ({}, 2.25),
+        (dict(score="continuous"), 0.5),
+        (dict(combine="cls"), 1.5),
+        (dict(combine="reg"), 1.5),
+        (dict(combine="sum"), 3.0),
+        (dict(iou_values=(1.0, 0.5, 0.1)), 0.75),
+    ],
 )
-def test_a_threshold_above_every_score_is_refused(options):
-    """The default belongs to products of the default tables."""
+def test_by_default_key_cells_are_medium_in_both_tasks(options, medium):
     batch = scene(1)
-    with pytest.raises(ValueError, match=r"Option key_threshold .* is 2.25, expected a number in \[0, [12]\]"):
-        task_integration(*batch, **options)
-    task_integration(*batch, **options, key_from="gt")
+    assert_equal_areas(task_integration(*batch, **options), task_integration(*batch, **options, key_threshold=medium))
+    with pytest.raises(ValueError, match=r"Option key_threshold .* is 4.5, expected a number in \[0, [124]\]"):
+        task_integration(*batch, **options, key_threshold=4.5)
 
 
 def test_every_option_is_tested_with_its_default():
