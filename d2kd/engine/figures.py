@@ -19,7 +19,8 @@ __all__ = ["Box", "draw_sheet", "mark", "plot_curves"]
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; markers differ as well.
 _ORANGE, _SKY, _GREY = "#E69F00", "#56B4E9", "#6b6b6b"
-_OTHERS = [("#0072B2", "s"), ("#009E73", "D"), ("#CC79A7", "^"), ("#D55E00", "v"), (_SKY, "P")]
+_OTHERS = [("#0072B2", "s"), ("#009E73", "D"), ("#CC79A7", "^"), ("#D55E00", "v"), (_SKY, "P"), ("#000000", "X")]
+_OTHERS += [("#8C564B", "*"), ("#5B3A8C", "<")]  # beside theirs, since their yellow does not show on white
 
 
 @dataclass(frozen=True)

@@ -170,3 +170,9 @@ def test_labels_stay_inside_and_apart():
         assert 0 <= x0 and 0 <= y0 and x1 < size and y1 < size
         assert all(x0 >= t[2] or t[0] >= x1 or y0 >= t[3] or t[1] >= y1 for t in taken)
         taken.append((x0, y0, x1, y1))
+
+
+def test_eight_methods_in_a_panel_are_told_apart():
+    methods = [f"m{i}" for i in range(8)]
+    styles = [figures._style(method, methods) for method in [report.ALONE, *methods]]
+    assert len({style["color"] for style in styles}) == len({style["marker"] for style in styles}) == 9
