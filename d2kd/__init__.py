@@ -13,16 +13,19 @@ if TYPE_CHECKING:
     from d2kd.config import distill, get_config
     from d2kd.methods import list_methods
     from d2kd.modeling import DistilledDetector
+    from d2kd.modeling.plain import student
 
 __version__ = "0.1.0"  # the only place: setup.py reads it from here
 
-__all__ = ["DistilledDetector", "__version__", "distill", "get_config", "list_methods"]
+__all__ = ["DistilledDetector", "__version__", "distill", "get_config", "list_methods", "student"]
 
 _HOME = {
     "DistilledDetector": "d2kd.modeling",
     "distill": "d2kd.config",
     "get_config": "d2kd.config",
     "list_methods": "d2kd.methods",
+    # Not from d2kd.modeling: there, "student" is a module.
+    "student": "d2kd.modeling.plain",
 }
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from d2kd.conversion.errors import ConversionError
+from d2kd.files import whole_file
 
 __all__ = ["check_output", "read_state", "write_checkpoint"]
 
@@ -131,15 +132,6 @@ def write_checkpoint(model: Mapping[str, Tensor], path: str | Path) -> None:
         model: the detector's state dict.
         path: replaced if it exists; its folder is made.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            # No matching_heuristics: Detectron2 would guess at names that are exact.
-            torch.save({"model": dict(model), "__author__": "d2kd.conversion"}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as partial, open(partial, "wb") as file:
+        # No matching_heuristics: Detectron2 would guess at names that are exact.
+        torch.save({"model": dict(model), "__author__": "d2kd.conversion"}, file)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlparse
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import instantiate
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from torch import nn
 
 from d2kd.modeling.adapters import get_adapter
+from d2kd.modeling.checkpoint import load_strictly
 from d2kd.modeling.dense_output import DenseOutput
 from d2kd.modeling.taps import Taps, record_taps
 
@@ -27,38 +25,6 @@ logger = logging.getLogger(f"detectron2.{__name__}")
 
 #: Keys that may be missing from, or left over in, a teacher's checkpoint: they hold nothing that was trained.
 _HARMLESS = re.compile(r"(^|\.)(pixel_mean|pixel_std|num_batches_tracked)$|(^|\.)cell_anchors\.\d+$|^distillation\.")
-
-
-class _StrictCheckpointer(DetectionCheckpointer):
-    """Raises on anything but a complete load (``load()`` itself only logs)."""
-
-    def _log_incompatible_keys(self, incompatible: Any) -> None:
-        mismatched = {k for k, _, _ in incompatible.incorrect_shapes}
-        found = {
-            "missing": [k for k in incompatible.missing_keys if k not in mismatched and not _HARMLESS.search(k)],
-            "unexpected": [k for k in incompatible.unexpected_keys if not _HARMLESS.search(k)],
-            "shape mismatch": [
-                f"{k} (checkpoint {tuple(a)}, model {tuple(b)})" for k, a, b in incompatible.incorrect_shapes
-            ],
-        }
-        if any(found.values()):
-            lines = [f"  {kind}, {len(keys)}: {', '.join(keys)}" for kind, keys in found.items() if keys]
-            raise ValueError(
-                "The teacher's checkpoint does not fit the teacher's model; check that model.teacher.checkpoint was "
-                "trained with model.teacher.model:\n" + "\n".join(lines)
-            )
-
-
-def _load_strictly(detector: DenseDetector, checkpoint: str) -> None:
-    checkpointer = _StrictCheckpointer(detector)
-    # A path with a query, such as "x.pkl?matching_heuristics=True", is Detectron2's own grammar.
-    path = urlparse(checkpoint)._replace(query="").geturl()
-    if not os.path.isfile(checkpointer.path_manager.get_local_path(path)):
-        raise FileNotFoundError(
-            f"model.teacher.checkpoint is {checkpoint!r}, but there is no such file: train the teacher first or "
-            "correct the path."
-        )
-    checkpointer.load(checkpoint)
 
 
 def input_format_of(detector: nn.Module, override: str | None, field: str) -> str:
@@ -155,7 +121,15 @@ class Teacher:
             )
         self.input_format = input_format_of(detector, self._input_format, "model.teacher.input_format")
         if self._checkpoint:
-            _load_strictly(detector, self._checkpoint)
+            load_strictly(
+                detector,
+                self._checkpoint,
+                refusal="The teacher's checkpoint does not fit the teacher's model; check that "
+                "model.teacher.checkpoint was trained with model.teacher.model",
+                absent=f"model.teacher.checkpoint is {self._checkpoint!r}, but there is no such file: train the "
+                "teacher first or correct the path.",
+                harmless=_HARMLESS,
+            )
         detector.requires_grad_(False)
         self._detector = detector.eval().to(device=device, dtype=dtype)
         logger.info(

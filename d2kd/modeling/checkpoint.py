@@ -1,0 +1,80 @@
+"""Loading a checkpoint completely or not at all; Detectron2's checkpointer only logs what did not fit."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlparse
+
+from detectron2.checkpoint import DetectionCheckpointer
+from torch import nn
+
+__all__ = ["Loaded", "MisfitError", "load_strictly"]
+
+
+class MisfitError(ValueError):
+    """A checkpoint with missing, unexpected or mismatched keys; its message lists them."""
+
+
+@dataclass
+class Loaded:
+    """
+    What a checkpoint holds beside the weights that were loaded.
+
+    Attributes:
+        ignored: keys of its model that were left over.
+        rest: its other entries, such as the optimizer's.
+    """
+
+    ignored: list[str] = field(default_factory=list)
+    rest: dict[str, Any] = field(default_factory=dict)
+
+
+class _StrictCheckpointer(DetectionCheckpointer):
+    """Raises on anything but a complete load."""
+
+    def __init__(self, model: nn.Module, *, refusal: str, harmless: re.Pattern) -> None:
+        super().__init__(model)
+        self._refusal = refusal
+        self._harmless = harmless
+        self.ignored: list[str] = []
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        mismatched = {k for k, _, _ in incompatible.incorrect_shapes}
+        self.ignored = [k for k in incompatible.unexpected_keys if self._harmless.search(k)]
+        found = {
+            "missing": [k for k in incompatible.missing_keys if k not in mismatched and not self._harmless.search(k)],
+            "unexpected": [k for k in incompatible.unexpected_keys if k not in self.ignored],
+            "shape mismatch": [
+                f"{k} (checkpoint {tuple(a)}, model {tuple(b)})" for k, a, b in incompatible.incorrect_shapes
+            ],
+        }
+        if any(found.values()):
+            lines = [f"  {kind}, {len(keys)}: {', '.join(keys)}" for kind, keys in found.items() if keys]
+            raise MisfitError(f"{self._refusal}:\n" + "\n".join(lines))
+
+
+def load_strictly(model: nn.Module, checkpoint: str, *, refusal: str, absent: str, harmless: re.Pattern) -> Loaded:
+    """
+    Load ``checkpoint`` through ``DetectionCheckpointer``, refusing all but a complete load.
+
+    Args:
+        model: the weights go there.
+        checkpoint: path or URL that Detectron2 can read.
+        refusal: the error's sentence if keys are missing, unexpected or of another shape; the keys follow it.
+        absent: the error's sentence if there is no such file.
+        harmless: keys that may be missing or left over.
+
+    Raises:
+        MisfitError: the checkpoint does not fit; ``model`` may hold some of its weights.
+        FileNotFoundError: there is no such file.
+    """
+    checkpointer = _StrictCheckpointer(model, refusal=refusal, harmless=harmless)
+    # A path with a query, such as "x.pkl?matching_heuristics=True", is Detectron2's own grammar.
+    path = urlparse(checkpoint)._replace(query="").geturl()
+    if not os.path.isfile(checkpointer.path_manager.get_local_path(path)):
+        raise FileNotFoundError(absent)
+    rest = checkpointer.load(checkpoint)
+    return Loaded(checkpointer.ignored, rest)

@@ -1,0 +1,71 @@
+"""A small distilled run on disk: a config, and a checkpoint of two steps. Not a test."""
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import LazyConfig, instantiate
+
+from tests.helpers import build_detector, make_batch, run_step
+from tools import export_student as tool
+
+# A run with something learned in distillation.*: a temperature, and an adapter of features; its teacher is nowhere.
+CONFIG = """
+from detectron2.config import LazyCall as L
+from d2kd.losses import {loss}, FeatureImitation
+from d2kd.modeling import DistilledDetector
+from tests.helpers import build_detector
+
+model = L(DistilledDetector)(
+    student=L(build_detector)(family="{family}", seed=9),
+    teacher=dict(model=L(build_detector)(family="{family}", width=8), checkpoint="{teacher}", input_format=None),
+    losses=dict(
+        box=L({loss})(kind="learned"),
+        features=L(FeatureImitation)(region="inside_box", normalizer="level_locations", adapter_channels=[8, 8]),
+    ),
+    input_format=None,
+)
+"""
+PLAIN = """
+from detectron2.config import LazyCall as L
+from tests.helpers import build_detector
+model = L(build_detector)(family="{family}", seed=9)
+"""
+LEARNED = [
+    "distillation.losses.box.learned_temperature.theta",
+    "distillation.losses.features.adapter.bias",
+    "distillation.losses.features.adapter.weight",
+]
+
+
+class Run:
+    """A config, and a checkpoint of two steps of it with all that a trainer saves; the teacher is gone by then."""
+
+    def __init__(self, folder, family):
+        teacher = folder / "teacher.pth"
+        self.folder, self.family = folder, family
+        self.config = folder / "run.py"
+        loss = "DynamicLocalizationDistillation" if family == "GFL" else "DynamicBoxKD"
+        self.config.write_text(CONFIG.format(family=family, teacher=teacher, loss=loss))
+        DetectionCheckpointer(build_detector(family, width=8), str(folder)).save("teacher")
+        self.model = instantiate(LazyConfig.load(str(self.config)).model)
+        optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9)
+        for step in range(2):
+            optimizer.zero_grad()
+            sum(run_step(self.model, make_batch(seed=step), step).values()).backward()
+            optimizer.step()
+        teacher.unlink()
+        DetectionCheckpointer(self.model, str(folder), optimizer=optimizer).save("model", iteration=1)
+        self.checkpoint, self.output = folder / "model.pth", folder / "out" / "student.pth"
+        self.script = folder / "out" / "student.ts"
+
+    def __call__(self, *options, script=False):
+        extra = ["--torchscript", str(self.script)] if script else []
+        tool.main([str(self.config), str(self.checkpoint), "--output", str(self.output), *extra, *map(str, options)])
+
+    def change(self, edit):
+        content = torch.load(self.checkpoint)
+        edit(content["model"])
+        torch.save(content, self.checkpoint)
+
+    def written(self):
+        folder = self.output.parent
+        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
