@@ -45,7 +45,8 @@ class _StrictCheckpointer(DetectionCheckpointer):
             lines = [f"  {kind}, {len(keys)}: {', '.join(keys)}" for kind, keys in found.items() if keys]
             raise ValueError(
                 "The teacher's checkpoint does not fit the teacher's model; check that model.teacher.checkpoint was "
-                "trained with model.teacher.model:\n" + "\n".join(lines)
+                "trained with model.teacher.model (in a yacs config: TEACHER_WEIGHTS with TEACHER_CONFIG of "
+                "MODEL.DISTILLATION):\n" + "\n".join(lines)
             )
 
 
@@ -56,7 +57,7 @@ def _load_strictly(detector: DenseDetector, checkpoint: str) -> None:
     if not os.path.isfile(checkpointer.path_manager.get_local_path(path)):
         raise FileNotFoundError(
             f"model.teacher.checkpoint is {checkpoint!r}, but there is no such file: train the teacher first or "
-            "correct the path."
+            "correct the path (in a yacs config: MODEL.DISTILLATION.TEACHER_WEIGHTS)."
         )
     checkpointer.load(checkpoint)
 
@@ -153,7 +154,8 @@ class Teacher:
                 f"The teacher {type(detector).__name__} overrides preprocess_image, which d2kd replaces (the teacher "
                 "sees the student's canvas): move what it adds into its backbone."
             )
-        self.input_format = input_format_of(detector, self._input_format, "model.teacher.input_format")
+        field = "model.teacher.input_format (in a yacs config: MODEL.DISTILLATION.TEACHER_INPUT_FORMAT)"
+        self.input_format = input_format_of(detector, self._input_format, field)
         if self._checkpoint:
             _load_strictly(detector, self._checkpoint)
         detector.requires_grad_(False)
