@@ -23,7 +23,9 @@ META_ARCH_REGISTRY.register(Overriding)
 
 @META_ARCH_REGISTRY.register()
 def own_detector(cfg):
-    return RetinaNet(cfg)
+    detector = RetinaNet(cfg)
+    del detector.input_format  # as that of Detectron2's FCOS: it has none
+    return detector
 
 
 @pytest.fixture
@@ -89,8 +91,9 @@ def test_a_student_from_a_registered_function(teacher):
     assert run_step(model, make_batch())["loss_kd_bckd_cls"].item() > 0
 
 
-def test_the_images_channel_order_is_the_configs():
-    cfg = wrapped()
+@pytest.mark.parametrize("student", ["RetinaNet", "own_detector"])
+def test_the_images_channel_order_is_the_configs(student):
+    cfg = wrapped(STUDENT_META_ARCHITECTURE=student)
     cfg.INPUT.FORMAT = "RGB"
     assert build_model(cfg).input_format == "RGB"
 

@@ -8,8 +8,9 @@ from detectron2.config import LazyConfig, get_cfg
 from detectron2.modeling import build_model
 from detectron2.modeling.meta_arch import RetinaNet
 
+from d2kd.modeling.detectors import GFL
 from d2kd.yacs_config import build_teacher
-from tests.helpers import build_detector, make_batch, run_step
+from tests.helpers import LEVELS, build_detector, make_batch, run_step
 from tests.yacs_projects import ABSENT, KEY, assert_same_weights, save, wrapped, write_config, write_teacher
 
 
@@ -61,6 +62,16 @@ def test_a_yacs_teacher_is_built_late_from_its_own_file(teacher):
     model.load_teacher()
     saved = torch.load(teacher["TEACHER_WEIGHTS"], weights_only=False)["model"]
     assert all(torch.equal(value, saved[name]) for name, value in model.teacher.detector.state_dict().items())
+
+
+def test_a_yacs_file_that_leaves_defaults_out(tmp_path):
+    path = tmp_path / "gfl.yaml"
+    path.write_text(
+        "VERSION: 2\nMODEL:\n  META_ARCHITECTURE: GFL\n  BACKBONE: {NAME: own_backbone}\n"
+        f"  GFL: {{IN_FEATURES: {LEVELS}, NORM: '', NUM_CLASSES: 3}}\n"
+    )
+    detector = build_teacher(str(path))
+    assert type(detector) is GFL and detector.num_classes == 3 and detector.head.reg_max == 16
 
 
 def test_a_teacher_that_was_distilled_itself(tmp_path):
