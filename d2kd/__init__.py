@@ -14,13 +14,23 @@ if TYPE_CHECKING:
     from d2kd.methods import list_methods
     from d2kd.modeling import DistilledDetector
     from d2kd.modeling.plain import student
+    from d2kd.yacs_config import add_distillation_config
 
 __version__ = "0.1.0"  # the only place: setup.py reads it from here
 
-__all__ = ["DistilledDetector", "__version__", "distill", "get_config", "list_methods", "student"]
+__all__ = [
+    "DistilledDetector",
+    "__version__",
+    "add_distillation_config",
+    "distill",
+    "get_config",
+    "list_methods",
+    "student",
+]
 
 _HOME = {
     "DistilledDetector": "d2kd.modeling",
+    "add_distillation_config": "d2kd.yacs_config",
     "distill": "d2kd.config",
     "get_config": "d2kd.config",
     "list_methods": "d2kd.methods",

@@ -18,7 +18,7 @@ from d2kd.methods import get_losses
 from d2kd.modeling import DistilledDetector
 from d2kd.modeling.adapters import family_of
 
-__all__ = ["distill", "get_config", "get_detectron2_config"]
+__all__ = ["distill", "get_config", "get_detectron2_config", "preset_families"]
 
 
 def get_config(path: str) -> DictConfig:
@@ -88,7 +88,8 @@ def distill(
         raise ValueError(f"distill() got method={method!r} and losses={losses!r}, expected exactly one of them.")
     student = _self_contained(model, "model")
     if method is not None:
-        losses = get_losses(method, *_families(student))
+        target = student["_target_"]
+        losses = get_losses(method, *preset_families(locate(target) if isinstance(target, str) else target))
     if isinstance(teacher, DictConfig):
         teacher = _self_contained(teacher, "teacher")
     return L(DistilledDetector)(
@@ -99,10 +100,13 @@ def distill(
     )
 
 
-def _families(node: DictConfig) -> list[str]:
-    """Names of the classes that a preset may be for: the detector's own, up to the one that an adapter reads."""
-    target = node["_target_"]
-    detector_class = locate(target) if isinstance(target, str) else target
+def preset_families(detector_class: type) -> list[str]:
+    """
+    Names of the classes that a preset may be for: the detector's own, up to the one that an adapter reads.
+
+    Raises:
+        TypeError: no adapter reads it.
+    """
     names = [cls.__name__ for cls in detector_class.__mro__]
     return names[: names.index(family_of(detector_class)) + 1]
 

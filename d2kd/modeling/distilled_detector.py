@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from detectron2.config import instantiate
+from detectron2.config import CfgNode, configurable, instantiate
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils.events import get_event_storage
@@ -59,6 +59,7 @@ class DistilledDetector(nn.Module):
         ValueError: losses without a teacher, or values that contradict each other.
     """
 
+    @configurable
     def __init__(
         self,
         *,
@@ -96,6 +97,13 @@ class DistilledDetector(nn.Module):
         self._paired = False
         self._same_layout = True
         warn_of_stacked_terms(built)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """The arguments for a yacs config: ``MODEL.META_ARCHITECTURE: DistilledDetector``."""
+        from d2kd.yacs_config import constructor_arguments  # it builds on this module
+
+        return constructor_arguments(cfg)
 
     # ---- who is who ------------------------------------------------------------------------------------------
 

@@ -119,15 +119,17 @@ class Teacher:
                 f"The teacher {type(detector).__name__} overrides preprocess_image, which d2kd replaces (the teacher "
                 "sees the student's canvas): move what it adds into its backbone."
             )
-        self.input_format = input_format_of(detector, self._input_format, "model.teacher.input_format")
+        field = "model.teacher.input_format (in a yacs config: MODEL.DISTILLATION.TEACHER_INPUT_FORMAT)"
+        self.input_format = input_format_of(detector, self._input_format, field)
         if self._checkpoint:
             load_strictly(
                 detector,
                 self._checkpoint,
                 refusal="The teacher's checkpoint does not fit the teacher's model; check that "
-                "model.teacher.checkpoint was trained with model.teacher.model",
+                "model.teacher.checkpoint was trained with model.teacher.model (in a yacs config: TEACHER_WEIGHTS with "
+                "TEACHER_CONFIG of MODEL.DISTILLATION)",
                 absent=f"model.teacher.checkpoint is {self._checkpoint!r}, but there is no such file: train the "
-                "teacher first or correct the path.",
+                "teacher first or correct the path (in a yacs config: MODEL.DISTILLATION.TEACHER_WEIGHTS).",
                 harmless=_HARMLESS,
             )
         detector.requires_grad_(False)
