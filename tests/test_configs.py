@@ -108,5 +108,5 @@ def test_a_teacher_writes_what_its_students_read(detector):
     teacher = LazyConfig.load(str(ROOT / f"configs/digits/{detector}_teacher.py"))
     student = LazyConfig.load(str(ROOT / f"configs/digits/{detector}_crosskd.py"))
     assert student.model.teacher.checkpoint == f"{teacher.train.output_dir}/model_final.pth"
-    written = set(instantiate(teacher.model).state_dict()) - {"distillation.loss_normalizer"}
+    written = {key for key in instantiate(teacher.model).state_dict() if not key.startswith("distillation.")}
     assert written == set(instantiate(student.model.teacher.model).state_dict())
