@@ -91,12 +91,16 @@ class Adapter(ABC):
         labelled: tuple[Sequence[Tensor], Sequence[Tensor]],
         gt_instances: Sequence[Instances],
         sizes: Sequence[tuple[int, int]],
+        *,
+        num_labelled: int | None = None,
     ) -> Assignment:
         """
         Args:
             detector: the detector whose ``label_anchors`` was called for ``gt_instances``.
             labelled: what it returned: labels and matched boxes (tensors or ``Boxes``) of each image.
+            gt_instances: the images' objects; none in images without labels.
             sizes: (H, W) of each level.
+            num_labelled: how many images have labels, which come first; None: all.
         """
         labels, matched_boxes, *_ = labelled
         labels = torch.stack(list(labels))
@@ -110,6 +114,7 @@ class Adapter(ABC):
             gt_boxes=[x.gt_boxes.tensor for x in gt_instances],
             gt_classes=[x.gt_classes for x in gt_instances],
             valid=self.valid_anchors(labels),
+            num_labelled=num_labelled,
             iou_thresholds=None if matcher is None else (matcher.thresholds[1], matcher.thresholds[-2]),
         )
 
