@@ -132,7 +132,7 @@ def test_an_adapter_reads_features_of_another_precision(loss):
 @pytest.mark.parametrize(
     "kwargs, message",
     [
-        ({"adapter_channels": 256}, "adapter_channels is 256, expected the channels of the student's .* or null"),
+        ({"adapter_channels": 256}, "adapter_channels is 256, expected the student's channels .* or null"),
         ({"adapter_channels": [256]}, r"adapter_channels is \[256\], expected the student's channels"),
         ({"adapter_channels": [256, 0]}, r"adapter_channels is \[256, 0\], expected the student's channels"),
         ({"adapter_channels": [256, 128.0]}, r"adapter_channels is \[256, 128.0\], expected the student's channels"),
