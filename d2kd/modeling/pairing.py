@@ -112,7 +112,13 @@ def check_pairing(
         try:
             loss.check_pair(source_spec, teacher_spec)
         except ValueError as error:
-            raise ValueError(f"model.losses.{name}: {error}") from error
+            hint = ""
+            if loss.source == "crossed" and student_spec.family != teacher_spec.family:
+                hint = (
+                    f" A crossed output is in the teacher's coding: take the preset of {teacher_spec.family}, "
+                    f"d2kd.methods.get_losses(METHOD, '{teacher_spec.family}')."
+                )
+            raise ValueError(f"model.losses.{name}: {error}{hint}") from error
     _log_overlap(student, teacher, overlap)
     return overlap
 
