@@ -52,15 +52,17 @@ def build_teacher(config: str) -> DenseDetector:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a LazyConfig without a model, or a yacs config whose model is not registered or no dense detector.
+        ValueError: a file without keys, a LazyConfig without a model, or a yacs config whose model is not registered or no dense detector.
         TypeError: a model that no adapter reads.
     """
     path = PathManager.get_local_path(config)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{_KEY} is {config!r}, but there is no such file.")
-    # Files of both kinds may hold Python's objects, as a dumped LazyConfig does; each kind's own reader allows them.
-    if path.endswith(".py") or "model" in CfgNode.load_yaml_with_base(path, allow_unsafe=True):
-        return _build_lazy(LazyConfig.load(path), f"{_KEY} is {config!r}")
+    lazy = LazyConfig.load(path)  # of a yacs file, no more than its text
+    if not isinstance(lazy, DictConfig):
+        raise ValueError(f"{_KEY} is {config!r}, a file without keys.")
+    if path.endswith(".py") or "model" in lazy:
+        return _build_lazy(lazy, f"{_KEY} is {config!r}")
     cfg = get_cfg()
     for add_keys in (add_gfl_config, add_atss_config):
         add_keys(cfg)

@@ -1,4 +1,4 @@
-"""Model nodes of tiny detectors, as LazyConfig files write them. Not a test."""
+"""Model nodes of tiny detectors, as LazyConfig files write them, and a built pair. Not a test."""
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyCall as L
@@ -12,7 +12,8 @@ from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from omegaconf import OmegaConf
 
-from tests.helpers import LEVELS, PIXELS, build_backbone
+from d2kd.modeling import DistilledDetector
+from tests.helpers import LEVELS, PIXELS, build_backbone, build_detector, distilled, preset
 
 
 def retinanet(**changes):
@@ -56,3 +57,8 @@ def fcos(**changes):
 def checkpoint_of(node, folder):
     DetectionCheckpointer(instantiate(node), str(folder)).save("teacher")
     return str(folder / "teacher.pth")
+
+
+def pair(family: str = "RetinaNet", method: str = "crosskd", seed: int = 0) -> DistilledDetector:
+    """A student and a teacher of one family and other weights, with a method's preset for heads of two blocks."""
+    return distilled(build_detector(family, seed=seed), build_detector(family, seed=1), preset(method, family, tail=1))

@@ -15,7 +15,6 @@ from d2kd.modeling import DistilledDetector
 from tests.helpers import build_detector, make_batch, run_step
 from tests.nodes import checkpoint_of, fcos, retinanet
 
-
 # ---- distill ---------------------------------------------------------------------------------------------------------
 
 

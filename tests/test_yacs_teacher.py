@@ -120,6 +120,10 @@ def test_a_teacher_that_d2kd_cannot_read(tmp_path):
     for model in ("train = dict(seed=1)", "train = dict(seed=1)\nmodel = dict(a=1)", "model = [1]"):
         with pytest.raises(ValueError, match=f"{BOTH} is '.*without.py', a LazyConfig without a `model` node"):
             build_teacher(lazy(tmp_path / "without.py", model))
+    for text in ("", "- 1\n"):
+        (tmp_path / "keyless.yaml").write_text(text)
+        with pytest.raises(ValueError, match=f"{BOTH} is '.*keyless.yaml', a file without keys"):
+            build_teacher(str(tmp_path / "keyless.yaml"))
     with pytest.raises(TypeError, match=f"{BOTH} is '.*linear.py': Expected a detectron2 DenseDetector, found torch"):
         build_teacher(
             lazy(tmp_path / "linear.py", "import torch\nmodel = L(torch.nn.Linear)(in_features=1, out_features=1)\n")
