@@ -52,14 +52,15 @@ def build_teacher(config: str) -> DenseDetector:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a file without keys, a LazyConfig without a model, or a yacs config whose model is not registered or no dense detector.
+        ValueError: a file without keys, a LazyConfig without a model, or a yacs config whose model is not registered
+            or no dense detector.
         TypeError: a model that no adapter reads.
     """
     path = PathManager.get_local_path(config)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{_KEY} is {config!r}, but there is no such file.")
     lazy = LazyConfig.load(path)  # of a yacs file, no more than its text
-    if not isinstance(lazy, DictConfig):
+    if not isinstance(lazy, DictConfig) or not lazy:
         raise ValueError(f"{_KEY} is {config!r}, a file without keys.")
     if path.endswith(".py") or "model" in lazy:
         return _build_lazy(lazy, f"{_KEY} is {config!r}")
@@ -109,8 +110,7 @@ def _build_lazy(cfg: DictConfig, what: str) -> DenseDetector:
     model = cfg.get("model")
     if not isinstance(model, DictConfig) or "_target_" not in model:
         raise ValueError(
-            f"{what}, a LazyConfig without a `model` node to instantiate; it has "
-            f"{', '.join(map(str, cfg)) or 'nothing'}."
+            f"{what}, a LazyConfig without a `model` node to instantiate; it has {', '.join(map(str, cfg))}."
         )
     # The nodes stay where they are: references in them to the rest of that config hold.
     if (locate(model._target_) if isinstance(model._target_, str) else model._target_) is DistilledDetector:
