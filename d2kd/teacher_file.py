@@ -60,10 +60,11 @@ def build_teacher(config: str) -> DenseDetector:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{_KEY} is {config!r}, but there is no such file.")
     lazy = LazyConfig.load(path)  # of a yacs file, no more than its text
-    if not isinstance(lazy, DictConfig) or not lazy:
-        raise ValueError(f"{_KEY} is {config!r}, a file without keys.")
-    if path.endswith(".py") or "model" in lazy:
+    is_mapping = isinstance(lazy, DictConfig) and len(lazy) > 0
+    if path.endswith(".py") or (is_mapping and "model" in lazy):
         return _build_lazy(lazy, f"{_KEY} is {config!r}")
+    if not is_mapping:
+        raise ValueError(f"{_KEY} is {config!r}, a file without keys.")
     cfg = get_cfg()
     for add_keys in (add_gfl_config, add_atss_config):
         add_keys(cfg)
@@ -110,7 +111,7 @@ def _build_lazy(cfg: DictConfig, what: str) -> DenseDetector:
     model = cfg.get("model")
     if not isinstance(model, DictConfig) or "_target_" not in model:
         raise ValueError(
-            f"{what}, a LazyConfig without a `model` node to instantiate; it has {', '.join(map(str, cfg))}."
+            f"{what}, a LazyConfig without a `model` node to instantiate; it has {', '.join(map(str, cfg)) or 'nothing'}."
         )
     # The nodes stay where they are: references in them to the rest of that config hold.
     if (locate(model._target_) if isinstance(model._target_, str) else model._target_) is DistilledDetector:
