@@ -110,9 +110,8 @@ def build_registered(cfg: CfgNode, name: str, key: str) -> DenseDetector:
 def _build_lazy(cfg: DictConfig, what: str) -> DenseDetector:
     model = cfg.get("model")
     if not isinstance(model, DictConfig) or "_target_" not in model:
-        raise ValueError(
-            f"{what}, a LazyConfig without a `model` node to instantiate; it has {', '.join(map(str, cfg)) or 'nothing'}."
-        )
+        found = ", ".join(map(str, cfg)) or "nothing"
+        raise ValueError(f"{what}, a LazyConfig without a `model` node to instantiate; it has {found}.")
     # The nodes stay where they are: references in them to the rest of that config hold.
     if (locate(model._target_) if isinstance(model._target_, str) else model._target_) is DistilledDetector:
         model = model.student
