@@ -167,6 +167,8 @@ def test_losses_on_the_command_line_and_in_a_file(tmp_path):
         ("bckd_loc.wieght=2", r"with which bckd's bckd_loc cannot be built: .*wieght"),
         ("bckd_loc.weight=-2", r"bckd_loc cannot be built: IoULocalizationKD.weight is -2"),
         ("bckd_loc.weight=[2", "which bckd_loc cannot take"),
+        (r"bckd_loc.weight=${oops", "which bckd_loc cannot take"),
+        (r"bckd_loc.weight=${oops}", "bckd_loc cannot be built: .*oops"),
     ],
 )
 def test_changes_that_cannot_be_made(change, said):
