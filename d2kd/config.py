@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import importlib.resources
+import os
 from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
 from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig
-from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch import nn
 
 from d2kd.methods import get_losses
 from d2kd.modeling import DistilledDetector
 from d2kd.modeling.adapters import family_of
+from d2kd.teacher_file import teacher_node
 
 __all__ = ["distill", "get_config", "get_detectron2_config", "preset_families"]
 
@@ -58,7 +60,7 @@ def _load_packaged(package: str, folder: str, path: str) -> DictConfig:
 def distill(
     model: DictConfig,
     *,
-    teacher: DictConfig | DenseDetector,
+    teacher: DictConfig | str | os.PathLike,
     teacher_checkpoint: str | None = None,
     method: str | None = None,
     losses: Mapping[str, Any] | None = None,
@@ -67,12 +69,18 @@ def distill(
     Wrap a model node of a LazyConfig so that it is distilled; the rest of the config stays as it is.
 
     The node moves under ``model.student``; references in it to the rest of the config are resolved here, since they
-    would point elsewhere from there.
+    would point elsewhere from there. All keys of the result can be changed like any other of the config's. On a command
+    line a mapping is *merged* into what is there: ``"model.teacher.class_map={0:1,2:0}"`` (quoted, for the shell; ids
+    stay integers, which ``model.teacher.class_map.0=1`` would make text) sets the map where there was none, but adds to
+    one that the config has; ``model.teacher.class_map=null`` before it removes that. Likewise ``model.losses={}``
+    changes nothing; ``model.losses=null`` and ``model.losses.NAME=null`` do.
 
     Args:
         model: the student's node, e.g. ``cfg.model``: RetinaNet, FCOS, GFL, ATSS or a subclass.
-        teacher: the teacher's node (or a built detector).
-        teacher_checkpoint: path or URL that Detectron2 can read; may be None only for a built and loaded detector.
+        teacher: the teacher's node, or the path or URL of its own config file: a LazyConfig (``.py``, or a dumped
+            ``.yaml``), whose ``model`` is taken, or a yacs config (``.yaml``). The file is read when training starts
+            (:func:`d2kd.teacher_file.build_teacher`).
+        teacher_checkpoint: path or URL that Detectron2 can read; None if ``model.teacher.checkpoint`` is set later.
         method: name of a preset of :data:`d2kd.methods.METHODS` ...
         losses: ... or the losses themselves, name -> node.
 
@@ -81,8 +89,8 @@ def distill(
 
     Raises:
         ValueError: not exactly one of ``method`` and ``losses``, an unknown method, no preset for the student's
-            family, or a reference that cannot be resolved.
-        TypeError: ``model`` is no node of a detector that d2kd reads.
+            family, a reference that cannot be resolved, or a path of no config file.
+        TypeError: ``model`` is no node of a detector that d2kd reads, or the teacher or a loss is already built.
     """
     if (method is None) == (losses is None):
         raise ValueError(f"distill() got method={method!r} and losses={losses!r}, expected exactly one of them.")
@@ -90,14 +98,30 @@ def distill(
     if method is not None:
         target = student["_target_"]
         losses = get_losses(method, *preset_families(locate(target) if isinstance(target, str) else target))
-    if isinstance(teacher, DictConfig):
-        teacher = _self_contained(teacher, "teacher")
+    for name, loss in losses.items():
+        _refuse_built(loss, f"losses[{name!r}]", "its node, L(...)(...)", f"losses={{{name!r}: module, ...}}")
     return L(DistilledDetector)(
         student=student,
-        teacher=dict(model=teacher, checkpoint=teacher_checkpoint, input_format=None),
+        teacher=dict(model=_teacher_model(teacher), checkpoint=teacher_checkpoint, input_format=None, class_map=None),
         losses=losses,
         input_format=None,
+        tap_adapter_channels=None,
     )
+
+
+def _teacher_model(teacher: DictConfig | str | os.PathLike) -> DictConfig:
+    if isinstance(teacher, (str, os.PathLike)):
+        return teacher_node(os.fspath(teacher), "distill()'s teacher")
+    _refuse_built(teacher, "teacher", "its node, or the path of its config file", "teacher={'model': module}")
+    return _self_contained(teacher, "teacher")
+
+
+def _refuse_built(value: Any, name: str, expected: str, argument: str) -> None:
+    if isinstance(value, nn.Module):
+        raise TypeError(
+            f"distill() got a {type(value).__name__} that is already built as {name}, but a config must stay text, to "
+            f"be saved and overridden: give {expected}; or call DistilledDetector(..., {argument}) yourself."
+        )
 
 
 def preset_families(detector_class: type) -> list[str]:
@@ -114,7 +138,8 @@ def preset_families(detector_class: type) -> list[str]:
 def _self_contained(node: DictConfig, name: str) -> DictConfig:
     """A copy of ``node`` in which every interpolation that leads out of it is replaced by its value."""
     if not isinstance(node, DictConfig) or "_target_" not in node:
-        raise TypeError(f"Expected {name} to be a model node with a _target_, found {type(node).__name__}.")
+        or_path = " or the path of a config file" if name == "teacher" else ""
+        raise TypeError(f"Expected {name} to be a model node with a _target_{or_path}, found {type(node).__name__}.")
     return _detached(node, name, f"{name} moves under model.{'student' if name == 'model' else 'teacher.model'}")
 
 

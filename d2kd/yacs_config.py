@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
-from detectron2.config import LazyCall as L
-from detectron2.modeling import META_ARCH_REGISTRY, build_model
-from detectron2.modeling.meta_arch.dense_detector import DenseDetector
-from detectron2.utils.file_io import PathManager
-from detectron2.utils.registry import locate
+from detectron2.config import CfgNode, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -21,14 +15,11 @@ from yaml import YAMLError
 from d2kd.config import preset_families
 from d2kd.losses import DistillationLoss
 from d2kd.methods import get_losses
-from d2kd.modeling import DistilledDetector, get_adapter
-from d2kd.modeling.adapters import family_of
-from d2kd.modeling.detectors import add_atss_config, add_gfl_config
+from d2kd.teacher_file import build_registered, teacher_node
 
-__all__ = ["add_distillation_config", "build_teacher", "constructor_arguments"]
+__all__ = ["add_distillation_config", "constructor_arguments"]
 
 _NODE = "MODEL.DISTILLATION"
-_DISTILLED = DistilledDetector.__name__
 
 
 def add_distillation_config(cfg: CfgNode) -> None:
@@ -51,6 +42,12 @@ def add_distillation_config(cfg: CfgNode) -> None:
     node.TEACHER_WEIGHTS = ""
     # Channel order that the teacher was trained with, "BGR" or "RGB"; "": its own input_format, else "BGR".
     node.TEACHER_INPUT_FORMAT = ""
+    # Pairs [teacher's class id, student's class id], e.g. [[0, 2], [5, 0]]: what the teacher knows of the student's
+    # classes, if not the same ones in the same order; []: the same ids. Classes of neither side's take no part.
+    node.CLASS_MAP = []
+    # [student's, teacher's channels] of the taps that a crossed loss sends into the teacher's head, where the heads'
+    # widths differ: a trained 1x1 convolution a branch; []: none.
+    node.TAP_ADAPTER_CHANNELS = []
 
 
 def constructor_arguments(cfg: CfgNode) -> dict[str, Any]:
@@ -62,14 +59,15 @@ def constructor_arguments(cfg: CfgNode) -> dict[str, Any]:
 
     Raises:
         ValueError: no ``MODEL.DISTILLATION``, a student that is no detector that d2kd reads, an unknown method, a
-            method without a teacher, or losses that cannot be changed so. Each message names the key.
+            method without a teacher, losses that cannot be changed so, or a class map that is none. Each message
+            names the key.
         TypeError: the student overrides what d2kd replaces.
     """
     if "DISTILLATION" not in cfg.MODEL:
         raise ValueError(f"The config has no {_NODE}: call d2kd.add_distillation_config(cfg) before it is merged.")
     node = cfg.MODEL.DISTILLATION
     # First of all: a baseline of this seed starts from the same weights.
-    student = _build(cfg, node.STUDENT_META_ARCHITECTURE, f"{_NODE}.STUDENT_META_ARCHITECTURE")
+    student = build_registered(cfg, node.STUDENT_META_ARCHITECTURE, f"{_NODE}.STUDENT_META_ARCHITECTURE")
     arguments = {"student": student, "input_format": cfg.INPUT.FORMAT}
     if not node.METHOD:
         return arguments
@@ -79,89 +77,30 @@ def constructor_arguments(cfg: CfgNode) -> dict[str, Any]:
                 f"{_NODE}.{key} is {node[key]!r}, but {_NODE}.METHOD is {node.METHOD!r}: give the path, or set METHOD "
                 'to "" to train the student alone.'
             )
-    if os.path.splitext(node.TEACHER_CONFIG)[1] not in (".yaml", ".yml", ".py"):
-        raise ValueError(
-            f"{_NODE}.TEACHER_CONFIG is {node.TEACHER_CONFIG!r}, expected a yacs config (.yaml) or a LazyConfig (.py)."
-        )
     return {
         **arguments,
         "losses": _build_losses(type(student), node.METHOD, node.LOSSES or ()),
         "teacher": {
-            "model": L(build_teacher)(config=node.TEACHER_CONFIG),
+            "model": teacher_node(node.TEACHER_CONFIG, f"{_NODE}.TEACHER_CONFIG"),
             "checkpoint": node.TEACHER_WEIGHTS,
             "input_format": node.TEACHER_INPUT_FORMAT or None,
+            "class_map": _class_map(node.CLASS_MAP or ()),
         },
+        "tap_adapter_channels": node.TAP_ADAPTER_CHANNELS or None,
     }
 
 
-def build_teacher(config: str) -> DenseDetector:
-    """
-    The detector of a config file, on the CPU and not loaded; of a distilled run, that run's student.
-
-    Args:
-        config: path or URL of a yacs ``.yaml`` (keys of other projects are taken as they stand), or of a LazyConfig
-            ``.py`` or dumped ``.yaml``, whose ``model`` is taken.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: its model is no detector that d2kd reads, or a LazyConfig has none.
-    """
-    key = f"{_NODE}.TEACHER_CONFIG"
-    path = PathManager.get_local_path(config)
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{key} is {config!r}, but there is no such file.")
-    if path.endswith(".py") or "model" in CfgNode.load_yaml_with_base(path, allow_unsafe=True):
-        return _build_lazy(LazyConfig.load(path), f"{key} ({config})")
-    cfg = get_cfg()
-    for add_keys in (add_gfl_config, add_atss_config, add_distillation_config):
-        add_keys(cfg)
-    cfg.set_new_allowed(True)
-    cfg.merge_from_file(path)
-    cfg.MODEL.DEVICE = "cpu"  # the student's device is Teacher.load's to follow
-    name, where = cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE"
-    if name == _DISTILLED:
-        name, where = cfg.MODEL.DISTILLATION.STUDENT_META_ARCHITECTURE, f"{_NODE}.STUDENT_META_ARCHITECTURE"
-    return _build(cfg, name, f"{key} ({config}): {where}")
-
-
-def _build_lazy(cfg: DictConfig, what: str) -> DenseDetector:
-    if "model" not in cfg:
-        raise ValueError(f"{what} is a LazyConfig without `model`; it has {', '.join(map(str, cfg)) or 'nothing'}.")
-    # The nodes stay where they are: references in them to the rest of that config hold.
-    model = cfg.model
-    target = model.get("_target_")
-    if (locate(target) if isinstance(target, str) else target) is DistilledDetector:
-        model = model.student
-    return instantiate(model)
-
-
-def _build(cfg: CfgNode, name: str, key: str) -> DenseDetector:
-    """The detector that ``cfg`` would be of with ``MODEL.META_ARCHITECTURE: name``; ``key`` is where the name stood."""
-    known = [entry for entry, target in META_ARCH_REGISTRY if _may_be_read(target)]
-    if name not in known:
-        raise ValueError(
-            f"{key} is {name!r}, expected a registered dense detector that d2kd reads, of {', '.join(known)}."
-        )
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.META_ARCHITECTURE = name
-    detector = build_model(cfg)
-    try:
-        get_adapter(detector)
-    except TypeError as error:
-        raise TypeError(f"{key} is {name!r}: {error}") from error
-    return detector
-
-
-def _may_be_read(target: Any) -> bool:
-    """Whether a registered meta-architecture may be a detector of a family with an adapter."""
-    if not isinstance(target, type):
-        return True  # a function: what it builds is checked
-    try:
-        family_of(target)
-    except TypeError:
-        return False
-    return True
+def _class_map(pairs: Sequence[Sequence[int]]) -> dict[int, int] | None:
+    for pair in pairs:
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or any(type(x) is not int for x in pair):
+            raise ValueError(
+                f"{_NODE}.CLASS_MAP has {pair!r}, expected pairs [teacher's class id, student's class id] such as "
+                "[[0, 2], [5, 0]]."
+            )
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        raise ValueError(f"{_NODE}.CLASS_MAP is {pairs}, which names one of the teacher's classes twice.")
+    return result or None
 
 
 def _build_losses(detector_class: type, method: str, changes: Sequence[str]) -> dict[str, DistillationLoss]:

@@ -1,74 +1,19 @@
-"""distill(), the packaged configs, overrides, and training under Detectron2's own loop."""
-
-import json
+"""distill(), the packaged configs, and overrides."""
 
 import pytest
-import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig, instantiate
-from detectron2.engine import SimpleTrainer, default_writers, hooks
-from detectron2.engine.defaults import create_ddp_model
-from detectron2.layers import ShapeSpec
-from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from detectron2.modeling.box_regression import Box2BoxTransform
-from detectron2.modeling.matcher import Matcher
-from detectron2.modeling.meta_arch import RetinaNet
-from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
-from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
-from detectron2.solver.build import get_default_optimizer_params
+from detectron2.modeling.meta_arch.fcos import FCOS
 from omegaconf import OmegaConf
 from torch import nn
 
 import d2kd
 from d2kd.config import distill, get_config, get_detectron2_config
+from d2kd.data.class_map import class_map
 from d2kd.losses import BinaryClassificationKD
 from d2kd.modeling import DistilledDetector
-from tests.helpers import LEVELS, PIXELS, build_backbone, build_detector, make_batch, run_step
-
-
-def retinanet(**changes):
-    """A model node as configs write it, with interpolations inside it."""
-    model = L(RetinaNet)(
-        backbone=L(build_backbone)(width=4),
-        head=L(RetinaNetHead)(
-            input_shape=[ShapeSpec(channels=8)] * 3,
-            num_classes="${..num_classes}",
-            num_anchors="${..anchors_per_cell}",
-            conv_dims=[8, 8],
-        ),
-        anchor_generator=L(DefaultAnchorGenerator)(
-            sizes=[[8, 12], [16, 24], [32, 48]], aspect_ratios=[1.0], strides=[8, 16, 32], offset=0.5
-        ),
-        box2box_transform=L(Box2BoxTransform)(weights=[1.0, 1.0, 1.0, 1.0]),
-        anchor_matcher=L(Matcher)(thresholds=[0.4, 0.5], labels=[0, -1, 1], allow_low_quality_matches=True),
-        head_in_features=LEVELS,
-        num_classes=3,
-        **PIXELS,
-    )
-    model.head.num_anchors = 2
-    for key, value in changes.items():
-        OmegaConf.update(model, key, value)
-    return model
-
-
-def fcos(**changes):
-    model = L(FCOS)(
-        backbone=L(build_backbone)(width=4),
-        head=L(FCOSHead)(input_shape=[ShapeSpec(channels=8)] * 3, num_classes="${..num_classes}", conv_dims=[8, 8]),
-        head_in_features=LEVELS,
-        num_classes=3,
-        **PIXELS,
-    )
-    for key, value in changes.items():
-        OmegaConf.update(model, key, value)
-    return model
-
-
-def checkpoint_of(node, folder):
-    DetectionCheckpointer(instantiate(node), str(folder)).save("teacher")
-    return str(folder / "teacher.pth")
-
+from tests.helpers import build_detector, make_batch, run_step
+from tests.nodes import checkpoint_of, fcos, retinanet
 
 # ---- distill ---------------------------------------------------------------------------------------------------------
 
@@ -95,13 +40,17 @@ def test_the_node_given_is_left_as_it_was():
     assert node.student.head.num_classes == 9  # interpolations inside the node live on
 
 
-def test_losses_of_ones_own_and_a_built_teacher():
+def test_losses_of_ones_own():
     losses = dict(mine=L(BinaryClassificationKD)(weight=2.0), off=None)
-    teacher = build_detector("FCOS", seed=1)
-    model = instantiate(distill(fcos(), teacher=teacher, losses=losses))
-    assert list(model.losses) == ["mine"]
-    assert run_step(model, make_batch())["loss_kd_mine"].item() > 0
-    assert model.teacher.detector is teacher
+    model = instantiate(distill(fcos(), teacher=fcos(), teacher_checkpoint="t.pth", losses=losses))
+    assert list(model.losses) == ["mine"] and model.losses["mine"].weight == 2.0
+
+
+def test_what_is_built_already_is_refused_in_a_sentence():
+    with pytest.raises(TypeError, match=r"a FCOS that is already built as teacher, .* DistilledDetector\(.*teacher="):
+        distill(fcos(), teacher=build_detector("FCOS"), method="bckd")
+    with pytest.raises(TypeError, match=r"KD that is already built as losses\['a'\], .*, losses={'a': module, ...}\)"):
+        distill(fcos(), teacher=fcos(), losses=dict(a=BinaryClassificationKD()))
 
 
 @pytest.mark.parametrize("kwargs", [dict(), dict(method="bckd", losses={})])
@@ -229,6 +178,33 @@ def test_overrides(overrides, names):
         assert model.losses["bckd_cls"].weight == 0.5
 
 
+@pytest.mark.parametrize(
+    "before, overrides, expected",
+    [
+        (None, ["{0:1,2:0}"], {0: 1, 2: 0}),
+        ({1: 1}, ["{0:1}"], {1: 1, 0: 1}),  # merges
+        ({1: 1}, ["null", "{0:1}"], {0: 1}),
+        (L(class_map)(teacher=["a", "b"], student=["b"]), [], {1: 0}),
+        (L(class_map)(teacher=["a", "b"], student=["b"]), ["null"], None),
+    ],
+)
+def test_class_maps_of_the_command_line(before, overrides, expected):
+    node = distill(fcos(), teacher=fcos(), teacher_checkpoint="t.pth", method="bckd")
+    node.teacher.class_map = before
+    cfg = OmegaConf.create(dict(model=node), flags={"allow_objects": True})
+    cfg = LazyConfig.apply_overrides(cfg, [f"model.teacher.class_map={value}" for value in overrides])
+    assert instantiate(cfg.model.teacher.class_map) == expected
+    instantiate(cfg.model)  # takes it
+
+
+def test_tap_adapters_of_the_command_line():
+    node = distill(fcos(), teacher=fcos(), teacher_checkpoint="t.pth", method="crosskd")
+    cfg = OmegaConf.create(dict(model=node), flags={"allow_objects": True})
+    cfg = LazyConfig.apply_overrides(cfg, ["model.tap_adapter_channels=[8,8]"])
+    assert cfg.model.tap_adapter_channels == [8, 8]
+    instantiate(cfg.model)
+
+
 # ---- packaged configs ------------------------------------------------------------------------------------------------
 
 
@@ -242,61 +218,3 @@ def test_packaged_configs_are_found_by_name():
 def test_an_unknown_packaged_config_lists_those_that_are(get, package):
     with pytest.raises(FileNotFoundError, match=f"{package} has no config 'common/trian.py'; it has .*common/train.py"):
         get("common/trian.py")
-
-
-# ---- Detectron2's own training script --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("losses", ["distilled", "baseline"])
-def test_a_distilled_config_trains_under_detectron2s_lazyconfig_loop(tmp_path, losses):
-    """The steps of do_train in Detectron2's tools/lazyconfig_train_net.py, which is no part of its package."""
-    cfg = get_detectron2_config("common/train.py")
-    cfg.model = distill(
-        retinanet(), teacher=retinanet(), teacher_checkpoint=checkpoint_of(retinanet(), tmp_path), method="crosskd"
-    )
-    if losses == "baseline":
-        cfg.model.losses = None
-    cfg.optimizer = L(torch.optim.SGD)(params=L(get_default_optimizer_params)(weight_decay_norm=0.0), lr=0.01)
-    cfg.train.update(output_dir=str(tmp_path), max_iter=3, device="cpu", eval_period=2, log_period=1)
-    cfg.train.checkpointer.period = 3
-
-    model = instantiate(cfg.model)
-    model.to(cfg.train.device)
-    cfg.optimizer.params.model = model
-    optim = instantiate(cfg.optimizer)
-    model = create_ddp_model(model, **cfg.train.ddp)
-    trainer = SimpleTrainer(model, [make_batch(seed=i) for i in range(3)], optim)
-    checkpointer = DetectionCheckpointer(model, cfg.train.output_dir, trainer=trainer)
-    results = []
-    trainer.register_hooks(
-        [
-            hooks.IterationTimer(),
-            hooks.LRScheduler(scheduler=instantiate(get_config("common/optim.py").steps)),
-            hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer),
-            hooks.EvalHook(cfg.train.eval_period, lambda: results.append(evaluate(model))),
-            hooks.PeriodicWriter(
-                default_writers(cfg.train.output_dir, cfg.train.max_iter), period=cfg.train.log_period
-            ),
-        ]
-    )
-    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=False)
-    trainer.train(0, cfg.train.max_iter)
-
-    terms = {"loss_kd_crosskd_cls", "loss_kd_crosskd_loc"} if losses == "distilled" else set()
-    for line in (tmp_path / "metrics.json").read_text().splitlines():
-        metrics = json.loads(line)
-        assert {k for k in metrics if k.startswith("loss_kd_")} == terms
-        assert metrics["total_loss"] > 0
-    assert results == [2, 2]
-    stock = instantiate(retinanet())
-    saved = torch.load(tmp_path / "model_final.pth", weights_only=False)["model"]
-    own = {k for k in saved if k.startswith("distillation.")}
-    stock.load_state_dict({k: v for k, v in saved.items() if k not in own}, strict=True)
-    assert own == {"distillation.loss_normalizer"}
-
-
-def evaluate(model):
-    model.eval()
-    outputs = model(make_batch())
-    model.train()
-    return len(outputs)

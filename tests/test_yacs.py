@@ -9,6 +9,7 @@ from detectron2.modeling.meta_arch import RetinaNet
 import d2kd
 from d2kd.modeling import DistilledDetector
 from d2kd.modeling.detectors import GFL, add_gfl_config
+from d2kd.yacs_config import constructor_arguments
 from tests.helpers import LEVELS, make_batch, run_step
 from tests.yacs_projects import ABSENT, KEY, TINY, assert_same_weights, plain, wrapped, write_teacher
 
@@ -166,6 +167,8 @@ def test_losses_on_the_command_line_and_in_a_file(tmp_path):
         ("bckd_loc.wieght=2", r"with which bckd's bckd_loc cannot be built: .*wieght"),
         ("bckd_loc.weight=-2", r"bckd_loc cannot be built: IoULocalizationKD.weight is -2"),
         ("bckd_loc.weight=[2", "which bckd_loc cannot take"),
+        (r"bckd_loc.weight=${oops", "which bckd_loc cannot take"),
+        (r"bckd_loc.weight=${oops}", "bckd_loc cannot be built: .*oops"),
     ],
 )
 def test_changes_that_cannot_be_made(change, said):
@@ -187,3 +190,35 @@ def test_an_unknown_method_suggests():
 def test_a_method_needs_a_teacher(key):
     with pytest.raises(ValueError, match=f"{KEY}.{key} is '', but {KEY}.METHOD is 'bckd': give the path"):
         build_model(wrapped(METHOD="bckd", **{**ABSENT, key: ""}))
+
+
+# ---- pairs that do not match -----------------------------------------------------------------------------------------
+
+
+def arguments(**keys):
+    return constructor_arguments(wrapped(METHOD="crosskd", **ABSENT, **keys))
+
+
+@pytest.mark.parametrize("text", [False, True], ids=["list", "command line"])
+def test_class_map_and_tap_adapters(text):
+    said = str if text else list
+    found = arguments(CLASS_MAP=said([[5, 0], [0, 2]]), TAP_ADAPTER_CHANNELS=said([8, 16]))
+    assert found["teacher"]["class_map"] == {5: 0, 0: 2}
+    assert list(found["tap_adapter_channels"]) == [8, 16]
+    assert build_model(wrapped(METHOD="crosskd", CLASS_MAP=[[0, 0]], TAP_ADAPTER_CHANNELS=[8, 8], **ABSENT)).losses
+
+
+def test_without_them():
+    found = arguments()
+    assert found["teacher"]["class_map"] is None and found["tap_adapter_channels"] is None
+
+
+@pytest.mark.parametrize("pairs", [[0, 1], [[0, 1, 2]], [[0, "1"]], [[0.0, 1]], ["01"]])
+def test_what_is_no_class_map(pairs):
+    with pytest.raises(ValueError, match=rf"{KEY}.CLASS_MAP has .*, expected pairs \[teacher's class id, student's"):
+        arguments(CLASS_MAP=pairs)
+
+
+def test_a_class_of_the_teacher_twice():
+    with pytest.raises(ValueError, match=rf"{KEY}.CLASS_MAP is \[\[1, 0\], \[1, 2\]\], which names .* twice"):
+        arguments(CLASS_MAP=[[1, 0], [1, 2]])

@@ -5,13 +5,26 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import LazyConfig, get_cfg
-from detectron2.modeling import build_model
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.modeling.meta_arch import RetinaNet
 
 from d2kd.modeling.detectors import GFL
-from d2kd.yacs_config import build_teacher
+from d2kd.teacher_file import build_teacher
 from tests.helpers import LEVELS, build_detector, make_batch, run_step
-from tests.yacs_projects import ABSENT, KEY, assert_same_weights, save, wrapped, write_config, write_teacher
+from tests.yacs_projects import (
+    ABSENT,
+    KEY,
+    TINY,
+    assert_same_weights,
+    plain,
+    save,
+    wrapped,
+    write_config,
+    write_teacher,
+)
+
+#: What messages of a teacher's file call it, for readers of either kind of config.
+BOTH = rf"model.teacher.model.config \(in a yacs config: {KEY}.TEACHER_CONFIG\)"
 
 
 @pytest.fixture
@@ -88,7 +101,7 @@ def test_missing_files_are_named_when_training_starts(teacher):
     for key in ABSENT:
         model = build_model(wrapped(METHOD="bckd", **{**teacher, key: ABSENT[key]}))
         model.eval()(make_batch())
-        with pytest.raises(FileNotFoundError, match=f"{ABSENT[key]}.*no such file") as error:
+        with pytest.raises(FileNotFoundError, match=f"is '{ABSENT[key]}', but there is no such file") as error:
             run_step(model.train(), make_batch())
         assert f"{KEY}.{key}" in str(error.value)
 
@@ -102,10 +115,19 @@ def test_a_checkpoint_of_another_model(teacher):
 
 def test_a_teacher_that_d2kd_cannot_read(tmp_path):
     path = write_config(get_cfg(), tmp_path / "rcnn.yaml")
-    with pytest.raises(ValueError, match=rf"{KEY}.TEACHER_CONFIG \(.*rcnn.yaml\): MODEL.META_ARCHITECTURE is 'Gener"):
+    with pytest.raises(ValueError, match=f"{BOTH} is '.*rcnn.yaml', in which MODEL.META_ARCHITECTURE is 'GeneralizedR"):
         build_teacher(path)
-    with pytest.raises(ValueError, match=rf"{KEY}.TEACHER_CONFIG \(.*without.py\) is a LazyConfig without `model`"):
-        build_teacher(lazy(tmp_path / "without.py", "train = dict(seed=1)\n"))
+    for model in ("train = dict(seed=1)", "train = dict(seed=1)\nmodel = dict(a=1)", "model = [1]"):
+        with pytest.raises(ValueError, match=f"{BOTH} is '.*without.py', a LazyConfig without a `model` node"):
+            build_teacher(lazy(tmp_path / "without.py", model))
+    for text in ("", "- 1\n"):
+        (tmp_path / "keyless.yaml").write_text(text)
+        with pytest.raises(ValueError, match=f"{BOTH} is '.*keyless.yaml', a file without keys"):
+            build_teacher(str(tmp_path / "keyless.yaml"))
+    with pytest.raises(TypeError, match=f"{BOTH} is '.*linear.py': Expected a detectron2 DenseDetector, found torch"):
+        build_teacher(
+            lazy(tmp_path / "linear.py", "import torch\nmodel = L(torch.nn.Linear)(in_features=1, out_features=1)\n")
+        )
 
 
 def test_a_teacher_config_of_another_kind_is_refused_at_once():
@@ -123,3 +145,25 @@ def test_the_teachers_channel_order(tmp_path):
     with pytest.raises(ValueError, match="'BGR', but the RetinaNet itself has input_format='RGB'") as error:
         build_model(wrapped(TEACHER_INPUT_FORMAT="BGR", **keys)).load_teacher()
     assert f"{KEY}.TEACHER_INPUT_FORMAT" in str(error.value)
+
+
+@META_ARCH_REGISTRY.register()
+class Unaware(RetinaNet):
+    """It keeps no channel order of its own, as Detectron2's FCOS."""
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        del self.input_format
+
+
+@pytest.mark.parametrize("format", ["BGR", "RGB"])
+def test_a_yacs_teacher_has_its_files_channel_order(tmp_path, format):
+    for name in ("RetinaNet", "Unaware"):
+        cfg = plain(TINY, "MODEL.META_ARCHITECTURE", name, "INPUT.FORMAT", format)
+        assert build_teacher(write_config(cfg, tmp_path / "x.yaml")).input_format == format
+
+
+def test_a_distilled_teachers_file_that_does_not_say_of_what(tmp_path):
+    (tmp_path / "x.yaml").write_text("VERSION: 2\nMODEL:\n  META_ARCHITECTURE: DistilledDetector\n")
+    with pytest.raises(ValueError, match=f"{BOTH} is '.*x.yaml', in which {KEY}.STUDENT_META_ARCHITECTURE is ''"):
+        build_teacher(str(tmp_path / "x.yaml"))

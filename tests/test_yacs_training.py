@@ -1,6 +1,7 @@
 """A distilled yacs config under Detectron2's own DefaultTrainer and DefaultPredictor."""
 
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -40,6 +41,15 @@ def tiny_dataset(folder):
         file = str(folder / f"{index}.png")
         records.append({"file_name": file, "image_id": index, "height": 64, "width": 64, "annotations": objects})
     return records
+
+
+@pytest.fixture(scope="module", autouse=True)
+def logs():
+    """DefaultTrainer's set-up of logs would outlive these tests."""
+    logger = logging.getLogger("detectron2")
+    before = logger.handlers[:], logger.propagate, logger.level
+    yield
+    logger.handlers, logger.propagate, logger.level = before
 
 
 @pytest.fixture(scope="module")

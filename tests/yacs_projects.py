@@ -55,12 +55,19 @@ def save(model, folder, name="teacher"):
 ABSENT = {"TEACHER_CONFIG": "/nowhere/teacher.yaml", "TEACHER_WEIGHTS": "/nowhere/teacher.pth"}
 
 
-def assert_same_weights(a, b):
-    a, b = a.state_dict(), b.state_dict()
-    names = [name for name in a if not name.startswith("distillation.")]
-    assert names == [name for name in b if not name.startswith("distillation.")]
-    for name in names:
+def assert_same_tensors(a, b):
+    assert list(a) == list(b)
+    for name in a:
         assert torch.equal(a[name], b[name]), name
+
+
+def assert_same_weights(a, b):
+    """But for what distillation adds."""
+    a, b = (
+        {name: value for name, value in model.state_dict().items() if not name.startswith("distillation.")}
+        for model in (a, b)
+    )
+    assert_same_tensors(a, b)
 
 
 def write_teacher(folder):
