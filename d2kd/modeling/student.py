@@ -11,8 +11,9 @@ import torch
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Instances
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map_only
 
-from d2kd.modeling.adapters import get_adapter
+from d2kd.modeling.adapters import check_lists, get_adapter
 from d2kd.modeling.dense_output import Assignment, DenseOutput
 from d2kd.modeling.monitors import check_finite
 from d2kd.modeling.taps import Taps, record_taps
@@ -58,7 +59,7 @@ def run_student(
 
     Raises:
         ValueError: an image without "instances".
-        TypeError: a detector that does not call ``label_anchors`` exactly once.
+        TypeError: a detector that does not call ``label_anchors`` exactly once, or whose head returns no lists.
         FloatingPointError: box predictions that are not finite on some rank; raised on all ranks.
     """
     for index, item in enumerate(batched_inputs):
@@ -71,11 +72,13 @@ def run_student(
     with record_taps(adapter.towers(detector.head) if tap_indices else {}, tap_indices, features) as taps:
         predictions = detector.head(features)
     device = detector.device
+    check_lists(detector, predictions)
     if torch.is_autocast_enabled(device.type):
-        predictions = [[x.float() for x in maps] for maps in predictions]
+        predictions = tree_map_only(Tensor, lambda x: x.float() if x.is_floating_point() else x, predictions)
     # A NaN in them would fail an assertion inside forward_training, on this rank alone; class maps are left to
-    # the losses.
-    check_finite({"the student's box predictions": sum(x.detach().float().sum() for m in predictions[1:] for x in m)})
+    # the losses. What a head returns beyond the lists that its adapter knows may be anything.
+    others = [x.detach().float().sum() for x in tree_flatten(predictions[1:])[0] if isinstance(x, Tensor)]
+    check_finite({"the student's box predictions": sum(others, detector.pixel_mean.new_zeros(()))})
     gt_instances = [x["instances"].to(device) for x in batched_inputs]
     with torch.autocast(device.type, enabled=False), _watch_assignment(detector) as seen:
         losses = detector.forward_training(images, features, predictions, gt_instances)
