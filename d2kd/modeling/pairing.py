@@ -10,7 +10,7 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 
 from d2kd.losses import SOURCES, DistillationLoss
 from d2kd.modeling.adapters import get_adapter
-from d2kd.modeling.cross_head import crosses_itself
+from d2kd.modeling.probe import crosses_itself
 from d2kd.modeling.taps import tap_channels
 
 __all__ = ["check_pairing", "same_layout", "tap_index", "warn_of_stacked_terms"]
