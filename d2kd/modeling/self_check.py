@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from d2kd.modeling.adapters import get_adapter
 from d2kd.modeling.dense_output import DenseOutput, OutputSpec
@@ -168,10 +169,12 @@ def _check_inference(fit: Fit, features: Sequence[Tensor], predictions: Any) -> 
     """Write one object into made-up predictions, through the dense output: the detector must report it, and there."""
     detector, adapter = fit.detector, fit.adapter
     generator = torch.Generator().manual_seed(0)
-    predictions = deepcopy(predictions)
-    for x in _tensors(predictions):
-        # Boxes of some size in every coding: nothing degenerate.
-        x.copy_(0.2 + 0.6 * torch.rand(x.shape, generator=generator).to(x))
+
+    def make_up(x: Tensor) -> Tensor:
+        # Boxes of some size in every coding: nothing degenerate. In fp32, since NMS takes nothing else on the CPU.
+        return 0.2 + 0.6 * torch.rand(x.shape, generator=generator).to(x.device) if x.is_floating_point() else x
+
+    predictions = tree_map_only(Tensor, make_up, predictions)
     anchors = detector.anchor_generator(features)
     stride = max(strides_of(detector))
     size = (stride, 2 * stride)
@@ -210,19 +213,6 @@ def _clipped(box: Tensor, size: tuple[int, int]) -> Tensor:
     boxes = Boxes(box[None].clone())
     boxes.clip(size)
     return boxes.tensor[0]
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """The floating point tensors in nested lists, tuples and mappings."""
-    if isinstance(value, Tensor):
-        if value.is_floating_point():
-            yield value
-    elif isinstance(value, Mapping):
-        for x in value.values():
-            yield from _tensors(x)
-    elif isinstance(value, (list, tuple)):
-        for x in value:
-            yield from _tensors(x)
 
 
 def _check_assignment(fit: Fit, features: Sequence[Tensor], output: DenseOutput) -> None:
