@@ -15,10 +15,10 @@ from d2kd.losses.align import align_statistics
 from d2kd.modeling.adapters import Adapter, get_adapter
 from d2kd.modeling.dense_output import Assignment, DenseOutput
 from d2kd.modeling.overlap import Overlap
-from d2kd.modeling.taps import Taps, record_taps, run_block
+from d2kd.modeling.taps import Taps, run_block
 from d2kd.modeling.teacher import TeacherRun
 
-__all__ = ["cross_head", "crossed_assignment", "crossed_output", "crosses_itself", "tap_index", "tap_indices"]
+__all__ = ["cross_head", "crossed_assignment", "crossed_output", "tap_index", "tap_indices"]
 
 
 def cross_head(
@@ -153,32 +153,3 @@ def crossed_assignment(
     )
     sizes = [tuple(x.shape[2:]) for x in student_assignment.labels]
     return assignment.select(overlap.teacher_levels, sizes).with_classes(overlap.teacher_classes)
-
-
-@torch.no_grad()
-def crosses_itself(detector: DenseDetector, adapter: Adapter, indices: dict[str, int]) -> bool:
-    """
-    Whether sending a detector's own taps through the rest of its head gives its own predictions: that is, whether the
-    blocks and predictors that ``adapter`` names are all that its head's ``forward`` does.
-
-    Args:
-        detector: in eval mode; run on random features of 4x4 cells.
-        adapter: how to read it.
-        indices: for each branch, the number of blocks before the tap.
-    """
-    channels = detector.backbone.output_shape()[detector.head_in_features[0]].channels
-    generator = torch.Generator().manual_seed(0)
-    features = [torch.randn(1, channels, 4, 4, generator=generator) for _ in detector.head_in_features]
-    features = [x.to(detector.pixel_mean) for x in features]
-    with torch.autocast(detector.device.type, enabled=False):
-        wanted = {branch: {index} for branch, index in indices.items()}
-        with record_taps(adapter.towers(detector.head), wanted, features) as taps:
-            expected = detector.head(features)
-        found = cross_head(
-            adapter, detector.head, taps, taps, student_indices=indices, teacher_indices=indices, align=False
-        )
-    return all(
-        torch.allclose(a, b, rtol=1e-2, atol=1e-3)
-        for maps, expected_maps in zip(found, expected)
-        for a, b in zip(maps, expected_maps)
-    )

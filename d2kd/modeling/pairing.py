@@ -10,8 +10,9 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 
 from d2kd.losses import SOURCES, DistillationLoss
 from d2kd.modeling.adapters import get_adapter
-from d2kd.modeling.cross_head import crosses_itself, tap_index
+from d2kd.modeling.cross_head import tap_index
 from d2kd.modeling.overlap import Overlap, anchor_difference, find_overlap, strides_of
+from d2kd.modeling.probe import crosses_itself
 from d2kd.modeling.taps import tap_channels
 
 __all__ = ["check_pairing", "warn_of_stacked_terms"]

@@ -11,8 +11,9 @@ import torch
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map_only
 
-from d2kd.modeling.adapters import get_adapter
+from d2kd.modeling.adapters import check_lists, get_adapter
 from d2kd.modeling.dense_output import Assignment, DenseOutput
 from d2kd.modeling.monitors import check_finite, warn_of_unlabelled
 from d2kd.modeling.overlap import Overlap
@@ -95,7 +96,7 @@ def run_student(
         tap_indices: for each branch, after how many blocks to record taps.
 
     Raises:
-        TypeError: a detector that does not call ``label_anchors`` exactly once.
+        TypeError: a detector that does not call ``label_anchors`` exactly once, or whose head returns no lists.
         FloatingPointError: box predictions that are not finite on some rank; raised on all ranks.
     """
     adapter = get_adapter(detector)
@@ -105,11 +106,13 @@ def run_student(
     with record_taps(adapter.towers(detector.head) if tap_indices else {}, tap_indices, features) as taps:
         predictions = detector.head(features)
     device = detector.device
+    check_lists(detector, predictions)
     if torch.is_autocast_enabled(device.type):
-        predictions = [[x.float() for x in maps] for maps in predictions]
+        predictions = tree_map_only(Tensor, lambda x: x.float() if x.is_floating_point() else x, predictions)
     # A NaN in them would fail an assertion inside forward_training, on this rank alone; class maps are left to
-    # the losses.
-    check_finite({"the student's box predictions": sum(x.detach().float().sum() for m in predictions[1:] for x in m)})
+    # the losses. What a head returns beyond the lists that its adapter knows may be anything.
+    others = [x.detach().float().sum() for x in tree_flatten(predictions[1:])[0] if isinstance(x, Tensor)]
+    check_finite({"the student's box predictions": sum(others, detector.pixel_mean.new_zeros(()))})
     gt_instances = [x["instances"].to(device) for x in batched_inputs[:num_labelled]]
     gt_instances += [_no_objects(size, device) for size in images.image_sizes[num_labelled:]]
     given = max(num_labelled, 1)
@@ -150,8 +153,11 @@ def _first(
     """The first ``count`` images of a batch, as views."""
     if count == len(images):
         return images, features, predictions
-    some = ImageList(images.tensor[:count], images.image_sizes[:count])
-    return some, [x[:count] for x in features], [[x[:count] for x in maps] for maps in predictions]
+    total = len(images)
+    images = ImageList(images.tensor[:count], images.image_sizes[:count])
+    # Beyond its lists of maps a head may return anything.
+    predictions = tree_map_only(Tensor, lambda x: x[:count] if x.dim() and len(x) == total else x, predictions)
+    return images, [x[:count] for x in features], predictions
 
 
 @contextmanager
