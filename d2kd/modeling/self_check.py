@@ -251,6 +251,8 @@ def _check_channels(fit: Fit, towers: Mapping[str, Sequence], taps: Taps) -> dic
             stated = [tap_channels(blocks, index, channels[branch][0]) for index in range(len(blocks) + 1)]
         if stated != channels[branch]:
             fit.refuse(
-                "towers", task, f"the blocks of '{branch}' have convolutions to {stated} channels, but give {channels}"
+                "towers",
+                task,
+                f"the blocks of '{branch}' have convolutions to {stated} channels, but give {channels[branch]}",
             )
     return channels

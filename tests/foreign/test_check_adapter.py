@@ -166,6 +166,19 @@ def test_a_tail_at_which_the_head_does_more():
         d2kd.check_adapter(detector)
 
 
+def test_a_block_whose_width_cannot_be_read_off():
+    """Pairing compares widths before anything runs: it reads them off the last convolution of a block."""
+
+    class Bottleneck(nn.Sequential):
+        def forward(self, x):
+            return self[0](self[1](x))
+
+    detector = build_detector("RetinaNet")
+    detector.head.cls_subnet[2] = Bottleneck(nn.Conv2d(16, 8, 1), nn.Conv2d(8, 16, 1))
+    with pytest.raises(ValueError, match=r"'cls' have convolutions to \[8, 8, 16\] channels, but give \[8, 8, 8\]"):
+        d2kd.check_adapter(detector)
+
+
 class Wrong(RetinaNet):
     """Read by an adapter that is wrong in one thing."""
 
