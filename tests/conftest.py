@@ -1,5 +1,7 @@
 """For all tests; must not import detectron2, which those of d2kd.losses and d2kd.regions do without."""
 
+import logging
+
 import pytest
 import torch
 
@@ -9,3 +11,10 @@ def reproducible():
     """One thread (tiny tensors: more only cost) and one seed for whatever a test draws itself."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def caplog(caplog, monkeypatch):
+    """pytest's own; once a test has called Detectron2's setup_logger, records of its loggers no longer reach it."""
+    monkeypatch.setattr(logging.getLogger("detectron2"), "propagate", True)
+    return caplog
