@@ -81,7 +81,8 @@ def distill(
             ``.yaml``), whose ``model`` is taken, or a yacs config (``.yaml``). The file is read when training starts
             (:func:`d2kd.teacher_file.build_teacher`).
         teacher_checkpoint: path or URL that Detectron2 can read; None if ``model.teacher.checkpoint`` is set later.
-        method: name of a preset of :data:`d2kd.methods.METHODS` ...
+        method: name of a preset of :data:`d2kd.methods.METHODS`, that of the student's family; crossed losses are those
+            of the teacher's where ``teacher`` is a node, since a crossed output is in the teacher's coding ...
         losses: ... or the losses themselves, name -> node.
 
     Returns:
@@ -96,8 +97,7 @@ def distill(
         raise ValueError(f"distill() got method={method!r} and losses={losses!r}, expected exactly one of them.")
     student = _self_contained(model, "model")
     if method is not None:
-        target = student["_target_"]
-        losses = get_losses(method, *preset_families(locate(target) if isinstance(target, str) else target))
+        losses = _preset(method, student, teacher)
     for name, loss in losses.items():
         _refuse_built(loss, f"losses[{name!r}]", "its node, L(...)(...)", f"losses={{{name!r}: module, ...}}")
     return L(DistilledDetector)(
@@ -107,6 +107,24 @@ def distill(
         input_format=None,
         tap_adapter_channels=None,
     )
+
+
+def _preset(method: str, student: DictConfig, teacher: Any) -> dict[str, DictConfig]:
+    losses = get_losses(method, *preset_families(_target_of(student)))
+    teacher_class = _target_of(teacher) if isinstance(teacher, DictConfig) else None
+    if not isinstance(teacher_class, type):  # a file, not read here, or a function that builds
+        return losses
+    try:
+        theirs = get_losses(method, *preset_families(teacher_class))
+    except ValueError:  # a detector of the user's own: the student's preset is as near as any
+        return losses
+    crossed = {name: node for name, node in theirs.items() if node.get("source") == "crossed"}
+    return crossed | {name: node for name, node in losses.items() if node.get("source") != "crossed"}
+
+
+def _target_of(node: DictConfig) -> Any:
+    target = node.get("_target_")
+    return locate(target) if isinstance(target, str) else target
 
 
 def _teacher_model(teacher: DictConfig | str | os.PathLike) -> DictConfig:

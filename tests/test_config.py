@@ -11,6 +11,7 @@ import d2kd
 from d2kd.config import distill, get_config, get_detectron2_config
 from d2kd.data.class_map import class_map
 from d2kd.losses import BinaryClassificationKD
+from d2kd.methods import get_losses
 from d2kd.modeling import DistilledDetector
 from tests.helpers import build_detector, make_batch, run_step
 from tests.nodes import checkpoint_of, fcos, retinanet
@@ -44,6 +45,19 @@ def test_losses_of_ones_own():
     losses = dict(mine=L(BinaryClassificationKD)(weight=2.0), off=None)
     model = instantiate(distill(fcos(), teacher=fcos(), teacher_checkpoint="t.pth", losses=losses))
     assert list(model.losses) == ["mine"] and model.losses["mine"].weight == 2.0
+
+
+def test_crossed_losses_are_those_of_the_teachers_family():
+    """Their output has its coding; what compares the student's own is of the student's."""
+    theirs, ours = (get_losses("crosskd_pkd", family) for family in ("FCOS", "RetinaNet"))
+    assert theirs["crosskd_loc"] != ours["crosskd_loc"]
+    losses = distill(retinanet(), teacher=fcos(), teacher_checkpoint="t.pth", method="crosskd_pkd").losses
+    assert losses == {**{name: theirs[name] for name in ("crosskd_cls", "crosskd_loc")}, "pkd": ours["pkd"]}
+    assert distill(retinanet(), teacher="t.yaml", teacher_checkpoint="t.pth", method="crosskd_pkd").losses == ours
+    built = L(build_detector)(family="FCOS")  # a function: of which family is not known before
+    assert distill(retinanet(), teacher=built, teacher_checkpoint="t.pth", method="crosskd_pkd").losses == ours
+    alike = distill(retinanet(), teacher=retinanet(), teacher_checkpoint="t.pth", method="crosskd_pkd").losses
+    assert alike == ours and list(alike) == list(ours)
 
 
 def test_what_is_built_already_is_refused_in_a_sentence():
