@@ -67,10 +67,8 @@ class DistilledDetector(nn.Module):
         teacher: Mapping | None = None,
         losses: Mapping[str, DistillationLoss | Mapping | None] | None = None,
         input_format: str | None = None,
-        tap_adapter_channels: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.tap_adapter_channels = tap_adapter_channels
         student = instantiate(student)
         get_adapter(student)
         for table in _ADOPTED:

@@ -79,7 +79,6 @@ class Teacher:
         model: Mapping | DenseDetector,
         checkpoint: str | None = None,
         input_format: str | None = None,
-        class_map: Mapping[int, int] | None = None,
     ) -> None:
         if not checkpoint and not isinstance(model, nn.Module):
             raise ValueError(
@@ -89,7 +88,6 @@ class Teacher:
         self._model = model
         self._checkpoint = checkpoint
         self._input_format = input_format
-        self._class_map = class_map
         self._detector: DenseDetector | None = None
 
     @property
