@@ -21,6 +21,8 @@ REQUIRES = [
 ]
 # What makes the digits dataset.
 DEMO = ["scikit-learn", "scikit-image"]
+# What d2kd.modeling.timm_backbone needs; Detectron2's Swin, MViT and ViT need it too, and do not say so.
+TIMM = ["timm>=1.0"]
 # setuptools and wheel: the packaging test builds a wheel without build isolation.
 DEV = ["pytest", "ruff", "tensorboard", "setuptools>=70.1", "wheel"]
 
@@ -48,6 +50,6 @@ setup(
     # d2kd/configs is a symlink to ../configs: data, which d2kd.get_config finds with importlib.resources
     package_data={"d2kd": ["configs/*.py", "configs/**/*.py"]},
     install_requires=REQUIRES,
-    extras_require={"demo": DEMO, "dev": DEV + DEMO},
+    extras_require={"demo": DEMO, "timm": TIMM, "dev": DEV + DEMO + TIMM},
     zip_safe=False,
 )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from d2kd.methods import list_methods
     from d2kd.modeling import DistilledDetector
     from d2kd.modeling.plain import student
+    from d2kd.modeling.self_check import check_adapter
     from d2kd.yacs_config import add_distillation_config
 
 __version__ = "0.1.0"  # the only place: setup.py reads it from here
@@ -22,6 +23,7 @@ __all__ = [
     "DistilledDetector",
     "__version__",
     "add_distillation_config",
+    "check_adapter",
     "distill",
     "get_config",
     "list_methods",
@@ -31,6 +33,7 @@ __all__ = [
 _HOME = {
     "DistilledDetector": "d2kd.modeling",
     "add_distillation_config": "d2kd.yacs_config",
+    "check_adapter": "d2kd.modeling.self_check",
     "distill": "d2kd.config",
     "get_config": "d2kd.config",
     "list_methods": "d2kd.methods",

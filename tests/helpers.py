@@ -34,7 +34,7 @@ from d2kd.modeling.detectors import ATSS, GFL, ATSSAssigner, ATSSHead, GFLHead
 FAMILIES = ("RetinaNet", "FCOS", "GFL", "ATSS")
 REG_MAX = 4
 NUM_CLASSES = 3
-LEVELS = ["p3", "p4", "p5"]
+LEVELS, STRIDES = ["p3", "p4", "p5"], [8, 16, 32]
 PIXELS = dict(pixel_mean=[103.53, 116.28, 123.675], pixel_std=[57.375, 57.12, 58.395])
 
 
@@ -69,10 +69,17 @@ def build_backbone(width: int = 4, fpn: int = 8, norm: str = "BN", square_pad: i
     )
 
 
-def build_head(family: str, norm="", conv_dims: Sequence[int] = (8, 8), fpn: int = 8, num_classes=NUM_CLASSES):
+def build_head(
+    family: str,
+    norm="",
+    conv_dims: Sequence[int] = (8, 8),
+    fpn: int = 8,
+    num_classes=NUM_CLASSES,
+    num_levels=3,
+):
     """A head whose predictions differ from place to place (Detectron2's initial ones hardly do)."""
     kwargs = dict(
-        input_shape=[ShapeSpec(channels=fpn)] * len(LEVELS),
+        input_shape=[ShapeSpec(channels=fpn)] * num_levels,
         num_classes=num_classes,
         conv_dims=list(conv_dims),
         norm=norm,
@@ -105,25 +112,27 @@ def build_detector(
     backbone_norm: str = "BN",
     square_pad: int = 0,
     sizes: Sequence[Sequence[int]] = ((8, 12), (16, 24), (32, 48)),
+    levels: Sequence[str] = LEVELS,
     detector_class: type[DenseDetector] | None = None,
     **kwargs,
 ) -> DenseDetector:
     torch.manual_seed(seed)
     backbone = build_backbone(width, fpn, backbone_norm, square_pad)
-    head = build_head(family, norm, conv_dims, fpn, num_classes)
-    common = dict(backbone=backbone, head=head, head_in_features=LEVELS, num_classes=num_classes, **PIXELS)
+    head = build_head(family, norm, conv_dims, fpn, num_classes, len(levels))
+    common = dict(backbone=backbone, head=head, head_in_features=list(levels), num_classes=num_classes, **PIXELS)
     common.update(kwargs)
+    strides = [STRIDES[LEVELS.index(level)] for level in levels]
     if family == "FCOS":
         return (detector_class or FCOS)(**common)
     if family in ("GFL", "ATSS"):
         generator = DefaultAnchorGenerator(
-            sizes=[[16], [32], [64]], aspect_ratios=[1.0], strides=[8, 16, 32], offset=0.0
+            sizes=[[2 * stride] for stride in strides], aspect_ratios=[1.0], strides=strides, offset=0.0
         )
         detector_class = detector_class or dict(GFL=GFL, ATSS=ATSS)[family]
         return detector_class(anchor_generator=generator, assigner=ATSSAssigner(topk=9), **common)
     return (detector_class or RetinaNet)(
         anchor_generator=DefaultAnchorGenerator(
-            sizes=[list(x) for x in sizes], aspect_ratios=[1.0], strides=[8, 16, 32], offset=0.5
+            sizes=[list(sizes[LEVELS.index(x)]) for x in levels], aspect_ratios=[1.0], strides=strides, offset=0.5
         ),
         box2box_transform=Box2BoxTransform(weights=[1.0, 1.0, 1.0, 1.0]),
         anchor_matcher=Matcher([0.4, 0.5], [0, -1, 1], allow_low_quality_matches=True),

@@ -26,7 +26,7 @@ PACKAGES = (
     "setuptools",
     "wheel",
 )
-EXTRA_PACKAGES = ("scikit-learn", "scikit-image", "pytest", "ruff", "tensorboard")
+EXTRA_PACKAGES = ("scikit-learn", "scikit-image", "timm", "pytest", "ruff", "tensorboard")
 NMS = "operator torchvision::nms does not exist"
 
 

@@ -69,7 +69,7 @@ def test_wheel_metadata(site: Path) -> None:
     required = [line.partition(": ")[2] for line in lines if line.startswith("Requires-Dist")]
     assert {"torch", "torchvision"} <= set(required)
     assert not [line for line in required if line.startswith("detectron2")]
-    assert {"Provides-Extra: demo", "Provides-Extra: dev"} <= set(lines)
+    assert {"Provides-Extra: demo", "Provides-Extra: timm", "Provides-Extra: dev"} <= set(lines)
 
 
 def test_wheel_works_outside_the_clone(site: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DETECTRON2 = "git+https://github.com/facebookresearch/detectron2.git@02b5c4e295e990042a714712c21dc79b731e8833"
 # What builds d2kd and detectron2 without build isolation (detectron2's setup.py imports torch).
 BUILD_NEEDS = ("setuptools>=70.1", "wheel", "ninja")
-EXTRAS = {"base": ("REQUIRES",), "demo": ("REQUIRES", "DEMO"), "dev": ("REQUIRES", "DEMO", "DEV")}
+EXTRAS = {"base": ("REQUIRES",), "demo": ("REQUIRES", "DEMO"), "dev": ("REQUIRES", "DEMO", "TIMM", "DEV")}
 MODULES = ("torch", "torchvision", "detectron2", "d2kd")
 
 # Runs in a fresh process and away from the clone, so that what it finds is what a user's script would find.

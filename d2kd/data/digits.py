@@ -27,6 +27,7 @@ import re
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,12 @@ def register_digits(root: str | Path | None = None) -> None:
         register_coco_instances(name, metadata, str(root / "annotations" / f"{name}.json"), images)
 
 
-def get_digits(names: str | list[str], filter_empty: bool = False, root: str | Path | None = None) -> list[dict]:
+def get_digits(
+    names: str | list[str],
+    filter_empty: bool = False,
+    root: str | Path | None = None,
+    images: Sequence[int] | None = None,
+) -> list[dict]:
     """
     What a config's data loader calls: prepare, register, load. So importing a config has no side effect, and
     the first run makes its data.
@@ -93,14 +99,24 @@ def get_digits(names: str | list[str], filter_empty: bool = False, root: str | P
         names: one or several of ``digits_train``, ``digits_val``, ``digits_test``.
         filter_empty: as in Detectron2; every image of this dataset has an object.
         root: see :func:`prepare_digits`.
+        images: (start, stop): only these, counted from 0. Every image is drawn on its own, so any range is a random
+            choice of images. None: all.
     Returns:
         Detectron2's dataset dicts.
+    Raises:
+        ValueError: there are no such ``images``.
     """
     from detectron2.data import get_detection_dataset_dicts
 
     root = prepare_digits(root)
     register_digits(root)
-    return get_detection_dataset_dicts(names, filter_empty=filter_empty)
+    dataset = get_detection_dataset_dicts(names, filter_empty=filter_empty)
+    if images is None:
+        return dataset
+    start, stop = images
+    if not 0 <= start < stop <= len(dataset):
+        raise ValueError(f"images=[{start}, {stop}] of {names}: expected 0 <= start < stop <= {len(dataset)}.")
+    return dataset[start:stop]
 
 
 def _resolve(root: str | Path | None) -> Path:

@@ -15,10 +15,12 @@ from detectron2.data.build import build_batch_data_loader
 from detectron2.utils import comm
 from torch.utils import data as torchdata
 
+from d2kd.data.unlabeled import without_labels
+
 __all__ = ["build_train_loader", "derive_seed", "isolated_rng"]
 
 # First element of the key given to derive_seed(): streams of random numbers that must not meet.
-_PERMUTATION, _SAMPLE, _WORKERS = range(3)
+_PERMUTATION, _SAMPLE, _WORKERS, _UNLABELED = range(4)
 
 
 def derive_seed(seed: int, *key: int) -> int:
@@ -49,12 +51,18 @@ def isolated_rng(seed: int) -> Iterator[None]:
 
 
 class _RunSamples(torchdata.Dataset):
-    """Sample n of a run: map-style over n = 0, 1, 2, ... without end."""
+    """
+    Sample n of a run: map-style over n = 0, 1, 2, ... without end.
 
-    def __init__(self, dataset: list[dict], mapper: Callable[[dict], Any], seed: int) -> None:
+    Args:
+        key: the argument of :func:`build_train_loader` that the dataset is, for messages.
+    """
+
+    def __init__(self, dataset: list[dict], mapper: Callable[[dict], Any], seed: int, key: str = "dataset") -> None:
         self._dataset = DatasetFromList(dataset, copy=False)
         self._mapper = mapper
         self._seed = seed
+        self._key = key
         self._epoch = -1
         self._permutation: list[int] = []
 
@@ -73,10 +81,29 @@ class _RunSamples(torchdata.Dataset):
         if sample is None:
             # Detectron2's MapDataset would draw another image from a generator whose state cannot be resumed.
             raise ValueError(
-                f"dataloader.train.mapper returned None for entry {index} of the dataset: return a sample, "
-                "or leave such entries out of dataloader.train.dataset."
+                f"dataloader.train.mapper returned None for entry {index} of dataloader.train.{self._key}: return a "
+                "sample, or leave such entries out."
             )
         return sample
+
+
+class _MixedSamples(torchdata.Dataset):
+    """
+    Sample n of a run whose every iteration takes the next ``counts[0]`` labelled samples, then the next ``counts[1]``
+    unlabeled ones.
+    """
+
+    def __init__(self, labelled: _RunSamples, unlabeled: _RunSamples, counts: tuple[int, int]) -> None:
+        self._labelled, self._unlabeled, self._counts = labelled, unlabeled, counts
+
+    def __getitem__(self, n: int) -> Any:
+        labelled, unlabeled = self._counts
+        iteration, place = divmod(n, labelled + unlabeled)
+        if place < labelled:
+            return self._labelled[iteration * labelled + place]
+        sample = self._unlabeled[iteration * unlabeled + place - labelled]
+        # A mapper may drop the mark, and what it makes of no labels may look like an image without objects.
+        return {**sample, "unlabeled": True}
 
 
 class _RunSampler(torchdata.Sampler):
@@ -98,6 +125,8 @@ def build_train_loader(
     num_workers: int = 0,
     seed: int,
     start: int = 0,
+    unlabeled: list[dict] | None = None,
+    unlabeled_batch_size: int = 0,
 ) -> torchdata.DataLoader:
     """
     Like :func:`detectron2.data.build_detection_train_loader`, but resumable and the same for every run of one
@@ -111,20 +140,30 @@ def build_train_loader(
 
     There is no aspect-ratio grouping: its half-filled buckets are part of the order and cannot be resumed.
 
+    With ``unlabeled``, every iteration has ``unlabeled_batch_size`` images of that dataset beside its labelled ones,
+    and every rank its share of both. The two datasets are permuted each on its own, so the labelled samples are those,
+    in that order, of a run without ``unlabeled`` whose ``total_batch_size`` is smaller by as much.
+
     Args:
         dataset: Detectron2's dataset dicts, e.g. from :func:`detectron2.data.get_detection_dataset_dicts`.
         mapper: makes a training sample of one dataset dict, e.g. :class:`detectron2.data.DatasetMapper`.
-        total_batch_size: images an iteration, over all ranks.
+        total_batch_size: images an iteration, over all ranks and with the unlabeled ones.
         num_workers: worker processes a rank; 0 loads in the training process.
         seed: >= 0.
         start: the first n to load: iterations done x ``total_batch_size``.
+        unlabeled: dataset dicts of images to train on without labels; labels that they have are withheld
+            (:func:`d2kd.data.unlabeled.without_labels`). The mapper gets them without "annotations".
+        unlabeled_batch_size: how many of ``total_batch_size`` are of ``unlabeled``.
 
     Returns:
-        Endless loader of lists of ``total_batch_size / ranks`` samples.
+        Endless loader of lists of ``total_batch_size / ranks`` samples, the labelled ones first; the others are
+        dicts with ``"unlabeled": True``.
 
     Raises:
-        ValueError: an empty dataset, a negative ``seed`` or ``start``, or a ``total_batch_size`` that is not
-            a positive multiple of the number of ranks.
+        ValueError: an empty dataset, a negative ``seed`` or ``start``, a ``total_batch_size`` or
+            ``unlabeled_batch_size`` that is not a positive multiple of the number of ranks, an
+            ``unlabeled_batch_size`` that leaves no labelled image or comes without ``unlabeled`` (or the
+            reverse), or with ``unlabeled`` a ``start`` inside an iteration.
     """
     ranks = comm.get_world_size()
     if not dataset:
@@ -136,11 +175,38 @@ def build_train_loader(
             f"dataloader.train.total_batch_size is {total_batch_size}, expected a positive multiple of the "
             f"{ranks} process(es) of this run."
         )
+    samples: torchdata.Dataset = _RunSamples(dataset, mapper, seed)
+    if unlabeled is not None or unlabeled_batch_size:
+        _check_unlabeled(unlabeled, unlabeled_batch_size, total_batch_size, start)
+        # Streams of its own, which follow from the run's seed.
+        others = _RunSamples(without_labels(unlabeled), mapper, derive_seed(seed, _UNLABELED), "unlabeled")
+        samples = _MixedSamples(samples, others, (total_batch_size - unlabeled_batch_size, unlabeled_batch_size))
     return build_batch_data_loader(
-        _RunSamples(dataset, mapper, seed),
+        samples,
         _RunSampler(start),
         total_batch_size,
         num_workers=num_workers,
         # A generator of its own: otherwise the loader draws its workers' seeds from the process's.
         seed=derive_seed(seed, _WORKERS),
     )
+
+
+def _check_unlabeled(unlabeled: list[dict] | None, batch_size: int, total_batch_size: int, start: int) -> None:
+    """Raise ValueError where the arguments of :func:`build_train_loader` make no batches of a fixed mixture."""
+    ranks = comm.get_world_size()
+    if not unlabeled:
+        raise ValueError(
+            f"dataloader.train.unlabeled_batch_size is {batch_size}, but there are no unlabeled images: check "
+            "dataloader.train.unlabeled (names, filters; filter_empty drops images without annotations)."
+        )
+    if not 0 < batch_size < total_batch_size or batch_size % ranks:
+        raise ValueError(
+            f"dataloader.train.unlabeled_batch_size is {batch_size}, expected a positive multiple of the {ranks} "
+            f"process(es) of this run, smaller than dataloader.train.total_batch_size={total_batch_size}, which counts "
+            "labelled and unlabeled images."
+        )
+    if start % total_batch_size:
+        raise ValueError(
+            f"dataloader.train.start is {start}, expected a multiple of total_batch_size={total_batch_size}: batches "
+            "of labelled and unlabeled images begin with an iteration."
+        )

@@ -12,7 +12,7 @@ from d2kd.losses.base import DistillationLoss
 if TYPE_CHECKING:
     from d2kd.modeling.dense_output import DenseOutput, OutputSpec
 
-__all__ = ["FeatureLoss"]
+__all__ = ["FeatureLoss", "check_widths"]
 
 
 class FeatureLoss(DistillationLoss):
@@ -109,13 +109,20 @@ class FeatureLoss(DistillationLoss):
         return f"{super().extra_repr()}, adapter_channels={channels}, adapter_kernel={self.adapter_kernel}"
 
 
+def check_widths(field: str, channels: Any) -> None:
+    """
+    Raises:
+        ValueError: ``channels`` are not two positive whole numbers; ``field`` is the config field to change.
+    """
+    is_list = isinstance(channels, Sequence) and not isinstance(channels, str) and len(channels) == 2
+    if not is_list or not all(isinstance(x, int) and not isinstance(x, bool) and x > 0 for x in channels):
+        raise ValueError(
+            f"{field} is {channels!r}, expected the student's channels and the teacher's, such as [128, 256], or null."
+        )
+
+
 def _check_adapter(loss: str, channels: Any, kernel: Any) -> None:
     if channels is not None:
-        is_list = isinstance(channels, Sequence) and not isinstance(channels, str) and len(channels) == 2
-        if not is_list or not all(isinstance(x, int) and not isinstance(x, bool) and x > 0 for x in channels):
-            raise ValueError(
-                f"{loss}.adapter_channels is {channels!r}, expected the channels of the student's features and of the "
-                "teacher's, such as [128, 256], or null."
-            )
+        check_widths(f"{loss}.adapter_channels", channels)
     if isinstance(kernel, bool) or kernel not in (1, 3):
         raise ValueError(f"{loss}.adapter_kernel is {kernel!r}, expected 1 or 3.")

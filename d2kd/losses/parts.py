@@ -7,20 +7,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from d2kd.regions import REGION_REGISTRY, check_options
+from d2kd.regions import REGION_REGISTRY, check_options, is_label_free
 
 __all__ = ["NORMALIZERS", "Part"]
 
 #: What a part is divided by. "Per rank" = summed over ranks and divided by the number of ranks, so that a part averaged
 #: over ranks is that of the whole batch.
-#: positives: positives of this step, floor 1, per rank (the default);
+#: positives: positives of this step, floor 1, per rank (the default); an image without labels counts as many as images
+#:     with labels have on average (a running mean over steps), so that its part of a term weighs what theirs do;
 #: images: half the images of this step, per rank: a sum over locations that equals the papers' at two images a GPU;
+#:     those without labels count where the region holds in them;
 #: locations: the region's total weight, per rank: a weighted mean over locations;
 #: level_locations: for each level the region's total weight on it, per rank: a sum of the levels' weighted means;
 #: level_mean: the same, divided by the number of levels on which the region is not empty: a mean of these means;
 #: local_positives: positives of this rank, counted at least once an image: on one rank what BCKD's and CrossKD's code
 #:     divides by (on several, that code takes the mean over ranks, except for RetinaNet);
-#: ema: the student's own running normaliser, Detectron2's ``loss_normalizer`` (local, as Detectron2 keeps it);
+#: ema: the student's own running normaliser, Detectron2's ``loss_normalizer`` (local, as Detectron2 keeps it). Neither
+#:     it nor local_positives is for batches with images without labels, which the papers do not have;
 #: none: nothing, the sum over this rank's locations (parity with LD's code, where it grows with the images a GPU).
 NORMALIZERS = (
     "positives",
@@ -86,6 +89,11 @@ class Part:
         if area is not None and not areas:
             raise ValueError(f"{owner}.{field}.area is {area!r}, but {region_name!r} has no areas: leave it out.")
         return cls(region_name, options, area, normalizer, name)
+
+    @property
+    def label_free(self) -> bool:
+        """Whether its region holds in images without labels."""
+        return is_label_free(self.region)
 
     @property
     def region_key(self) -> tuple:

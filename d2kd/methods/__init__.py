@@ -87,7 +87,7 @@ def _described(name: str, method: Method) -> str:
         "paper": method.paper,
         "reconstructed": method.reconstructed,
         "detectors": ", ".join(method),
-        "needs": "; ".join(("the same classes and strides", *method.needs)),
+        "needs": "; ".join(("levels and classes in common", *method.needs)),
         **{key: " or ".join(texts) for key, texts in losses.items()},
     }
     width = max(map(len, rows))

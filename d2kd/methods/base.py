@@ -22,7 +22,7 @@ class Method(Mapping):
 
     Attributes:
         paper: title, venue and year.
-        needs: what must agree between student and teacher, beside the strides of their levels and the classes.
+        needs: what must agree between student and teacher, beside a level of one stride and a class that both have.
         presets: detector family, or a class of that family with a preset of its own -> name -> loss node.
         reconstructed: what of it is not taken from the paper or its authors' code; "" if all is.
     """

@@ -87,6 +87,38 @@ class DenseOutput:
             features=None if self.features is None else crop_maps(self.features),
         )
 
+    def select(self, levels: Sequence[int]) -> DenseOutput:
+        """Of all maps those of ``levels``, in that order."""
+        levels = list(levels)
+        if levels == list(range(len(self.logits))):
+            return self
+
+        def pick(maps: list[Tensor]) -> list[Tensor]:
+            return [maps[level] for level in levels]
+
+        return replace(
+            self,
+            logits=pick(self.logits),
+            box_params=pick(self.box_params),
+            anchors=pick(self.anchors),
+            # A detector's decoding may differ from level to level: it goes by the detector's own numbers.
+            decode=lambda params, anchors, index: self.decode(params, anchors, levels[index]),
+            centerness=None if self.centerness is None else pick(self.centerness),
+            features=None if self.features is None else pick(self.features),
+        )
+
+    def with_classes(self, classes: Sequence[int] | None) -> DenseOutput:
+        """The same with class logits of ``classes`` alone, in that order; None: all. Consecutive classes are views."""
+        if classes is None:
+            return self
+        first, last = classes[0], classes[-1]
+        if list(classes) == list(range(first, last + 1)):
+            logits = [x.narrow(self.class_dim, first, len(classes)) for x in self.logits]
+        else:
+            index = torch.tensor(classes, device=self.logits[0].device)
+            logits = [x.index_select(self.class_dim, index) for x in self.logits]
+        return replace(self, logits=logits)
+
 
 @dataclass
 class Assignment:
@@ -94,13 +126,15 @@ class Assignment:
     The labels of this step for one anchor layout.
 
     Attributes:
-        labels: per level, (N, A, H, W) integers: -1 = ignored, 0..K-1 = class, K = background.
+        labels: per level, (N, A, H, W) integers: -1 = ignored, 0..K-1 = class, K = background, which is all of an image
+            without labels.
         valid: per level, (N, A, H, W) booleans: False where an anchor lies in padding that the detector leaves out.
         gt_boxes: (G, 4) boxes of each image's objects, absolute xyxy pixels of the canvas.
         gt_classes: (G,) their classes.
         num_classes: K.
         matched_boxes: per level, (N, A, H, W, 4): the box of the object that a location answers for; meaningful at
             positives.
+        num_labelled: how many of the N images have labels; they come first.
         iou_thresholds: (negative, positive), the IoUs with an object below and from which the detector's own matcher
             labels anchors; None for detectors that label otherwise.
     """
@@ -111,6 +145,7 @@ class Assignment:
     gt_classes: list[Tensor]
     num_classes: int
     matched_boxes: list[Tensor]
+    num_labelled: int
     iou_thresholds: tuple[float, float] | None = None
 
     @classmethod
@@ -124,6 +159,7 @@ class Assignment:
         gt_boxes: Sequence[Tensor],
         gt_classes: Sequence[Tensor],
         valid: Tensor,
+        num_labelled: int | None = None,
         iou_thresholds: tuple[float, float] | None = None,
     ) -> Assignment:
         """
@@ -136,6 +172,7 @@ class Assignment:
             gt_boxes: (G, 4) boxes of each image, absolute xyxy.
             gt_classes: (G,) classes of each image.
             valid: (N, R) booleans, ordered as the labels.
+            num_labelled: see :class:`Assignment`; None: all images.
             iou_thresholds: see :class:`Assignment`.
 
         Raises:
@@ -160,7 +197,39 @@ class Assignment:
             gt_classes=list(gt_classes),
             num_classes=num_classes,
             matched_boxes=split_levels(matched_boxes),
+            num_labelled=len(labels) if num_labelled is None else num_labelled,
             iou_thresholds=iou_thresholds,
+        )
+
+    def select(self, levels: Sequence[int], sizes: Sequence[tuple[int, int]]) -> Assignment:
+        """Of the maps those of ``levels``, in that order, and of each the top-left ``sizes[i] = (H, W)``."""
+        levels, sizes = list(levels), list(sizes)
+        if levels == list(range(len(self.labels))) and sizes == [tuple(x.shape[2:]) for x in self.labels]:
+            return self
+        return replace(
+            self,
+            **{
+                name: [getattr(self, name)[level][:, :, :h, :w] for level, (h, w) in zip(levels, sizes, strict=True)]
+                for name in ("labels", "valid", "matched_boxes")
+            },
+        )
+
+    def with_classes(self, classes: Sequence[int] | None) -> Assignment:
+        """The same with ``classes`` numbered from 0 and the objects of all others left out; None: as it is."""
+        if classes is None:
+            return self
+        # Index K is background, and index -1, the last, what is ignored.
+        table = self.labels[0].new_full((self.num_classes + 2,), len(classes))
+        table[list(classes)] = torch.arange(len(classes), device=table.device, dtype=table.dtype)
+        table[-1] = -1
+        renumbered = [table[x] for x in self.gt_classes]
+        known = [x < len(classes) for x in renumbered]
+        return replace(
+            self,
+            labels=[table[x] for x in self.labels],
+            gt_boxes=[boxes[mask] for boxes, mask in zip(self.gt_boxes, known)],
+            gt_classes=[x[mask] for x, mask in zip(renumbered, known)],
+            num_classes=len(classes),
         )
 
     @cached_property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,14 +15,15 @@ from torch import Tensor, nn
 
 from d2kd.losses import DistillationLoss
 from d2kd.modeling.adapters import get_adapter
-from d2kd.modeling.cross_head import cross_head
-from d2kd.modeling.dense_output import Assignment, DenseOutput
-from d2kd.modeling.distillation_state import DistillationState
+from d2kd.modeling.cross_head import crossed_assignment, crossed_output, tap_indices
+from d2kd.modeling.dense_output import Assignment
+from d2kd.modeling.distillation_state import DistillationState, make_tap_adapters
 from d2kd.modeling.monitors import check_finite, gap_at_positives
 from d2kd.modeling.normalizers import compute_normalizers
-from d2kd.modeling.pairing import check_pairing, same_layout, tap_index, warn_of_stacked_terms
+from d2kd.modeling.overlap import Overlap
+from d2kd.modeling.pairing import check_pairing, warn_of_stacked_terms
 from d2kd.modeling.region_maps import make_regions, source_key, stack_parts
-from d2kd.modeling.student import StudentRun, run_student
+from d2kd.modeling.student import StudentRun, images_of_use, run_student
 from d2kd.modeling.teacher import Teacher, TeacherRun, input_format_of
 
 __all__ = ["DistilledDetector"]
@@ -47,12 +49,15 @@ class DistilledDetector(nn.Module):
 
     Args:
         student: the ``DenseDetector`` to train, or its config node.
-        teacher: ``{"model": node or module, "checkpoint": path or URL, "input_format": None | "BGR" | "RGB"}``: the
-            arguments of :class:`Teacher`. Built and loaded by :meth:`load_teacher`, before the first step at the
-            latest, and not at all in evaluation or without losses.
+        teacher: ``{"model": node or module, "checkpoint": path or URL, "input_format": None | "BGR" | "RGB",
+            "class_map": None | {teacher id: student id}}``: the arguments of :class:`Teacher`. Built and loaded by
+            :meth:`load_teacher`, before the first step at the latest, and not at all in evaluation or without losses.
         losses: name -> config node or :class:`DistillationLoss`; a name mapped to None is off. None or empty: the
             plain student, the baseline of every comparison.
         input_format: channel order of the student's images; None: its own ``input_format``, else "BGR".
+        tap_adapter_channels: [student's, teacher's] channels of the taps, where they differ: crossed taps go through
+            a 1x1 convolution first, one for each branch and tail, trained with the student and saved under
+            ``distillation.tap_adapters``. None: they have one width.
 
     Raises:
         TypeError: the student belongs to no family that an adapter reads, or a loss is no ``DistillationLoss``.
@@ -67,6 +72,7 @@ class DistilledDetector(nn.Module):
         teacher: Mapping | None = None,
         losses: Mapping[str, DistillationLoss | Mapping | None] | None = None,
         input_format: str | None = None,
+        tap_adapter_channels: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         student = instantiate(student)
@@ -82,6 +88,7 @@ class DistilledDetector(nn.Module):
 
         with torch.random.fork_rng(devices=[]):  # the baseline of this seed draws the same numbers after this
             built = {name: instantiate(loss) for name, loss in (losses or {}).items() if loss is not None}
+            tap_adapters = make_tap_adapters(student, built.values(), tap_adapter_channels)
         for name, loss in built.items():
             if not name.isidentifier() or hasattr(nn.ModuleDict, name):
                 raise ValueError(f"model.losses.{name}: {name!r} cannot name a loss, choose another name.")
@@ -92,10 +99,10 @@ class DistilledDetector(nn.Module):
                 f"model.losses has {', '.join(built)} but model.teacher is null: name a teacher, or set "
                 "model.losses=null to train the student alone."
             )
-        self.distillation = DistillationState(built)
+        self.distillation = DistillationState(built, tap_adapters)
+        self.tap_adapter_channels = tap_adapter_channels
         self._teacher = Teacher(**teacher) if built else None
-        self._paired = False
-        self._same_layout = True
+        self._overlap: Overlap | None = None  # until the pair was checked
         warn_of_stacked_terms(built)
 
     @classmethod
@@ -144,14 +151,18 @@ class DistilledDetector(nn.Module):
             raise RuntimeError(
                 "This DistilledDetector is a copy (deepcopy or pickle), and copies have no teacher: train the original."
             )
-        if self._paired:
+        if self._overlap is not None:
             return
         if not self._teacher.is_loaded:
             with torch.random.fork_rng(devices=[]):
                 self._teacher.load(self.device, self.pixel_mean.dtype)
-        check_pairing(self.student, self._teacher.detector, self.losses)
-        self._same_layout = same_layout(self.student, self._teacher.detector)
-        self._paired = True  # last: a pair that was refused is refused again
+        self._overlap = check_pairing(
+            self.student,
+            self._teacher.detector,
+            self.losses,
+            class_map=self._teacher.class_map,
+            tap_adapter_channels=self.tap_adapter_channels,
+        )
 
     def train(self, mode: bool = True) -> DistilledDetector:
         super().train(mode)
@@ -172,7 +183,9 @@ class DistilledDetector(nn.Module):
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict]:
         """
         Args:
-            batched_inputs: as for the student; in training each needs "image" (C, H, W) and "instances".
+            batched_inputs: as for the student; in training each has "image" (C, H, W) and, if it has labels,
+                "instances". One without, or with ``"unlabeled": True``, is seen by the losses alone whose regions need
+                no labels, and left out of a step without such losses.
 
         Returns:
             in training, scalars by name: the student's detection losses, then ``loss_kd_<name>`` for each
@@ -187,36 +200,50 @@ class DistilledDetector(nn.Module):
         if any(loss.weight > 0 for loss in self.losses.values()):
             self.load_teacher()
         active = self._active_losses()
+        takers = [name for name, loss in active.items() if any(part.label_free for part in loss.parts)]
+        batched_inputs, num_labelled = images_of_use(batched_inputs, takers)
         tails = {loss.tail for loss in active.values() if loss.source == "crossed"}
-        student = self._run_student(batched_inputs, tails)
+        student = self._run_student(batched_inputs, num_labelled, tails)
         sources = {"student": student.output}
         assignments = {"student": student.assignment}
         regions: dict[str, list[Sequence[Tensor]]] = {}
         if active:
             teacher = self._run_teacher(batched_inputs, student, active)
             for tail in tails:
-                sources["crossed", tail] = self._cross(student, teacher, tail)
+                sources["crossed", tail] = crossed_output(
+                    self.student,
+                    self._teacher.detector,
+                    student.taps,
+                    teacher,
+                    self._overlap,
+                    tail=tail,
+                    tap_adapters=self.distillation.tap_adapters_of(tail),
+                )
             teacher.taps.clear()  # read by the crossing alone
             if tails:
-                assignments["crossed"] = self._teacher_assignment(student)
+                assignments["crossed"] = crossed_assignment(
+                    self._teacher.detector, teacher, student.assignment, student.gt_instances, self._overlap
+                )
             regions = make_regions(active, sources, teacher.output, assignments)
         normalizers = self._normalizers(active, regions, assignments)
 
         losses = dict(student.losses)
         monitors: dict[str, Tensor] = {}
         for name, loss in self.losses.items():
+            losses[f"loss_kd_{name}"] = self.distillation.zero_of(loss)
             if name not in active:
-                losses[f"loss_kd_{name}"] = sum((p.sum() * 0 for p in loss.parameters()), self.pixel_mean.new_zeros(()))
                 continue
             with torch.autocast(self.device.type, enabled=False):
                 weights = stack_parts(regions[name])
                 sums = loss(sources[source_key(loss)], teacher.output, weights, assignments[loss.source])
-            losses[f"loss_kd_{name}"] = loss.scheduled_weight * (sums / normalizers[name]).sum()
+            losses[f"loss_kd_{name}"] += loss.scheduled_weight * (sums / normalizers[name]).sum()
             for part, region in zip(loss.parts, regions[name]):
                 # Each location counts with its region's weight: how much of an image this part distils.
                 count = sum(w.sum() for w in region) / len(batched_inputs)
                 monitors[f"kd/{name}_{part.name}{'_' if part.name else ''}locations"] = count
-        if active and self._same_layout:
+        if num_labelled < len(batched_inputs):
+            monitors["kd/unlabelled_images"] = self.pixel_mean.new_tensor(len(batched_inputs) - num_labelled)
+        if active and self._overlap.same_layout:
             monitors["kd/gap_at_positives"] = gap_at_positives(student.output, teacher.output, student.assignment)
         check_finite(losses)
         if monitors:
@@ -235,51 +262,26 @@ class DistilledDetector(nn.Module):
                 storage.put_scalar(f"kd/{name}_weight", loss.scheduled_weight, smoothing_hint=False)
         return {name: loss for name, loss in self.losses.items() if loss.scheduled_weight > 0}
 
-    def _run_student(self, batched_inputs: Sequence[Mapping], tails: set[int]) -> StudentRun:
+    def _run_student(self, batched_inputs: Sequence[Mapping], num_labelled: int, tails: set[int]) -> StudentRun:
         self.distillation.restore_normalizer(self.student)
-        return run_student(self.student, batched_inputs, tap_indices=self._tap_indices(self.student, tails))
+        taps = tap_indices(self.student, tails)
+        run = run_student(self.student, batched_inputs, num_labelled=num_labelled, tap_indices=taps)
+        return run if self._overlap is None else run.restrict(self._overlap)
 
     def _run_teacher(
         self, batched_inputs: Sequence[Mapping], student: StudentRun, active: Mapping[str, DistillationLoss]
     ) -> TeacherRun:
         tails = {loss.tail for loss in active.values() if loss.source == "crossed"}
-        return self._teacher.run(
+        run = self._teacher.run(
             batched_inputs,
             input_format=self.input_format,
             canvas=student.canvas,
+            levels=self._overlap.teacher_levels,
             sizes=student.output.sizes,
-            tap_indices=self._tap_indices(self._teacher.detector, tails),
+            tap_indices=tap_indices(self._teacher.detector, tails),
             keep_features=any(loss.task == "feature" for loss in active.values()),
         )
-
-    def _tap_indices(self, detector: DenseDetector, tails: set[int]) -> dict[str, set[int]]:
-        if not tails:
-            return {}
-        branches = get_adapter(detector).towers(detector.head)
-        return {branch: {tap_index(detector, branch, tail) for tail in tails} for branch in branches}
-
-    def _cross(self, student: StudentRun, teacher: TeacherRun, tail: int) -> DenseOutput:
-        detector = self._teacher.detector
-        adapter = get_adapter(detector)
-        branches = adapter.towers(detector.head)
-        predictions = cross_head(
-            adapter,
-            detector.head,
-            student.taps,
-            teacher.taps,
-            student_indices={branch: tap_index(self.student, branch, tail) for branch in branches},
-            teacher_indices={branch: tap_index(detector, branch, tail) for branch in branches},
-        )
-        return adapter.dense_output(detector, predictions, detector.anchor_generator(student.output.features))
-
-    def _teacher_assignment(self, student: StudentRun) -> Assignment:
-        """The labels of the anchors that the crossed output lives in."""
-        if self._same_layout:
-            return student.assignment
-        detector = self._teacher.detector
-        anchors = detector.anchor_generator(student.output.features)
-        labelled = detector.label_anchors(anchors, student.gt_instances)
-        return get_adapter(detector).assignment(detector, labelled, student.gt_instances, student.output.sizes)
+        return replace(run, output=run.output.with_classes(self._overlap.teacher_classes))
 
     def _normalizers(
         self,
@@ -287,8 +289,10 @@ class DistilledDetector(nn.Module):
         regions: Mapping[str, Sequence[Sequence[Tensor]]],
         assignments: Mapping[str, Assignment],
     ) -> dict[str, Tensor]:
-        """What each loss's sums are divided by; keeps the student's own normaliser for the checkpoint."""
+        """What each loss's sums are divided by; keeps what the checkpoint and the next steps need of it."""
         ema = float(getattr(self._student, "loss_normalizer", 0))
-        normalizers, mean_ema = compute_normalizers(active, regions, assignments, ema=ema)
-        self.distillation.loss_normalizer.copy_(mean_ema)
+        positives = self.distillation.positives_per_image
+        normalizers, running = compute_normalizers(active, regions, assignments, ema=ema, positives_per_image=positives)
+        for name, value in running.items():
+            getattr(self.distillation, name).copy_(value)
         return normalizers

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 
 import torch
 from detectron2.utils import comm
+from detectron2.utils.logger import log_first_n
 from torch import Tensor
 
 from d2kd.modeling.dense_output import Assignment, DenseOutput
 
-__all__ = ["check_finite", "gap_at_positives"]
+__all__ = ["check_finite", "gap_at_positives", "warn_of_unlabelled"]
+
+_LOGGER = f"detectron2.{__name__}"
 
 
 @torch.no_grad()
@@ -30,6 +34,30 @@ def gap_at_positives(student: DenseOutput, teacher: DenseOutput, assignment: Ass
         total = total + ((theirs - ours).abs().squeeze(student.class_dim) * positive).sum()
         count = count + positive.sum()
     return total / count.clamp(min=1)
+
+
+def warn_of_unlabelled(num_labelled: int, num_images: int, takers: Sequence[str]) -> None:
+    """
+    Say, once a process, what images without labels are used for; a mapper may have dropped annotations unmeant.
+
+    Args:
+        takers: names of the losses that they train.
+    """
+    use = f"they train {', '.join(takers)} alone" if takers else "no loss of this step can use them, they are left out"
+    log_first_n(
+        logging.WARNING,
+        f"{num_images - num_labelled} of this batch's {num_images} images have no labels ('instances'): {use}.",
+        name=_LOGGER,
+        key="caller",
+    )
+    if num_labelled == 0:
+        log_first_n(
+            logging.WARNING,
+            "This batch has no labels at all, so that its detection losses are 0. If that is not meant, look at the "
+            "data mapper: Detectron2's drops annotations with is_train=False.",
+            name=_LOGGER,
+            key="caller",
+        )
 
 
 def check_finite(losses: Mapping[str, Tensor]) -> None:

@@ -3,58 +3,31 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-import torch
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 
 from d2kd.losses import SOURCES, DistillationLoss
 from d2kd.modeling.adapters import get_adapter
-from d2kd.modeling.cross_head import crosses_itself
+from d2kd.modeling.cross_head import tap_index
+from d2kd.modeling.overlap import Overlap, anchor_difference, find_overlap, strides_of
+from d2kd.modeling.probe import crosses_itself
 from d2kd.modeling.taps import tap_channels
 
-__all__ = ["check_pairing", "same_layout", "tap_index", "warn_of_stacked_terms"]
+__all__ = ["check_pairing", "warn_of_stacked_terms"]
 
-logger = logging.getLogger(__name__)
-
-
-def _strides(detector: DenseDetector) -> list[int]:
-    shapes = detector.backbone.output_shape()
-    return [shapes[name].stride for name in detector.head_in_features]
+# Below Detectron2's logger: whichever trainer runs has set that one up.
+logger = logging.getLogger(f"detectron2.{__name__}")
 
 
 def _head_in_channels(detector: DenseDetector) -> int:
     return detector.backbone.output_shape()[detector.head_in_features[0]].channels
 
 
-def _anchor_difference(student: DenseDetector, teacher: DenseDetector) -> str | None:
-    """The first difference between the anchors of a 2x2 map of every level; None without any."""
-    probes = []
-    for detector in (student, teacher):
-        maps = [torch.zeros(1, 1, 2, 2, device=detector.device) for _ in detector.head_in_features]
-        probes.append([boxes.tensor for boxes in detector.anchor_generator(maps)])
-    if len(probes[0]) != len(probes[1]):
-        return f"{len(probes[0])} and {len(probes[1])} levels"
-    for level, (ours, theirs) in enumerate(zip(*probes)):
-        if ours.shape != theirs.shape:
-            return f"{len(ours) // 4} and {len(theirs) // 4} a cell of level {level}"
-        for a, b in zip(ours.tolist(), theirs.tolist()):
-            if a != b:
-                return f"{a} and {b} on level {level}"
-    return None
-
-
-def same_layout(student: DenseDetector, teacher: DenseDetector) -> bool:
-    """Whether both put the same anchors on the same cells (compared on a 2x2 map of every level)."""
-    return _anchor_difference(student, teacher) is None
-
-
-def tap_index(detector: DenseDetector, branch: str, tail: int) -> int:
-    """Number of tower blocks before the tap that leaves ``tail`` blocks; :func:`check_pairing` sees that they exist."""
-    return len(get_adapter(detector).towers(detector.head)[branch]) - tail
-
-
-def _check_taps(name: str, tail: int, student: DenseDetector, teacher: DenseDetector) -> None:
+def _check_taps(
+    name: str, tail: int, student: DenseDetector, teacher: DenseDetector, tap_adapter_channels: Sequence[int] | None
+) -> None:
     student_towers = get_adapter(student).towers(student.head)
     teacher_towers = get_adapter(teacher).towers(teacher.head)
     if student_towers.keys() != teacher_towers.keys():
@@ -74,11 +47,20 @@ def _check_taps(name: str, tail: int, student: DenseDetector, teacher: DenseDete
             tap_channels(towers[branch], tap_index(detector, branch, tail), _head_in_channels(detector))
             for detector, towers in ((student, student_towers), (teacher, teacher_towers))
         ]
-        if channels[0] != channels[1]:
+        found = (
+            f"model.losses.{name} (tail={tail}) sends the student's {channels[0]} channels of the '{branch}' tower "
+            f"into the teacher's head, which takes {channels[1]} there"
+        )
+        if tap_adapter_channels is None and channels[0] != channels[1]:
             raise ValueError(
-                f"model.losses.{name} (tail={tail}) sends the student's {channels[0]} channels of the '{branch}' tower "
-                f"into the teacher's head, which takes {channels[1]} there: give both heads the same width "
-                "(model.student.head.conv_dims, or the FPN's out_channels where the tap is the head's input)."
+                f"{found}: set model.tap_adapter_channels={channels} to train a 1x1 convolution between them, or give "
+                "both heads the same width (model.student.head.conv_dims, or the FPN's out_channels where the tap is "
+                "the head's input)."
+            )
+        if tap_adapter_channels is not None and list(tap_adapter_channels) != channels:
+            raise ValueError(
+                f"model.tap_adapter_channels is {list(tap_adapter_channels)}, but {found}: set it to {channels}"
+                + (", or null." if channels[0] == channels[1] else ".")
             )
     indices = {branch: tap_index(teacher, branch, tail) for branch in teacher_towers}
     if not crosses_itself(teacher, get_adapter(teacher), indices):
@@ -89,26 +71,34 @@ def _check_taps(name: str, tail: int, student: DenseDetector, teacher: DenseDete
         )
 
 
-def check_pairing(student: DenseDetector, teacher: DenseDetector, losses: Mapping[str, DistillationLoss]) -> None:
+def check_pairing(
+    student: DenseDetector,
+    teacher: DenseDetector,
+    losses: Mapping[str, DistillationLoss],
+    *,
+    class_map: Mapping[int, int] | None = None,
+    tap_adapter_channels: Sequence[int] | None = None,
+) -> Overlap:
     """
+    Args:
+        class_map: teacher class id -> student class id; None: the same ids.
+        tap_adapter_channels: what the convolutions between the taps take and give; None: there are none.
+
+    Returns:
+        the levels and classes in which the losses compare them.
+
     Raises:
         ValueError: something that cannot be adapted differs; the message names both values and the config key.
+        TypeError: a class map that is none.
     """
-    for what, key, ours, theirs in (
-        ("levels of strides", "head_in_features", _strides(student), _strides(teacher)),
-        ("classes", "num_classes", student.num_classes, teacher.num_classes),
-    ):
-        if ours != theirs:
-            raise ValueError(
-                f"The student has {what} {ours} and the teacher {theirs}: they must agree (model.student.{key}, "
-                f"model.teacher.model.{key})."
-            )
-    difference = _anchor_difference(student, teacher)
+    overlap = find_overlap(student, teacher, class_map)
+    difference = anchor_difference(student, teacher, overlap.student_levels, overlap.teacher_levels)
+    num_classes = student.num_classes if overlap.student_classes is None else len(overlap.student_classes)
     for name, loss in losses.items():
         if not loss.weight:  # off
             continue
         if loss.source == "crossed":
-            _check_taps(name, loss.tail, student, teacher)
+            _check_taps(name, loss.tail, student, teacher, tap_adapter_channels)
         elif difference and loss.compares_locations:
             instead = "region='everywhere'" if loss.task == "feature" else "source='crossed'"
             raise ValueError(
@@ -117,12 +107,38 @@ def check_pairing(student: DenseDetector, teacher: DenseDetector, losses: Mappin
                 f"different anchors ({difference}): give them the same (model.student.anchor_generator, "
                 f"model.teacher.model.anchor_generator; FCOS: its backbone's strides), or use {instead}."
             )
-        teacher_spec = get_adapter(teacher).describe(teacher)
-        source_spec = teacher_spec if loss.source == "crossed" else get_adapter(student).describe(student)
+        teacher_spec = replace(get_adapter(teacher).describe(teacher), num_classes=num_classes)
+        student_spec = replace(get_adapter(student).describe(student), num_classes=num_classes)
+        source_spec = teacher_spec if loss.source == "crossed" else student_spec
         try:
             loss.check_pair(source_spec, teacher_spec)
         except ValueError as error:
-            raise ValueError(f"model.losses.{name}: {error}") from error
+            hint = ""
+            if loss.source == "crossed" and student_spec.family != teacher_spec.family:
+                hint = (
+                    f" A crossed output is in the teacher's coding: take the preset of {teacher_spec.family}, "
+                    f"d2kd.methods.get_losses(METHOD, '{teacher_spec.family}')."
+                )
+            raise ValueError(f"model.losses.{name}: {error}{hint}") from error
+    _log_overlap(student, teacher, overlap)
+    return overlap
+
+
+def _log_overlap(student: DenseDetector, teacher: DenseDetector, overlap: Overlap) -> None:
+    """Say what is left out, if anything is."""
+    ours, theirs = strides_of(student), strides_of(teacher)
+    if ours != theirs:
+        common = [ours[level] for level in overlap.student_levels]
+        logger.info("Distilled on levels of strides %s: the student has %s, the teacher %s.", common, ours, theirs)
+    if overlap.student_classes is not None:
+        pairs = zip(overlap.teacher_classes, overlap.student_classes)
+        logger.info(
+            "Distilled on %d classes, of the student's %d and the teacher's %d: teacher id -> student id %s.",
+            len(overlap.student_classes),
+            student.num_classes,
+            teacher.num_classes,
+            ", ".join(f"{t} -> {s}" for t, s in pairs),
+        )
 
 
 def warn_of_stacked_terms(losses: Mapping[str, DistillationLoss]) -> None:

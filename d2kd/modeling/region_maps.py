@@ -47,10 +47,17 @@ def make_regions(
                 with torch.autocast(source.logits[0].device.type, enabled=False):
                     made[key] = REGION_REGISTRY.get(part.region)(source, teacher, assignment, **part.options)
             region = loss.prepare_region(made[key] if part.area is None else made[key][part.area])
+            if assignment.num_labelled < len(assignment.gt_boxes) and not part.label_free:
+                region = [_labelled_alone(weight, assignment.num_labelled) for weight in region]
             if loss.skip_empty_levels:
                 region = [weight * positive.any() for weight, positive in zip(region, assignment.positives)]
             regions[name].append(region)
     return regions
+
+
+def _labelled_alone(weight: Tensor, num_labelled: int) -> Tensor:
+    """``weight`` (N, ...), 0 in the images that come after the first ``num_labelled``."""
+    return torch.cat([weight[:num_labelled], torch.zeros_like(weight[num_labelled:])])
 
 
 def stack_parts(regions: Sequence[Sequence[Tensor]]) -> Sequence[Tensor]:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map_only
 
-from d2kd.modeling.adapters import get_adapter
+from d2kd.modeling.adapters import check_lists, get_adapter
 from d2kd.modeling.dense_output import Assignment, DenseOutput
-from d2kd.modeling.monitors import check_finite
+from d2kd.modeling.monitors import check_finite, warn_of_unlabelled
+from d2kd.modeling.overlap import Overlap
 from d2kd.modeling.taps import Taps, record_taps
 
-__all__ = ["StudentRun", "run_student"]
+__all__ = ["StudentRun", "images_of_use", "run_student"]
 
 
 @dataclass
@@ -30,7 +32,7 @@ class StudentRun:
         output: its dense output.
         assignment: the labels of its anchors.
         taps: (branch, index) -> one (N, C, H, W) activation a level.
-        gt_instances: the images' annotations, on its device.
+        gt_instances: the images' annotations, on its device; none in images without labels.
         canvas: (H, W) of the padded batch.
     """
 
@@ -41,29 +43,62 @@ class StudentRun:
     gt_instances: list[Instances]
     canvas: tuple[int, int]
 
+    def restrict(self, overlap: Overlap) -> StudentRun:
+        """The same with output, assignment and taps on what the teacher speaks of as well."""
+        output = self.output.select(overlap.student_levels)
+        return replace(
+            self,
+            output=output.with_classes(overlap.student_classes),
+            assignment=self.assignment.select(overlap.student_levels, output.sizes).with_classes(
+                overlap.student_classes
+            ),
+            taps={key: [maps[level] for level in overlap.student_levels] for key, maps in self.taps.items()},
+        )
+
+
+def images_of_use(batched_inputs: Sequence[Mapping], takers: Sequence[str]) -> tuple[list[Mapping], int]:
+    """
+    The images of a batch that have labels, then those that have none, if there is a loss that they train.
+
+    Args:
+        batched_inputs: the batch; an image without "instances", or with a true "unlabeled", has no labels.
+        takers: names of the losses that need no labels.
+
+    Returns:
+        the images, at least one, and how many of them have labels.
+    """
+    labelled, unlabelled = [], []
+    for item in batched_inputs:
+        (unlabelled if item.get("unlabeled", False) or "instances" not in item else labelled).append(item)
+    if unlabelled:
+        warn_of_unlabelled(len(labelled), len(batched_inputs), takers)
+    return labelled + unlabelled if takers else labelled or unlabelled[:1], len(labelled)
+
 
 def run_student(
-    detector: DenseDetector, batched_inputs: Sequence[Mapping], *, tap_indices: Mapping[str, set[int]]
+    detector: DenseDetector,
+    batched_inputs: Sequence[Mapping],
+    *,
+    num_labelled: int,
+    tap_indices: Mapping[str, set[int]],
 ) -> StudentRun:
     """
-    The four steps of ``DenseDetector.forward`` in training; nothing runs twice.
+    The four steps of ``DenseDetector.forward`` in training; nothing runs twice. ``forward_training`` is given the
+    images with labels alone. Without any, it is given one, without objects, for the losses' names, and they are 0.
 
     Under autocast the head's predictions are cast to fp32 and ``forward_training`` runs outside autocast, since
     Detectron2's FCOS fails inside it.
 
     Args:
         detector: in training mode.
-        batched_inputs: "image" and "instances" of each image.
+        batched_inputs: "image" of each image, and "instances" of the first ``num_labelled``.
+        num_labelled: how many have labels, which come first.
         tap_indices: for each branch, after how many blocks to record taps.
 
     Raises:
-        ValueError: an image without "instances".
-        TypeError: a detector that does not call ``label_anchors`` exactly once.
+        TypeError: a detector that does not call ``label_anchors`` exactly once, or whose head returns no lists.
         FloatingPointError: box predictions that are not finite on some rank; raised on all ranks.
     """
-    for index, item in enumerate(batched_inputs):
-        if "instances" not in item:
-            raise ValueError(f"Training image {index} of the batch has no 'instances'; its keys: {sorted(item)}.")
     adapter = get_adapter(detector)
     images = detector.preprocess_image(batched_inputs)
     features = detector.backbone(images.tensor)
@@ -71,30 +106,69 @@ def run_student(
     with record_taps(adapter.towers(detector.head) if tap_indices else {}, tap_indices, features) as taps:
         predictions = detector.head(features)
     device = detector.device
+    check_lists(detector, predictions)
     if torch.is_autocast_enabled(device.type):
-        predictions = [[x.float() for x in maps] for maps in predictions]
+        predictions = tree_map_only(Tensor, lambda x: x.float() if x.is_floating_point() else x, predictions)
     # A NaN in them would fail an assertion inside forward_training, on this rank alone; class maps are left to
-    # the losses.
-    check_finite({"the student's box predictions": sum(x.detach().float().sum() for m in predictions[1:] for x in m)})
-    gt_instances = [x["instances"].to(device) for x in batched_inputs]
-    with torch.autocast(device.type, enabled=False), _watch_assignment(detector) as seen:
-        losses = detector.forward_training(images, features, predictions, gt_instances)
+    # the losses. What a head returns beyond the lists that its adapter knows may be anything.
+    others = [x.detach().float().sum() for x in tree_flatten(predictions[1:])[0] if isinstance(x, Tensor)]
+    check_finite({"the student's box predictions": sum(others, detector.pixel_mean.new_zeros(()))})
+    gt_instances = [x["instances"].to(device) for x in batched_inputs[:num_labelled]]
+    gt_instances += [_no_objects(size, device) for size in images.image_sizes[num_labelled:]]
+    given = max(num_labelled, 1)
+    keeping = nullcontext() if num_labelled else _kept_normalizer(detector)
+    with torch.autocast(device.type, enabled=False), _watch_assignment(detector) as seen, keeping:
+        losses = detector.forward_training(*_first(given, images, features, predictions), gt_instances[:given])
+    if not num_labelled:
+        losses = {name: value * 0 for name, value in losses.items()}
     if len(seen) != 1:
         raise TypeError(
             f"{type(detector).__name__}.forward_training called label_anchors {len(seen)} times, expected once: d2kd "
             "takes the assignment from that call."
         )
     anchors, labelled = seen[0]
+    if given < len(gt_instances):
+        more = detector.label_anchors(anchors, gt_instances[given:])
+        labelled = tuple([*some, *rest] for some, rest in zip(labelled, more))
     output = adapter.dense_output(detector, predictions, anchors)
     output.features = features
     return StudentRun(
         losses=losses,
         output=output,
-        assignment=adapter.assignment(detector, labelled, gt_instances, output.sizes),
+        assignment=adapter.assignment(detector, labelled, gt_instances, output.sizes, num_labelled=num_labelled),
         taps=taps,
         gt_instances=gt_instances,
         canvas=tuple(images.tensor.shape[-2:]),
     )
+
+
+def _no_objects(size: tuple[int, int], device: torch.device) -> Instances:
+    none = torch.zeros(0, dtype=torch.int64, device=device)
+    return Instances(tuple(size), gt_boxes=Boxes(torch.zeros(0, 4, device=device)), gt_classes=none)
+
+
+def _first(
+    count: int, images: ImageList, features: Sequence[Tensor], predictions: Sequence[Sequence[Tensor]]
+) -> tuple[ImageList, Sequence[Tensor], Sequence[Sequence[Tensor]]]:
+    """The first ``count`` images of a batch, as views."""
+    if count == len(images):
+        return images, features, predictions
+    total = len(images)
+    images = ImageList(images.tensor[:count], images.image_sizes[:count])
+    # Beyond its lists of maps a head may return anything.
+    predictions = tree_map_only(Tensor, lambda x: x[:count] if x.dim() and len(x) == total else x, predictions)
+    return images, [x[:count] for x in features], predictions
+
+
+@contextmanager
+def _kept_normalizer(detector: DenseDetector) -> Iterator[None]:
+    """Put the detector's running normaliser back on leaving."""
+    before = vars(detector).get("loss_normalizer")
+    yield
+    if before is None:  # the first step: Detectron2 makes it then
+        vars(detector).pop("loss_normalizer", None)
+    else:
+        detector.loss_normalizer = before
 
 
 @contextmanager

@@ -70,7 +70,7 @@ def record_taps(
     runs inside the ``with``; nothing runs twice and no hook outlives it. Index 0 is the head's input itself.
 
     Raises:
-        ValueError: on leaving, a tap was not recorded exactly once a level.
+        ValueError: on leaving, a tap was not recorded exactly once a level, or not in the order and size of the levels.
     """
     taps: Taps = {}
     handles = []
@@ -92,6 +92,15 @@ def record_taps(
         if len(record) != len(features):
             raise ValueError(
                 f"Tap after block {index} of the '{branch}' tower was recorded {len(record)} times for "
-                f"{len(features)} levels, expected once a level: the head shares that module between blocks or "
-                "does not call it level by level. Write an adapter whose towers() names the modules it does call."
+                f"{len(features)} levels, expected once a level: the head shares that module between "
+                "blocks, calls it once a branch, or does not call it level by level. Call it once a level, or write an "
+                "adapter whose towers() names the modules that are called so."
+            )
+        sizes = [tuple(x.shape[-2:]) for x in features]
+        found = [tuple(x.shape[-2:]) if isinstance(x, Tensor) else type(x).__name__ for x in record]
+        if found != sizes:
+            raise ValueError(
+                f"Tap after block {index} of the '{branch}' tower has the maps {found} for levels of {sizes}: d2kd "
+                "takes the n-th call of a block for the n-th level, and blocks that keep a map's size. Let the head's "
+                "forward go through the levels in order, or write an adapter whose towers() names other blocks."
             )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from detectron2.config import instantiate
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.structures import Boxes
 from torch import nn
 
 from d2kd.modeling.adapters import get_adapter
@@ -53,12 +54,16 @@ class TeacherRun:
     What the teacher made of one batch, cropped to the student's maps.
 
     Attributes:
-        output: its dense output.
-        taps: (branch, index) -> one (N, C, H, W) activation a level.
+        output: its dense output on the levels that were asked for.
+        taps: (branch, index) -> one (N, C, H, W) activation for each of these levels.
+        anchors: those of all its levels, on its own canvas.
+        sizes: (H, W) of all its levels.
     """
 
     output: DenseOutput
     taps: Taps
+    anchors: list[Boxes]
+    sizes: list[tuple[int, int]]
 
 
 class Teacher:
@@ -69,6 +74,8 @@ class Teacher:
         model: config node of a ``DenseDetector``, or one already built (and loaded, if ``checkpoint`` is None).
         checkpoint: path or URL that Detectron2 can read.
         input_format: channel order that the teacher was trained with; None: its own ``input_format``, else "BGR".
+        class_map: teacher class id -> student class id, or a node that makes one; None: both have the same ids.
+            Classes that it leaves out take no part.
 
     Raises:
         ValueError: a model node without a checkpoint: a teacher of random weights teaches nothing.
@@ -79,6 +86,7 @@ class Teacher:
         model: Mapping | DenseDetector,
         checkpoint: str | None = None,
         input_format: str | None = None,
+        class_map: Mapping | None = None,
     ) -> None:
         if not checkpoint and not isinstance(model, nn.Module):
             raise ValueError(
@@ -88,6 +96,7 @@ class Teacher:
         self._model = model
         self._checkpoint = checkpoint
         self._input_format = input_format
+        self._class_map = class_map
         self._detector: DenseDetector | None = None
 
     @property
@@ -103,6 +112,11 @@ class Teacher:
         if self._detector is None:
             raise RuntimeError("The teacher is not loaded yet: call load_teacher() of the DistilledDetector first.")
         return self._detector
+
+    @property
+    def class_map(self) -> Mapping[int, int] | None:
+        """Teacher class id -> student class id; made anew at each access, since a node may read dataset metadata."""
+        return instantiate(self._class_map)
 
     def load(self, device: torch.device, dtype: torch.dtype) -> None:
         """
@@ -173,6 +187,7 @@ class Teacher:
         *,
         input_format: str,
         canvas: tuple[int, int],
+        levels: Sequence[int],
         sizes: Sequence[tuple[int, int]],
         tap_indices: Mapping[str, set[int]],
         keep_features: bool = False,
@@ -184,7 +199,8 @@ class Teacher:
             batched_inputs: the training batch; only ``"image"`` (C, H, W) is read.
             input_format: channel order of those images.
             canvas: (H, W) of the student's padded batch.
-            sizes: (H, W) of each of the student's levels.
+            levels: which of its levels to return.
+            sizes: (H, W) of each of them in the student, to which it is cropped.
             tap_indices: for each branch, after how many blocks to record taps.
             keep_features: whether the dense output holds the maps that the head was given.
         """
@@ -203,15 +219,18 @@ class Teacher:
         features = [features[name] for name in detector.head_in_features]
         with record_taps(adapter.towers(detector.head) if tap_indices else {}, tap_indices, features) as taps:
             predictions = detector.head(features)
-        output = adapter.dense_output(detector, predictions, detector.anchor_generator(features))
+        anchors = detector.anchor_generator(features)
+        output = adapter.dense_output(detector, predictions, anchors)
         output.features = features if keep_features else None
+        all_sizes = output.sizes
+        output = output.select(levels)
         if any(ours < theirs for a, b in zip(output.sizes, sizes) for ours, theirs in zip(a, b)):
             raise ValueError(
                 f"On a canvas of {height}x{width} the teacher's levels are {output.sizes}, smaller than the student's "
                 f"{list(sizes)} on {canvas[0]}x{canvas[1]}: both backbones must round sizes alike."
             )
-        taps = {key: [x[..., :h, :w] for x, (h, w) in zip(maps, sizes)] for key, maps in taps.items()}
-        return TeacherRun(output=output.crop(sizes), taps=taps)
+        taps = {key: [maps[level][..., :h, :w] for level, (h, w) in zip(levels, sizes)] for key, maps in taps.items()}
+        return TeacherRun(output=output.crop(sizes), taps=taps, anchors=anchors, sizes=all_sizes)
 
     def _apply(self, fn: Any) -> None:
         """Follow the device and dtype of the model that is taught."""

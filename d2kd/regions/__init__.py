@@ -5,7 +5,7 @@ Pure functions on tensors first; the registered ones read them off dense outputs
 only.
 """
 
-from d2kd.regions.base import REGION_REGISTRY, check_options
+from d2kd.regions.base import REGION_REGISTRY, check_options, is_label_free, label_free
 from d2kd.regions.boxes import (
     central_overlap,
     fine_grained_region,
@@ -28,6 +28,8 @@ __all__ = [
     "fine_grained_region",
     "general_instance_region",
     "inside_box_region",
+    "is_label_free",
+    "label_free",
     "labelled_locations",
     "learning_areas",
     "main_and_valuable_region",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from fvcore.common.registry import Registry
@@ -20,7 +20,22 @@ Registry for regions: ``f(source, teacher, assignment, **options) -> per level, 
 (N, A, H, W)``, where source and teacher are dense outputs in the same anchors and assignment holds the labels of those
 anchors. A region that is made of several areas returns a dict of them, name -> such a list. Options are keyword-only:
 they are what a loss's ``region`` mapping may hold beside "name" and "area".
+
+A region is empty in images without labels, unless it is marked :func:`label_free`.
 """
+
+_Region = TypeVar("_Region", bound=Callable)
+
+
+def label_free(region: _Region) -> _Region:
+    """Mark a region that reads nothing of the labels but which locations are ignored: it holds without labels too."""
+    region.label_free = True
+    return region
+
+
+def is_label_free(name: str) -> bool:
+    """Whether the registered region ``name`` holds in images without labels."""
+    return getattr(REGION_REGISTRY.get(name), "label_free", False)
 
 
 def option_error(region: str, option: str, value: Any, expected: str) -> ValueError:

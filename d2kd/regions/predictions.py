@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from d2kd.atss import iou
-from d2kd.regions.base import REGION_REGISTRY, check_count, check_fraction
+from d2kd.regions.base import REGION_REGISTRY, check_count, check_fraction, label_free
 
 if TYPE_CHECKING:
     from d2kd.modeling.dense_output import Assignment, DenseOutput
@@ -69,6 +69,7 @@ def general_instance_region(
 
 
 @REGION_REGISTRY.register()
+@label_free
 def general_instances(
     source: DenseOutput,
     teacher: DenseOutput,

@@ -21,6 +21,7 @@ from d2kd.regions.base import (
     check_choice,
     check_count,
     check_fraction,
+    label_free,
     option_error,
 )
 from d2kd.regions.boxes import valuable_localization
@@ -90,6 +91,7 @@ def _check_gain(gain: Any) -> None:
 
 
 @REGION_REGISTRY.register()
+@label_free
 def top_quality(
     source: DenseOutput, teacher: DenseOutput, assignment: Assignment, *, topk: int = 100, centerness: bool = False
 ) -> list[Tensor]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from d2kd.regions.base import REGION_REGISTRY, check_bool, check_choice, max_score
+from d2kd.regions.base import REGION_REGISTRY, check_bool, check_choice, label_free, max_score
 
 if TYPE_CHECKING:
     from d2kd.modeling.dense_output import Assignment, DenseOutput
@@ -90,6 +90,7 @@ def main_region(labels: Tensor, student_logits: Tensor, *, num_classes: int, dim
 
 
 @REGION_REGISTRY.register()
+@label_free
 def everywhere(source: DenseOutput, teacher: DenseOutput, assignment: Assignment) -> list[Tensor]:
     """
     1 at every location, also at those that the assignment ignores and in padding: for means over all cells, such as
@@ -99,6 +100,7 @@ def everywhere(source: DenseOutput, teacher: DenseOutput, assignment: Assignment
 
 
 @REGION_REGISTRY.register()
+@label_free
 def all_locations(source: DenseOutput, teacher: DenseOutput, assignment: Assignment) -> list[Tensor]:
     """Every location that the assignment does not ignore."""
     return [labelled_locations(labels) for labels in assignment.labels]
@@ -135,6 +137,7 @@ def main(source: DenseOutput, teacher: DenseOutput, assignment: Assignment) -> l
 
 
 @REGION_REGISTRY.register()
+@label_free
 def teacher_quality(
     source: DenseOutput, teacher: DenseOutput, assignment: Assignment, *, centerness: bool = False
 ) -> list[Tensor]:
@@ -150,6 +153,7 @@ def teacher_quality(
 
 
 @REGION_REGISTRY.register()
+@label_free
 def gap(source: DenseOutput, teacher: DenseOutput, assignment: Assignment) -> list[Tensor]:
     """:func:`classification_gap` of every location that the assignment does not ignore."""
     return [

@@ -1,5 +1,6 @@
 """The embedded digits dataset, on sets of a few images."""
 
+import itertools
 import json
 import logging
 import shutil
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from detectron2.config import LazyConfig, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from pycocotools.coco import COCO
@@ -15,6 +17,7 @@ from d2kd.data import digits, digits_compose
 
 TINY = {"train": 12, "val": 4, "test": 4}
 NAMES = [f"digits_{split}" for split in TINY]
+CONFIGS = Path(__file__).parents[2] / "configs" / "digits"
 
 
 @pytest.fixture(scope="module")
@@ -282,6 +285,31 @@ class TestDetectron2:
     def test_get_digits_takes_several_names(self, made):
         dicts = digits.get_digits(["digits_train", "digits_test"], root=made)
         assert len(dicts) == TINY["train"] + TINY["test"]
+
+    def test_get_digits_takes_a_range_of_images(self, made):
+        every = digits.get_digits("digits_train", root=made)
+        assert digits.get_digits("digits_train", root=made, images=[3, 8]) == every[3:8]
+
+    @pytest.mark.parametrize("images", [(0, 13), (4, 4), (-2, 4)])
+    def test_a_range_without_such_images_is_named(self, made, images):
+        with pytest.raises(ValueError, match=rf"images=\[{images[0]}, {images[1]}\] of digits_train.*<= 12"):
+            digits.get_digits("digits_train", root=made, images=images)
+
+    def test_batches_of_the_config_with_unlabeled_images(self, made):
+        node = LazyConfig.load(str(CONFIGS / "gfl_tenth_crosskd_unlabeled.py")).dataloader.train
+        node.seed = 0  # an interpolation, of the whole config
+        node.dataset.update(root=str(made), images=[0, 2])  # of 12 images
+        node.unlabeled.update(root=str(made), images=[2, 10])
+        batches = list(itertools.islice(instantiate(node), 2))
+        labelled = [[x for x in batch if "instances" in x] for batch in batches]
+        unlabeled = [[x for x in batch if x.get("unlabeled")] for batch in batches]
+        assert [(len(a), len(b), len(c)) for a, b, c in zip(batches, labelled, unlabeled, strict=True)] == [
+            (16, 8, 8)
+        ] * 2
+        assert all(len(x["instances"]) >= 1 and x["image_id"] in (1, 2) for batch in labelled for x in batch)
+        assert {x["image_id"] for x in unlabeled[0]} == set(range(3, 11))
+        keys = {"file_name", "height", "width", "image_id", "image", "unlabeled"}
+        assert all(set(x) == keys for batch in unlabeled for x in batch)
 
     def test_register_twice(self, made):
         digits.register_digits(made)

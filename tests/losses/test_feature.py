@@ -132,12 +132,12 @@ def test_an_adapter_reads_features_of_another_precision(loss):
 @pytest.mark.parametrize(
     "kwargs, message",
     [
-        ({"adapter_channels": 256}, "adapter_channels is 256, expected the channels of the student's .* or null"),
-        ({"adapter_channels": [256]}, r"adapter_channels is \[256\], expected the channels"),
-        ({"adapter_channels": [256, 0]}, r"adapter_channels is \[256, 0\], expected the channels"),
-        ({"adapter_channels": [256, 128.0]}, r"adapter_channels is \[256, 128.0\], expected the channels"),
-        ({"adapter_channels": [True, 256]}, r"adapter_channels is \[True, 256\], expected the channels"),
-        ({"adapter_channels": "auto"}, "adapter_channels is 'auto', expected the channels"),
+        ({"adapter_channels": 256}, "adapter_channels is 256, expected the student's channels .* or null"),
+        ({"adapter_channels": [256]}, r"adapter_channels is \[256\], expected the student's channels"),
+        ({"adapter_channels": [256, 0]}, r"adapter_channels is \[256, 0\], expected the student's channels"),
+        ({"adapter_channels": [256, 128.0]}, r"adapter_channels is \[256, 128.0\], expected the student's channels"),
+        ({"adapter_channels": [True, 256]}, r"adapter_channels is \[True, 256\], expected the student's channels"),
+        ({"adapter_channels": "auto"}, "adapter_channels is 'auto', expected the student's channels"),
         ({"adapter_kernel": 5}, "adapter_kernel is 5, expected 1 or 3"),
         ({"adapter_kernel": True, "adapter_channels": [1, 2]}, "adapter_kernel is True, expected 1 or 3"),
     ],

@@ -64,7 +64,8 @@ def test_keys_are_the_students_and_those_of_distillation(family):
     keys = list(model.state_dict())
     own = [k for k in keys if k.startswith("distillation.")]
     assert [k for k in keys if k not in own] == list(stock.state_dict())
-    assert own == ["distillation.loss_normalizer", "distillation.losses.kd.scale"]
+    state = ["loss_normalizer", "positives_per_image", "losses.kd.scale"]
+    assert own == [f"distillation.{name}" for name in state]
     assert [n for n, _ in model.named_parameters() if n not in own] == [n for n, _ in stock.named_parameters()]
     modules = [n for n, _ in model.named_modules() if not n.startswith("distillation")]
     assert modules == [n for n, _ in stock.named_modules()]
@@ -119,7 +120,8 @@ def test_a_shape_mismatched_load_keeps_going(tmp_path, caplog, wrap):
 
 def test_nested_in_another_module():
     model, stock = nn.ModuleDict({"detector": trained()}), build_detector("FCOS", seed=9)
-    own = ["detector.distillation.loss_normalizer", "detector.distillation.losses.kd.scale"]
+    state = ["loss_normalizer", "positives_per_image", "losses.kd.scale"]
+    own = [f"detector.distillation.{name}" for name in state]
     assert list(model.state_dict()) == [f"detector.{k}" for k in stock.state_dict()] + own
     result = model.load_state_dict({f"detector.{k}": v for k, v in stock.state_dict().items()})
     assert not result.missing_keys

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import multiprocessing
 
-import d2kd.modeling.distilled_detector as module_under_test
+import d2kd.modeling.cross_head as module_under_test
 from d2kd.methods import get_losses
 from d2kd.modeling.cross_head import cross_head
 from tests.helpers import FAMILIES, build_detector, distilled, gradients, make_batch, make_losses, run_step

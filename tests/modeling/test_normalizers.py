@@ -18,10 +18,15 @@ def assignment(positives=(2, 0, 0)):
     return flat_assignment(labels, 4, [(2, 2), (1, 1)])
 
 
-def normalizer(kind, *, ema=0.0, source="student", region=REGION, **assignments):
-    losses = {"term": BinaryClassificationKD(normalizer=kind, source=source)}
-    assignments = assignments or {"student": assignment()}
-    return compute_normalizers(losses, {"term": [region]}, assignments, ema=ema)[0]["term"]
+def compute(losses, regions, assignments, *, ema=0.0, positives=(0.0, 0.0)):
+    running = torch.tensor(positives, dtype=torch.float64)
+    return compute_normalizers(losses, regions, assignments, ema=ema, positives_per_image=running)
+
+
+def normalizer(kind, *, ema=0.0, source="student", region=REGION, positives=(0.0, 0.0), name="teacher_quality", **rest):
+    losses = {"term": BinaryClassificationKD(normalizer=kind, source=source, region=name)}
+    assignments = rest or {"student": assignment()}
+    return compute(losses, {"term": [region]}, assignments, ema=ema, positives=positives)[0]["term"]
 
 
 @pytest.mark.parametrize(
@@ -73,5 +78,5 @@ def test_a_student_that_keeps_no_normaliser_is_refused():
 
 
 def test_the_students_own_normaliser_is_kept_exactly():
-    value = compute_normalizers({}, {}, {"student": assignment()}, ema=100.1)[1]
+    value = compute({}, {}, {"student": assignment()}, ema=100.1)[1]["loss_normalizer"]
     assert value.dtype == torch.float64 and value.item() == 100.1

@@ -16,7 +16,12 @@ def run_teacher(teacher, batch, canvas, sizes, input_format="BGR"):
     held = Teacher(teacher)
     held.load(torch.device("cpu"), torch.float32)
     return held.run(
-        batch, input_format=input_format, canvas=canvas, sizes=sizes, tap_indices={"cls": {0, 1}, "box": {2}}
+        batch,
+        input_format=input_format,
+        canvas=canvas,
+        levels=range(len(sizes)),
+        sizes=sizes,
+        tap_indices={"cls": {0, 1}, "box": {2}},
     )
 
 

@@ -1,7 +1,7 @@
 """Adapters: the only code that knows how a detector family's head is built."""
 
 from d2kd.modeling.adapters.atss import ATSSAdapter
-from d2kd.modeling.adapters.base import ADAPTER_REGISTRY, Adapter, family_of, get_adapter
+from d2kd.modeling.adapters.base import ADAPTER_REGISTRY, Adapter, check_lists, family_of, get_adapter
 from d2kd.modeling.adapters.fcos import FCOSAdapter
 from d2kd.modeling.adapters.gfl import GFLAdapter
 from d2kd.modeling.adapters.retinanet import RetinaNetAdapter
@@ -13,6 +13,7 @@ __all__ = [
     "FCOSAdapter",
     "GFLAdapter",
     "RetinaNetAdapter",
+    "check_lists",
     "family_of",
     "get_adapter",
 ]

@@ -42,12 +42,8 @@ class Adapter(ABC):
         Raises:
             TypeError: the head is built otherwise.
         """
-        missing = [name for name in ("cls_subnet", "bbox_subnet") if not hasattr(head, name)]
-        if missing:
-            raise TypeError(
-                f"{type(head).__name__} has no {' and no '.join(missing)}, in which d2kd looks for the tower blocks: "
-                "register an Adapter whose towers() lists them, or choose losses with source='student'."
-            )
+        names = ("cls_subnet", "bbox_subnet")
+        _check_children(head, names, "in which d2kd looks for the tower blocks", "towers() lists them")
         return {"cls": split_tower(head.cls_subnet), "box": split_tower(head.bbox_subnet)}
 
     @abstractmethod
@@ -91,12 +87,16 @@ class Adapter(ABC):
         labelled: tuple[Sequence[Tensor], Sequence[Tensor]],
         gt_instances: Sequence[Instances],
         sizes: Sequence[tuple[int, int]],
+        *,
+        num_labelled: int | None = None,
     ) -> Assignment:
         """
         Args:
             detector: the detector whose ``label_anchors`` was called for ``gt_instances``.
             labelled: what it returned: labels and matched boxes (tensors or ``Boxes``) of each image.
+            gt_instances: the images' objects; none in images without labels.
             sizes: (H, W) of each level.
+            num_labelled: how many images have labels, which come first; None: all.
         """
         labels, matched_boxes, *_ = labelled
         labels = torch.stack(list(labels))
@@ -110,8 +110,77 @@ class Adapter(ABC):
             gt_boxes=[x.gt_boxes.tensor for x in gt_instances],
             gt_classes=[x.gt_classes for x in gt_instances],
             valid=self.valid_anchors(labels),
+            num_labelled=num_labelled,
             iou_thresholds=None if matcher is None else (matcher.thresholds[1], matcher.thresholds[-2]),
         )
+
+
+def check_predictors(head: nn.Module, *names: str) -> None:
+    """
+    Raises:
+        TypeError: ``head`` lacks one of these children.
+    """
+    _check_children(head, names, "which d2kd takes for a predictor", "predict() runs them")
+
+
+def _check_children(head: nn.Module, names: Sequence[str], role: str, remedy: str) -> None:
+    missing = [name for name in names if not hasattr(head, name)]
+    if missing:
+        raise TypeError(
+            f"{type(head).__name__} has no {' and no '.join(missing)}, {role}: register an Adapter whose {remedy}, or "
+            "choose losses with source='student'."
+        )
+
+
+def check_lists(detector: DenseDetector, predictions: object) -> None:
+    """
+    Raises:
+        TypeError: ``predictions`` are no lists of maps.
+    """
+    if not isinstance(predictions, (list, tuple)):
+        raise TypeError(
+            f"{type(detector.head).__name__}.forward returned a {type(predictions).__name__}, expected lists of "
+            "per-level maps, one list a kind of prediction: return a tuple of them, class logits first."
+        )
+
+
+def check_maps(
+    detector: DenseDetector,
+    predictions: Sequence[Sequence[Tensor]],
+    anchors: Sequence[Boxes],
+    channels: Mapping[str, int],
+) -> None:
+    """
+    Args:
+        predictions: what ``head.forward`` returned.
+        anchors: of each level.
+        channels: for each of the first lists, what it holds and its channels for one anchor.
+
+    Raises:
+        TypeError: other maps than these.
+    """
+    check_lists(detector, predictions)
+    head, family = type(detector.head).__name__, type(detector).__name__
+    remedy = f"register an Adapter for {family} whose dense_output() reads them (docs/embedding.md)."
+    if len(predictions) < len(channels):
+        raise TypeError(
+            f"{head}.forward returned {len(predictions)} lists of maps, expected {len(channels)} ("
+            f"{', '.join(channels)}): {remedy}"
+        )
+    for (kind, per_anchor), maps in zip(channels.items(), predictions):
+        if not isinstance(maps, (list, tuple)) or len(maps) != len(anchors):
+            found = f"{len(maps)} maps" if isinstance(maps, (list, tuple)) else f"a {type(maps).__name__}"
+            raise TypeError(
+                f"{head}.forward returned {found} where d2kd looks for {kind}, expected a list of {len(anchors)}, one "
+                f"a level: {remedy}"
+            )
+        for level, (x, boxes) in enumerate(zip(maps, anchors)):
+            # Per anchor and cell, so that a map of another size is found as well.
+            if x.dim() != 4 or x.shape[1] * x.shape[2] * x.shape[3] != len(boxes) * per_anchor:
+                raise TypeError(
+                    f"{head}.forward returned a map of shape {tuple(x.shape)} where d2kd looks for {kind} of level "
+                    f"{level}, expected (N, A*{per_anchor}, H, W) for its {len(boxes)} anchors: {remedy}"
+                )
 
 
 def view_anchors(anchors: Boxes, size: tuple[int, int]) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from detectron2.modeling.meta_arch.fcos import FCOS
 from torch import Tensor, nn
 
-from d2kd.modeling.adapters.base import ADAPTER_REGISTRY
+from d2kd.modeling.adapters.base import ADAPTER_REGISTRY, check_predictors
 from d2kd.modeling.adapters.retinanet import RetinaNetAdapter
 from d2kd.modeling.detectors import DenseHead
 
@@ -23,4 +23,7 @@ class FCOSAdapter(RetinaNetAdapter):
 
     def predict(self, head: nn.Module, level: int, towers_out: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         predictions = super().predict(head, level, towers_out)
-        return predictions if isinstance(head, DenseHead) else (*predictions, head.ctrness(towers_out["box"]))
+        if isinstance(head, DenseHead):
+            return predictions
+        check_predictors(head, "ctrness")
+        return (*predictions, head.ctrness(towers_out["box"]))

@@ -10,7 +10,15 @@ from detectron2.modeling.meta_arch import RetinaNet
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
-from d2kd.modeling.adapters.base import ADAPTER_REGISTRY, Adapter, decode, view_anchors, view_boxes
+from d2kd.modeling.adapters.base import (
+    ADAPTER_REGISTRY,
+    Adapter,
+    check_maps,
+    check_predictors,
+    decode,
+    view_anchors,
+    view_boxes,
+)
 from d2kd.modeling.dense_output import DenseOutput
 from d2kd.modeling.detectors import DenseHead, DistributionBoxes
 
@@ -26,11 +34,15 @@ class RetinaNetAdapter(Adapter):
     def predict(self, head: nn.Module, level: int, towers_out: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         if isinstance(head, DenseHead):
             return head.predict(level, towers_out)
+        check_predictors(head, "cls_score", "bbox_pred")
         return head.cls_score(towers_out["cls"]), head.bbox_pred(towers_out["box"])
 
     def dense_output(
         self, detector: RetinaNet, predictions: Sequence[Sequence[Tensor]], anchors: Sequence[Boxes]
     ) -> DenseOutput:
+        box_numbers = 4 * (detector.head.reg_max + 1) if isinstance(detector, DistributionBoxes) else 4
+        channels = {"class logits": detector.num_classes, "boxes": box_numbers}
+        check_maps(detector, predictions, anchors, channels | ({"centerness": 1} if self.has_centerness else {}))
         logits, boxes = predictions[:2]
         return DenseOutput(
             logits=[x.unflatten(1, (-1, detector.num_classes)) for x in logits],
