@@ -1,5 +1,7 @@
 """distill(), the packaged configs, and overrides."""
 
+from inspect import signature
+
 import pytest
 from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig, instantiate
@@ -13,6 +15,7 @@ from d2kd.data.class_map import class_map
 from d2kd.losses import BinaryClassificationKD
 from d2kd.methods import get_losses
 from d2kd.modeling import DistilledDetector
+from d2kd.modeling.teacher import Teacher
 from tests.helpers import build_detector, make_batch, run_step
 from tests.nodes import checkpoint_of, fcos, retinanet
 
@@ -39,6 +42,12 @@ def test_the_node_given_is_left_as_it_was():
     assert OmegaConf.to_container(model, resolve=False) == before
     assert model.num_classes == teacher.num_classes == 3
     assert node.student.head.num_classes == 9  # interpolations inside the node live on
+
+
+def test_the_node_shows_every_argument_that_can_be_set():
+    node = distill(fcos(), teacher=fcos(), method="bckd")
+    assert set(node) - {"_target_"} == set(signature(DistilledDetector.__init__).parameters) - {"self"}
+    assert set(node.teacher) == set(signature(Teacher).parameters)
 
 
 def test_losses_of_ones_own():

@@ -126,8 +126,6 @@ def test_the_lazyconfig_script(tmp_path, build, losses):
         DetectionCheckpointer(model).load(str(folders[0] / "model_final.pth"))
         assert lazy_test(cfg, model) == {"images": {"number": 20}}
         found.append(model)
-    own = {name for name in found[0].state_dict() if name.startswith("distillation.")}
-    assert own == {"distillation.loss_normalizer", "distillation.positives_per_image"}
     assert_same_weights(*found)
 
 

@@ -105,7 +105,7 @@ def test_its_checkpoint_is_one_of_the_plain_detector(run):
     saved = torch.load(final(cfg), weights_only=False)["model"]
     result = stock.load_state_dict(saved, strict=False)
     assert result.missing_keys == []
-    assert result.unexpected_keys == ["distillation.loss_normalizer", "distillation.positives_per_image"]
+    assert result.unexpected_keys and all(key.startswith("distillation.") for key in result.unexpected_keys)
 
 
 def test_it_resumes(run):
