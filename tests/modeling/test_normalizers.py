@@ -80,3 +80,32 @@ def test_a_student_that_keeps_no_normaliser_is_refused():
 def test_the_students_own_normaliser_is_kept_exactly():
     value = compute({}, {}, {"student": assignment()}, ema=100.1)[1]["loss_normalizer"]
     assert value.dtype == torch.float64 and value.item() == 100.1
+
+
+def partly_labelled(positives=(2, 0, 0), num_labelled=2):
+    some = assignment(positives)
+    some.num_labelled = num_labelled
+    return some
+
+
+def test_images_without_labels_count_where_the_region_needs_none():
+    student = partly_labelled()
+    assert normalizer("images", student=student).item() == 1.5
+    assert normalizer("images", student=student, name="positives").item() == 1
+    assert normalizer("images", student=partly_labelled(num_labelled=0), name="positives").item() == 0.5  # not 0
+
+
+@pytest.mark.parametrize("before, expected", [(0.0, 1.0), (3.0, 0.9 * 3 + 0.1)])
+def test_images_without_labels_count_the_running_mean_of_positives(before, expected):
+    """Two positives in two labelled images, and one image without."""
+    student = partly_labelled()
+    assert normalizer("positives", student=student, positives=(before, 5.0)).item() == pytest.approx(2 + expected)
+    after = compute({}, {}, {"student": student}, positives=(before, 5.0))[1]["positives_per_image"]
+    assert after.tolist() == pytest.approx([expected, 5.0])  # of the source that was not there: as it was
+
+
+def test_without_any_labels_the_mean_stays():
+    student = partly_labelled((0, 0, 0), num_labelled=0)
+    assert normalizer("positives", student=student, positives=(4.0, 0.0)).item() == 12
+    assert compute({}, {}, {"student": student}, positives=(4.0, 0.0))[1]["positives_per_image"].tolist() == [4, 0]
+    assert normalizer("positives", student=student).item() == 3  # none known yet: one an image

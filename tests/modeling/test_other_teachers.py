@@ -71,6 +71,19 @@ def test_a_student_with_the_teachers_taps_has_its_predictions(family, teachers):
         torch.testing.assert_close(crossed.boxes[level], own.boxes[level], rtol=1e-3, atol=1e-2)
 
 
+def test_one_layout_is_labelled_once(monkeypatch):
+    student, teacher = build_detector("GFL"), build_detector("ATSS", seed=1)  # the same anchors
+    model = distilled(student, teacher, preset("crosskd", "ATSS", tail=1))
+    calls = []
+    for name, detector in (("student", student), ("teacher", teacher)):
+        own = detector.label_anchors
+        monkeypatch.setattr(
+            detector, "label_anchors", lambda *args, own=own, name=name: calls.append(name) or own(*args)
+        )
+    run_step(model, make_batch())
+    assert calls == ["student"]
+
+
 @pytest.mark.parametrize("family, teachers", PAIRS)
 def test_direct_terms_are_refused_where_anchors_differ(family, teachers):
     student, teacher = build_detector(family), build_detector(teachers, seed=1)

@@ -39,7 +39,10 @@ def sums(source):
 
 def detector(family, seed, levels=LEVELS, **kwargs):
     """Its weights do not depend on ``levels``, nor its predictions for an image on the others of the batch."""
-    return build_detector(family, seed=seed, levels=levels, backbone_norm="FrozenBN", **kwargs)
+    made = build_detector(family, seed=seed, levels=levels, backbone_norm="FrozenBN", **kwargs)
+    for level, scale in zip(levels, getattr(made.head, "scales", None) or ()):
+        scale.scale.data.fill_(0.5 + LEVELS.index(level))
+    return made
 
 
 def level_sums(student, teacher, source):
@@ -95,6 +98,29 @@ def test_labels_of_other_anchors_are_the_teachers_on_all_its_levels():
     assert len(seen[0].labels) == 2
     assert all(torch.equal(a, b) for a, b in zip(seen[0].labels, expected, strict=True))
     assert sum(x.sum() for x in seen[0].positives) > 0
+
+
+def test_labels_of_other_anchors_with_classes_of_their_own():
+    """The teacher labels the student's objects by its own ids, less those of classes that it does not know."""
+    student, teacher = detector("FCOS", 0, num_classes=4), detector("RetinaNet", 1, num_classes=3)
+    losses = dict(cls=BinaryClassificationKD(source="crossed"))
+    model = DistilledDetector(student=student, teacher=dict(model=teacher, class_map={2: 0, 0: 3}), losses=losses)
+    seen = []
+    losses["cls"].register_forward_pre_hook(lambda m, args: seen.append(args[3]))
+    batch = make_batch(objects=6)
+    for item in batch:
+        item["instances"].gt_classes = torch.tensor([0, 1, 2, 3, 3, 0])
+    run_step(model, batch)
+    anchors = teacher.anchor_generator([torch.zeros(1, 1, h, w) for h, w in ((6, 8), (3, 4), (2, 2))])
+    known = [item["instances"][[0, 3, 4, 5]] for item in batch]  # of the student's classes 0 and 3
+    for objects in known:
+        objects.gt_classes = (objects.gt_classes == 3).long()  # the student's 0 comes first
+    teacher.num_classes = 2
+    labels, _ = teacher.label_anchors(anchors, known)
+    expected = flat_assignment(torch.stack(labels), 2, [(6, 8), (3, 4), (2, 2)])
+    assert seen[0].num_classes == 2 and {0, 1} <= set(torch.cat([x.flatten() for x in seen[0].labels]).tolist())
+    assert all(torch.equal(a, b) for a, b in zip(seen[0].labels, expected.labels, strict=True))
+    assert [x.tolist() for x in seen[0].gt_classes] == [x.gt_classes.tolist() for x in known]
 
 
 def test_levels_that_are_left_out_are_logged(caplog):
