@@ -110,16 +110,10 @@ def distill(
 
 
 def _preset(method: str, student: DictConfig, teacher: Any) -> dict[str, DictConfig]:
-    losses = get_losses(method, *preset_families(_target_of(student)))
     teacher_class = _target_of(teacher) if isinstance(teacher, DictConfig) else None
-    if not isinstance(teacher_class, type):  # a file, not read here, or a function that builds
-        return losses
-    try:
-        theirs = get_losses(method, *preset_families(teacher_class))
-    except ValueError:  # a detector of the user's own: the student's preset is as near as any
-        return losses
-    crossed = {name: node for name, node in theirs.items() if node.get("source") == "crossed"}
-    return crossed | {name: node for name, node in losses.items() if node.get("source") != "crossed"}
+    # Of a file, which is not read here, or of a function that builds, the family is not known.
+    theirs = preset_families(teacher_class) if isinstance(teacher_class, type) else ()
+    return get_losses(method, *preset_families(_target_of(student)), teacher=theirs)
 
 
 def _target_of(node: DictConfig) -> Any:

@@ -14,7 +14,7 @@ from yaml import YAMLError
 
 from d2kd.config import preset_families
 from d2kd.losses import DistillationLoss
-from d2kd.methods import get_losses
+from d2kd.methods import METHODS, get_losses
 from d2kd.teacher_file import build_registered, teacher_node
 
 __all__ = ["add_distillation_config", "constructor_arguments"]
@@ -40,6 +40,9 @@ def add_distillation_config(cfg: CfgNode) -> None:
     # checkpoint: it has every key, also those that a project added.
     node.TEACHER_CONFIG = ""
     node.TEACHER_WEIGHTS = ""
+    # The teacher's detector family, if it is not the student's: crossed losses are then those of its preset, e.g.
+    # "RetinaNet" for a GFL student; "": the student's.
+    node.TEACHER_FAMILY = ""
     # Channel order that the teacher was trained with, "BGR" or "RGB"; "": its own input_format, else "BGR".
     node.TEACHER_INPUT_FORMAT = ""
     # Pairs [teacher's class id, student's class id], e.g. [[0, 2], [5, 0]]: what the teacher knows of the student's
@@ -79,7 +82,7 @@ def constructor_arguments(cfg: CfgNode) -> dict[str, Any]:
             )
     return {
         **arguments,
-        "losses": _build_losses(type(student), node.METHOD, node.LOSSES or ()),
+        "losses": _build_losses(type(student), node.METHOD, node.TEACHER_FAMILY, node.LOSSES or ()),
         "teacher": {
             "model": teacher_node(node.TEACHER_CONFIG, f"{_NODE}.TEACHER_CONFIG"),
             "checkpoint": node.TEACHER_WEIGHTS,
@@ -103,11 +106,18 @@ def _class_map(pairs: Sequence[Sequence[int]]) -> dict[int, int] | None:
     return result or None
 
 
-def _build_losses(detector_class: type, method: str, changes: Sequence[str]) -> dict[str, DistillationLoss]:
+def _build_losses(
+    detector_class: type, method: str, teacher_family: str, changes: Sequence[str]
+) -> dict[str, DistillationLoss]:
     try:
-        losses = get_losses(method, *preset_families(detector_class))
+        losses = get_losses(method, *preset_families(detector_class), teacher=teacher_family)
     except ValueError as error:
         raise ValueError(f"{_NODE}.METHOD is {method!r}. {error}") from error
+    if teacher_family and teacher_family not in METHODS[method]:
+        raise ValueError(
+            f"{_NODE}.TEACHER_FAMILY is {teacher_family!r}, expected one that {method} has a preset for: "
+            f"{', '.join(METHODS[method])}."
+        )
     losses = OmegaConf.create(losses, flags={"allow_objects": True})
     off = {name for change in changes if (name := _apply(losses, change, method))}
     built = {}

@@ -222,3 +222,14 @@ def test_what_is_no_class_map(pairs):
 def test_a_class_of_the_teacher_twice():
     with pytest.raises(ValueError, match=rf"{KEY}.CLASS_MAP is \[\[1, 0\], \[1, 2\]\], which names .* twice"):
         arguments(CLASS_MAP=[[1, 0], [1, 2]])
+
+
+def test_crossed_losses_of_another_familys_teacher(teacher):
+    keys = dict(STUDENT_META_ARCHITECTURE="RetinaNet", METHOD="crosskd_pkd", **teacher)
+    own, theirs = built(wrapped(**keys))[0], built(wrapped(TEACHER_FAMILY="FCOS", **keys))[0]
+    assert own.losses["crosskd_loc"].iou_type == "giou" and theirs.losses["crosskd_loc"].iou_type == "neg_log_iou"
+    assert theirs.losses["pkd"].extra_repr() == own.losses["pkd"].extra_repr()
+    with pytest.raises(
+        ValueError, match="TEACHER_FAMILY is 'Fcos', expected one that crosskd_pkd has .*RetinaNet, FCOS"
+    ):
+        built(wrapped(TEACHER_FAMILY="Fcos", **keys))

@@ -179,6 +179,14 @@ class DynamicBoxKD(DistillationLoss):
                 f"DynamicBoxKD compares box parameters as the heads code them, but {who} code them each in their own "
                 "way: take detectors of one family, or IoULocalizationKD, which compares decoded boxes."
             )
+        if source.box_coding != teacher.box_coding:
+            raise ValueError(
+                f"DynamicBoxKD compares box parameters as the heads code them, but the {self.source} codes them by "
+                f"{source.box_coding} and the teacher by {teacher.box_coding}: give both one box2box_transform "
+                "(model.student.box2box_transform, model.teacher.model.box2box_transform; in a yacs config: "
+                "MODEL.RPN.BBOX_REG_WEIGHTS or MODEL.RETINANET.BBOX_REG_WEIGHTS), or take IoULocalizationKD, which "
+                "compares decoded boxes."
+            )
 
     def forward(
         self,

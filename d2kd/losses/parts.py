@@ -13,8 +13,9 @@ __all__ = ["NORMALIZERS", "Part"]
 
 #: What a part is divided by. "Per rank" = summed over ranks and divided by the number of ranks, so that a part averaged
 #: over ranks is that of the whole batch.
-#: positives: positives of this step, floor 1, per rank (the default); an image without labels counts as many as images
-#:     with labels have on average (a running mean over steps), so that its part of a term weighs what theirs do;
+#: positives: positives of this step, floor 1, per rank (the default); where the region holds in images without labels,
+#:     each counts as many as images with labels have on average (a running mean over steps), so that its part of a term
+#:     weighs what theirs do;
 #: images: half the images of this step, per rank: a sum over locations that equals the papers' at two images a GPU;
 #:     those without labels count where the region holds in them;
 #: locations: the region's total weight, per rank: a weighted mean over locations;

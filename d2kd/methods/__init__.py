@@ -8,7 +8,7 @@ which are reconstructed.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from difflib import get_close_matches
 
@@ -43,7 +43,7 @@ METHODS: Mapping[str, Method] = {
 }
 
 
-def get_losses(method: str, *families: str) -> dict[str, DictConfig]:
+def get_losses(method: str, *families: str, teacher: str | Sequence[str] = ()) -> dict[str, DictConfig]:
     """
     The losses node of a method for a detector, a copy that may be changed.
 
@@ -51,6 +51,8 @@ def get_losses(method: str, *families: str) -> dict[str, DictConfig]:
         method: a name in :data:`METHODS`.
         families: names of the detector's class and of those it derives from, the nearest first: the first that the
             method has a preset for is taken.
+        teacher: the same of a teacher of another family: crossed losses are those of its preset, since a crossed
+            output is in the teacher's coding. Empty, or none that the method has a preset for: the detector's own.
 
     Raises:
         ValueError: an unknown method (the nearest names are suggested), or one without a preset for these.
@@ -60,13 +62,21 @@ def get_losses(method: str, *families: str) -> dict[str, DictConfig]:
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise ValueError(f"Unknown method {method!r}, expected one of {', '.join(METHODS)}{hint}")
     presets = METHODS[method]
-    for family in families:
-        if family in presets:
-            return deepcopy(dict(presets[family]))
+    own = next((family for family in families if family in presets), None)
+    if own is not None:
+        losses = deepcopy(dict(presets[own]))
+        teacher = [teacher] if isinstance(teacher, str) else teacher
+        theirs = next((family for family in teacher if family in presets), own)
+        crossed = {name: node for name, node in deepcopy(dict(presets[theirs])).items() if _is_crossed(node)}
+        return crossed | {name: node for name, node in losses.items() if not _is_crossed(node)}
     raise ValueError(
         f"Method {method!r} has no preset for {' or '.join(families)}, only for {', '.join(presets)}; give "
         "losses={...} instead."
     )
+
+
+def _is_crossed(node: DictConfig) -> bool:
+    return node.get("source") == "crossed"
 
 
 def list_methods() -> None:

@@ -23,6 +23,7 @@ class OutputSpec:
         bins: n + 1, the bins of each side's distribution; None for a head that predicts box deltas.
         centerness: whether it predicts centerness.
         feature_channels: channels of the maps that the head is given.
+        box_coding: what turns box parameters into boxes, in words.
     """
 
     family: str
@@ -30,6 +31,7 @@ class OutputSpec:
     bins: int | None
     centerness: bool
     feature_channels: int
+    box_coding: str = ""
 
 
 @dataclass

@@ -79,16 +79,17 @@ class DistilledDetector(nn.Module):
         get_adapter(student)
         for table in _ADOPTED:
             setattr(self, table, getattr(student, table))
-        for name, child in student.named_children():
+        for name, child in student._modules.items():  # with those that are None, or have two names
             if name == "distillation":
                 raise ValueError("The student has a child named 'distillation', a name that d2kd uses: rename it.")
             self.add_module(name, child)
         object.__setattr__(self, "_student", student)  # kept out of the module tree
-        self.input_format = input_format_of(student, input_format, "model.input_format")
+        self.input_format = input_format_of(
+            student, input_format, "model.input_format (in a yacs config: INPUT.FORMAT)"
+        )
 
         with torch.random.fork_rng(devices=[]):  # the baseline of this seed draws the same numbers after this
             built = {name: instantiate(loss) for name, loss in (losses or {}).items() if loss is not None}
-            tap_adapters = make_tap_adapters(student, built.values(), tap_adapter_channels)
         for name, loss in built.items():
             if not name.isidentifier() or hasattr(nn.ModuleDict, name):
                 raise ValueError(f"model.losses.{name}: {name!r} cannot name a loss, choose another name.")
@@ -99,6 +100,8 @@ class DistilledDetector(nn.Module):
                 f"model.losses has {', '.join(built)} but model.teacher is null: name a teacher, or set "
                 "model.losses=null to train the student alone."
             )
+        with torch.random.fork_rng(devices=[]):
+            tap_adapters = make_tap_adapters(student, built.values(), tap_adapter_channels)
         self.distillation = DistillationState(built, tap_adapters)
         self.tap_adapter_channels = tap_adapter_channels
         self._teacher = Teacher(**teacher) if built else None
@@ -208,7 +211,8 @@ class DistilledDetector(nn.Module):
         assignments = {"student": student.assignment}
         regions: dict[str, list[Sequence[Tensor]]] = {}
         if active:
-            teacher = self._run_teacher(batched_inputs, student, active)
+            student.check_sizes(batched_inputs)
+            teacher = self._run_teacher(batched_inputs, student, active, tails)
             for tail in tails:
                 sources["crossed", tail] = crossed_output(
                     self.student,
@@ -239,10 +243,11 @@ class DistilledDetector(nn.Module):
             losses[f"loss_kd_{name}"] += loss.scheduled_weight * (sums / normalizers[name]).sum()
             for part, region in zip(loss.parts, regions[name]):
                 # Each location counts with its region's weight: how much of an image this part distils.
-                count = sum(w.sum() for w in region) / len(batched_inputs)
+                images = len(batched_inputs) if part.label_free else max(num_labelled, 1)
+                count = sum(w.sum() for w in region) / images
                 monitors[f"kd/{name}_{part.name}{'_' if part.name else ''}locations"] = count
         if num_labelled < len(batched_inputs):
-            monitors["kd/unlabelled_images"] = self.pixel_mean.new_tensor(len(batched_inputs) - num_labelled)
+            monitors["kd/unlabeled_images"] = self.pixel_mean.new_tensor(len(batched_inputs) - num_labelled)
         if active and self._overlap.same_layout:
             monitors["kd/gap_at_positives"] = gap_at_positives(student.output, teacher.output, student.assignment)
         check_finite(losses)
@@ -269,9 +274,12 @@ class DistilledDetector(nn.Module):
         return run if self._overlap is None else run.restrict(self._overlap)
 
     def _run_teacher(
-        self, batched_inputs: Sequence[Mapping], student: StudentRun, active: Mapping[str, DistillationLoss]
+        self,
+        batched_inputs: Sequence[Mapping],
+        student: StudentRun,
+        active: Mapping[str, DistillationLoss],
+        tails: set[int],
     ) -> TeacherRun:
-        tails = {loss.tail for loss in active.values() if loss.source == "crossed"}
         run = self._teacher.run(
             batched_inputs,
             input_format=self.input_format,

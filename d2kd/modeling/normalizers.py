@@ -78,10 +78,11 @@ def compute_normalizers(
         means[i] = torch.where(labelled_images > 0, mixed, means[i])
 
     def normalizer(name: str, index: int, kind: str, source: str, label_free: bool) -> Tensor:
-        if kind in ("ema", "local_positives") and num_labelled < num_images:
+        unlabelled = images - labelled_images if label_free else images.new_zeros(())
+        if kind in ("ema", "local_positives") and unlabelled > 0:  # on any rank, so that all ranks stop
             raise ValueError(
                 f"model.losses.{name}.normalizer is {kind!r}, which cannot count images without labels, and this batch "
-                f"has {num_images - num_labelled}: use 'positives'."
+                f"has {unlabelled:.0f}: use 'positives'."
             )
         if kind in _OF_THE_REGION:
             levels = totals["region", name, index]
@@ -90,10 +91,10 @@ def compute_normalizers(
             return floored * (levels > 0).sum().clamp(min=1) if kind == "level_mean" else floored
         if kind == "positives":
             mean = means[SOURCES.index(source)]
-            assumed = (images - labelled_images) * torch.where(mean > 0, mean, 1)
+            assumed = unlabelled * torch.where(mean > 0, mean, 1)
             return (totals["positives", source][0] + assumed).clamp(min=1) / world_size
         if kind == "images":
-            return (images if label_free else labelled_images).clamp(min=1) / world_size / 2
+            return (labelled_images + unlabelled).clamp(min=1) / world_size / 2
         if kind == "local_positives":
             return positives[source].clamp(min=1).sum()
         if kind == "ema":

@@ -10,7 +10,7 @@ import torch
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Instances
 
-__all__ = ["Overlap", "anchor_difference", "find_overlap", "strides_of"]
+__all__ = ["Overlap", "find_overlap", "strides_of"]
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,19 @@ class Overlap:
     Attributes:
         student_levels, teacher_levels: indices of the levels that both have, in the student's order.
         student_classes, teacher_classes: their class ids for each class that both have; None: the same ids for both.
-        same_layout: whether both put the same anchors on the same cells of these levels.
+        anchor_difference: the first difference between their anchors on these levels, in words; None without any.
     """
 
     student_levels: tuple[int, ...]
     teacher_levels: tuple[int, ...]
     student_classes: tuple[int, ...] | None
     teacher_classes: tuple[int, ...] | None
-    same_layout: bool
+    anchor_difference: str | None
+
+    @property
+    def same_layout(self) -> bool:
+        """Whether both put the same anchors on the same cells of these levels."""
+        return self.anchor_difference is None
 
     def in_teacher_classes(self, gt_instances: Sequence[Instances]) -> list[Instances]:
         """The objects, of the classes that both have, with the teacher's class ids."""
@@ -69,10 +74,10 @@ def find_overlap(student: DenseDetector, teacher: DenseDetector, class_map: Mapp
         )
     levels = tuple(ours.index(stride) for stride in common), tuple(theirs.index(stride) for stride in common)
     classes = _match_classes(student.num_classes, teacher.num_classes, class_map)
-    return Overlap(*levels, *classes, same_layout=anchor_difference(student, teacher, *levels) is None)
+    return Overlap(*levels, *classes, anchor_difference=_anchor_difference(student, teacher, *levels))
 
 
-def anchor_difference(
+def _anchor_difference(
     student: DenseDetector, teacher: DenseDetector, student_levels: Sequence[int], teacher_levels: Sequence[int]
 ) -> str | None:
     """The first difference between the anchors of a 2x2 map of each of these levels; None without any."""

@@ -11,7 +11,7 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from d2kd.losses import SOURCES, DistillationLoss
 from d2kd.modeling.adapters import get_adapter
 from d2kd.modeling.cross_head import tap_index
-from d2kd.modeling.overlap import Overlap, anchor_difference, find_overlap, strides_of
+from d2kd.modeling.overlap import Overlap, find_overlap, strides_of
 from d2kd.modeling.probe import crosses_itself
 from d2kd.modeling.taps import tap_channels
 
@@ -25,9 +25,8 @@ def _head_in_channels(detector: DenseDetector) -> int:
     return detector.backbone.output_shape()[detector.head_in_features[0]].channels
 
 
-def _check_taps(
-    name: str, tail: int, student: DenseDetector, teacher: DenseDetector, tap_adapter_channels: Sequence[int] | None
-) -> None:
+def _check_taps(name: str, tail: int, student: DenseDetector, teacher: DenseDetector) -> dict[str, tuple[int, int]]:
+    """See that a loss can cross these heads; what the student's and the teacher's taps are wide, for each branch."""
     student_towers = get_adapter(student).towers(student.head)
     teacher_towers = get_adapter(teacher).towers(teacher.head)
     if student_towers.keys() != teacher_towers.keys():
@@ -35,6 +34,7 @@ def _check_taps(
             f"model.losses.{name} crosses heads, but the student's head has the towers {sorted(student_towers)} and "
             f"the teacher's {sorted(teacher_towers)}: choose losses with source='student'."
         )
+    widths = {}
     for branch in teacher_towers:
         for who, towers in (("student", student_towers), ("teacher", teacher_towers)):
             depth = len(towers[branch])
@@ -43,31 +43,53 @@ def _check_taps(
                     f"model.losses.{name} has tail={tail}, but the '{branch}' tower of the {who}'s head has {depth} "
                     f"blocks: set model.losses.{name}.tail to {depth} or less."
                 )
-        channels = [
+        widths[branch] = tuple(
             tap_channels(towers[branch], tap_index(detector, branch, tail), _head_in_channels(detector))
             for detector, towers in ((student, student_towers), (teacher, teacher_towers))
-        ]
-        found = (
-            f"model.losses.{name} (tail={tail}) sends the student's {channels[0]} channels of the '{branch}' tower "
-            f"into the teacher's head, which takes {channels[1]} there"
         )
-        if tap_adapter_channels is None and channels[0] != channels[1]:
-            raise ValueError(
-                f"{found}: set model.tap_adapter_channels={channels} to train a 1x1 convolution between them, or give "
-                "both heads the same width (model.student.head.conv_dims, or the FPN's out_channels where the tap is "
-                "the head's input)."
-            )
-        if tap_adapter_channels is not None and list(tap_adapter_channels) != channels:
-            raise ValueError(
-                f"model.tap_adapter_channels is {list(tap_adapter_channels)}, but {found}: set it to {channels}"
-                + (", or null." if channels[0] == channels[1] else ".")
-            )
     indices = {branch: tap_index(teacher, branch, tail) for branch in teacher_towers}
     if not crosses_itself(teacher, get_adapter(teacher), indices):
         raise ValueError(
             f"model.losses.{name} crosses heads, but the teacher's own taps do not give its own predictions: "
             f"{type(teacher.head).__name__}.forward does more than its towers and predictors. Register an Adapter "
             "whose predict() does it too, or choose losses with source='student'."
+        )
+    return widths
+
+
+def _check_widths(
+    widths: Mapping[tuple[str, int, str], tuple[int, int]], tap_adapter_channels: Sequence[int] | None
+) -> None:
+    """
+    Args:
+        widths: for each loss, its tail and each branch, what the student's and the teacher's taps are wide.
+        tap_adapter_channels: see :func:`check_pairing`.
+    """
+    adapted = None if tap_adapter_channels is None else tuple(tap_adapter_channels)
+    for (name, tail, branch), (ours, theirs) in widths.items():
+        if (adapted is None and ours == theirs) or adapted == (ours, theirs):
+            continue
+        found = (
+            f"model.losses.{name} (tail={tail}) sends the student's {ours} channels of the '{branch}' tower into the "
+            f"teacher's head, which takes {theirs} there"
+        )
+        same = (
+            "give both heads the same width (model.student.head.conv_dims, or the FPN's out_channels where the tap is "
+            "the head's input)"
+        )
+        if adapted is not None:
+            found = f"model.tap_adapter_channels is {list(adapted)}, but {found}"
+        if len(set(widths.values())) > 1:
+            others = " and ".join(str(list(pair)) for pair in sorted(set(widths.values())))
+            raise ValueError(
+                f"{found}. One pair of widths must fit all crossed losses and branches, but they have {others}: "
+                f"{same}, or one tail to all crossed losses (model.losses.NAME.tail)."
+            )
+        if adapted is not None:
+            raise ValueError(f"{found}: set it to {[ours, theirs]}" + (", or null." if ours == theirs else "."))
+        raise ValueError(
+            f"{found}: set model.tap_adapter_channels={[ours, theirs]} to train a 1x1 convolution between them, or "
+            f"{same}."
         )
 
 
@@ -91,20 +113,28 @@ def check_pairing(
         ValueError: something that cannot be adapted differs; the message names both values and the config key.
         TypeError: a class map that is none.
     """
+    shared = {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}
+    if shared:
+        raise ValueError(
+            f"The teacher and the student share {len(shared)} parameters, which are frozen now: build the teacher "
+            "(model.teacher.model) apart from the student, or give a copy.deepcopy of it."
+        )
     overlap = find_overlap(student, teacher, class_map)
-    difference = anchor_difference(student, teacher, overlap.student_levels, overlap.teacher_levels)
     num_classes = student.num_classes if overlap.student_classes is None else len(overlap.student_classes)
+    _check_squares(student, teacher)
+    widths: dict[tuple[str, int, str], tuple[int, int]] = {}
     for name, loss in losses.items():
         if not loss.weight:  # off
             continue
         if loss.source == "crossed":
-            _check_taps(name, loss.tail, student, teacher, tap_adapter_channels)
-        elif difference and loss.compares_locations:
+            taps = _check_taps(name, loss.tail, student, teacher)
+            widths |= {(name, loss.tail, branch): pair for branch, pair in taps.items()}
+        elif not overlap.same_layout and loss.compares_locations:
             instead = "region='everywhere'" if loss.task == "feature" else "source='crossed'"
             raise ValueError(
                 f"model.losses.{name} compares the student's own predictions with the teacher's, but a "
                 f"{type(student).__name__} student and a {type(teacher).__name__} teacher of these configs have "
-                f"different anchors ({difference}): give them the same (model.student.anchor_generator, "
+                f"different anchors ({overlap.anchor_difference}): give them the same (model.student.anchor_generator, "
                 f"model.teacher.model.anchor_generator; FCOS: its backbone's strides), or use {instead}."
             )
         teacher_spec = replace(get_adapter(teacher).describe(teacher), num_classes=num_classes)
@@ -116,12 +146,24 @@ def check_pairing(
             hint = ""
             if loss.source == "crossed" and student_spec.family != teacher_spec.family:
                 hint = (
-                    f" A crossed output is in the teacher's coding: take the preset of {teacher_spec.family}, "
-                    f"d2kd.methods.get_losses(METHOD, '{teacher_spec.family}')."
+                    f" A crossed output is in the teacher's coding: take the preset of {teacher_spec.family}, losses="
+                    f"d2kd.methods.get_losses(METHOD, '{student_spec.family}', teacher='{teacher_spec.family}') (in a "
+                    f"yacs config: MODEL.DISTILLATION.TEACHER_FAMILY: {teacher_spec.family})."
                 )
             raise ValueError(f"model.losses.{name}: {error}{hint}") from error
+    _check_widths(widths, tap_adapter_channels)
     _log_overlap(student, teacher, overlap)
     return overlap
+
+
+def _check_squares(student: DenseDetector, teacher: DenseDetector) -> None:
+    """Where both pad to squares; a student that does not may meet too large a canvas in any step."""
+    ours, theirs = (x.backbone.padding_constraints.get("square_size", 0) for x in (student, teacher))
+    if 0 < theirs < ours:
+        raise ValueError(
+            f"The student pads to squares of {ours} pixels and the teacher to squares of {theirs}: the teacher's must "
+            "be as large (model.student.backbone.square_pad, model.teacher.model.backbone.square_pad)."
+        )
 
 
 def _log_overlap(student: DenseDetector, teacher: DenseDetector, overlap: Overlap) -> None:

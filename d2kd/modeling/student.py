@@ -11,7 +11,7 @@ import torch
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from d2kd.modeling.adapters import check_lists, get_adapter
 from d2kd.modeling.dense_output import Assignment, DenseOutput
@@ -34,6 +34,7 @@ class StudentRun:
         taps: (branch, index) -> one (N, C, H, W) activation a level.
         gt_instances: the images' annotations, on its device; none in images without labels.
         canvas: (H, W) of the padded batch.
+        image_sizes: (H, W) of each image in it.
     """
 
     losses: dict[str, Tensor]
@@ -42,6 +43,21 @@ class StudentRun:
     taps: Taps
     gt_instances: list[Instances]
     canvas: tuple[int, int]
+    image_sizes: list[tuple[int, int]]
+
+    def check_sizes(self, batched_inputs: Sequence[Mapping]) -> None:
+        """
+        Raises:
+            TypeError: the student resized its images; the teacher is given them as they are.
+        """
+        for item, size in zip(batched_inputs, self.image_sizes, strict=True):
+            given = tuple(item["image"].shape[-2:])
+            if given != size:
+                raise TypeError(
+                    f"The student's preprocess_image makes an image of {size[0]}x{size[1]} pixels of one of "
+                    f"{given[0]}x{given[1]}, which the teacher sees as it is: resize in the data mapper "
+                    "(dataloader.train.mapper.augmentations)."
+                )
 
     def restrict(self, overlap: Overlap) -> StudentRun:
         """The same with output, assignment and taps on what the teacher speaks of as well."""
@@ -109,10 +125,13 @@ def run_student(
     check_lists(detector, predictions)
     if torch.is_autocast_enabled(device.type):
         predictions = tree_map_only(Tensor, lambda x: x.float() if x.is_floating_point() else x, predictions)
+    anchors = detector.anchor_generator(features)
+    output = adapter.dense_output(detector, predictions, anchors)
+    output.features = features
     # A NaN in them would fail an assertion inside forward_training, on this rank alone; class maps are left to
-    # the losses. What a head returns beyond the lists that its adapter knows may be anything.
-    others = [x.detach().float().sum() for x in tree_flatten(predictions[1:])[0] if isinstance(x, Tensor)]
-    check_finite({"the student's box predictions": sum(others, detector.pixel_mean.new_zeros(()))})
+    # the losses.
+    boxes = [*output.box_params, *(output.centerness or ())]
+    check_finite({"the student's box predictions": sum(x.detach().float().sum() for x in boxes)})
     gt_instances = [x["instances"].to(device) for x in batched_inputs[:num_labelled]]
     gt_instances += [_no_objects(size, device) for size in images.image_sizes[num_labelled:]]
     given = max(num_labelled, 1)
@@ -126,19 +145,18 @@ def run_student(
             f"{type(detector).__name__}.forward_training called label_anchors {len(seen)} times, expected once: d2kd "
             "takes the assignment from that call."
         )
-    anchors, labelled = seen[0]
+    (found,) = seen
     if given < len(gt_instances):
         more = detector.label_anchors(anchors, gt_instances[given:])
-        labelled = tuple([*some, *rest] for some, rest in zip(labelled, more))
-    output = adapter.dense_output(detector, predictions, anchors)
-    output.features = features
+        found = tuple([*some, *rest] for some, rest in zip(found, more))
     return StudentRun(
         losses=losses,
         output=output,
-        assignment=adapter.assignment(detector, labelled, gt_instances, output.sizes, num_labelled=num_labelled),
+        assignment=adapter.assignment(detector, found, gt_instances, output.sizes, num_labelled=num_labelled),
         taps=taps,
         gt_instances=gt_instances,
         canvas=tuple(images.tensor.shape[-2:]),
+        image_sizes=[tuple(size) for size in images.image_sizes],
     )
 
 
@@ -164,23 +182,25 @@ def _first(
 def _kept_normalizer(detector: DenseDetector) -> Iterator[None]:
     """Put the detector's running normaliser back on leaving."""
     before = vars(detector).get("loss_normalizer")
-    yield
-    if before is None:  # the first step: Detectron2 makes it then
-        vars(detector).pop("loss_normalizer", None)
-    else:
-        detector.loss_normalizer = before
+    try:
+        yield
+    finally:
+        if before is None:  # the first step: Detectron2 makes it then
+            vars(detector).pop("loss_normalizer", None)
+        else:
+            detector.loss_normalizer = before
 
 
 @contextmanager
 def _watch_assignment(detector: DenseDetector) -> Iterator[list]:
-    """Collect (anchors, result) of each ``label_anchors`` call while inside, by shadowing it on the instance."""
+    """Collect the result of each ``label_anchors`` call while inside, by shadowing it on the instance."""
     seen: list = []
     shadowed = vars(detector).get("label_anchors")
     label_anchors = detector.label_anchors
 
     def watched(anchors: Any, gt_instances: Any) -> Any:
         result = label_anchors(anchors, gt_instances)
-        seen.append((anchors, result))
+        seen.append(result)
         return result
 
     object.__setattr__(detector, "label_anchors", watched)

@@ -106,9 +106,7 @@ def _import_timm() -> ModuleType:
     try:
         import timm
     except ImportError as error:
-        raise ImportError(
-            "TimmBackbone needs timm, which is not installed: pip install 'd2kd[timm]', or pip install timm."
-        ) from error
+        raise ImportError("TimmBackbone needs timm, which is not installed: pip install timm.") from error
     return timm
 
 

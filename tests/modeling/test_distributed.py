@@ -8,6 +8,7 @@ import torch
 from torch import multiprocessing
 
 import d2kd.modeling.cross_head as module_under_test
+from d2kd.losses import BinaryClassificationKD, IoULocalizationKD
 from d2kd.methods import get_losses
 from d2kd.modeling.cross_head import cross_head
 from tests.helpers import FAMILIES, build_detector, distilled, gradients, make_batch, make_losses, run_step
@@ -21,6 +22,15 @@ OTHERS = {
     ("RetinaNet", "tid"): {"tid": {"feature_norm": "none"}},
 }
 OBJECTS = (0, 0, 3, 1)  # none at all on the first rank
+#: Losses of batches of which the last image alone has labels, so that the first rank has none.
+UNLABELLED = {
+    "both": lambda: dict(all=BinaryClassificationKD(), labelled=IoULocalizationKD(region="positives")),
+    "labelled": lambda: dict(labelled=IoULocalizationKD(region="positives")),
+    "images": lambda: dict(
+        all=BinaryClassificationKD(normalizer="images"),
+        labelled=IoULocalizationKD(region="positives", normalizer="images"),
+    ),
+}
 
 
 def build(family, method):
@@ -35,8 +45,15 @@ def build(family, method):
     return distilled(student, teacher, losses)
 
 
-def step(model, images=slice(None)):
-    batch = make_batch([(48, 64)] * len(OBJECTS), objects=OBJECTS)[images]
+def build_unlabelled(family, kind):
+    return distilled(*(build_detector(family, seed=i, backbone_norm="FrozenBN") for i in (0, 1)), UNLABELLED[kind]())
+
+
+def step(model, images=slice(None), unlabelled=False):
+    batch = make_batch([(48, 64)] * len(OBJECTS), objects=OBJECTS)
+    for item in batch[:3] if unlabelled else ():
+        del item["instances"]
+    batch = batch[images]
     losses = {k: v for k, v in run_step(model, batch, iteration=500).items() if k.startswith("loss_kd_")}
     return (
         {name: value.item() for name, value in losses.items()},
@@ -54,6 +71,15 @@ def worker(rank, folder):
     images = slice(2 * rank, 2 * rank + 2)
     result = {(f, m): step(build(f, m), images) for f in FAMILIES for m in METHODS}
     result.update({key: step(build(*key), images) for key in OTHERS})
+    for key in product(FAMILIES, UNLABELLED):
+        result[key] = step(build_unlabelled(*key), images, unlabelled=True)
+    try:
+        ema = dict(kd=BinaryClassificationKD(normalizer="ema"))
+        model = distilled(build_detector("FCOS"), build_detector("FCOS", seed=1), ema)
+        step(model, images)
+        step(model, slice(2, 4) if rank else slice(3, 4), unlabelled=True)
+    except ValueError as error:
+        result["refused"] = str(error)
     model = build("FCOS", "bckd")
     if rank == 1:
         model.head.cls_score.bias.data.fill_(float("inf"))
@@ -86,6 +112,24 @@ def test_the_mean_over_ranks_is_the_term_of_the_whole_batch(ranks, family, metho
     for name, grad in grads.items():
         found = torch.stack([rank[1][name] for rank in per_rank]).mean(0)
         torch.testing.assert_close(found, grad, rtol=1e-4, atol=1e-5 * grad.abs().max().item())
+
+
+@pytest.mark.parametrize("family, kind", product(FAMILIES, UNLABELLED))
+def test_so_it_is_with_images_without_labels(ranks, family, kind):
+    losses, grads, *_ = step(build_unlabelled(family, kind), unlabelled=True)
+    per_rank = [rank[family, kind] for rank in ranks]
+    for name, value in losses.items():
+        assert value > 0
+        assert sum(rank[0][name] for rank in per_rank) / 2 == pytest.approx(value, rel=1e-5), name
+    for name, grad in grads.items():
+        found = torch.stack([rank[1][name] for rank in per_rank]).mean(0)
+        torch.testing.assert_close(found, grad, rtol=1e-4, atol=1e-5 * grad.abs().max().item())
+
+
+def test_what_cannot_count_images_without_labels_stops_all_ranks(ranks):
+    """Also the one whose own images have labels."""
+    for rank in ranks:
+        assert "model.losses.kd.normalizer is 'ema'" in rank["refused"] and "this batch has 1:" in rank["refused"]
 
 
 @pytest.mark.parametrize("family", ["RetinaNet", "FCOS"])  # the others keep none

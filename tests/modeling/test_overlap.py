@@ -200,7 +200,7 @@ def test_objects_of_unmapped_classes_are_background():
 
 def test_objects_get_the_teachers_class_ids():
     objects = Instances((9, 9), gt_boxes=Boxes(torch.arange(16.0).view(4, 4)), gt_classes=torch.tensor([3, 0, 1, 3]))
-    overlap = Overlap((0,), (0,), student_classes=(1, 3), teacher_classes=(4, 0), same_layout=False)
+    overlap = Overlap((0,), (0,), student_classes=(1, 3), teacher_classes=(4, 0), anchor_difference=None)
     found = overlap.in_teacher_classes([objects, objects[:0]])
     assert found[0].gt_classes.tolist() == [0, 4, 0] and len(found[1]) == 0
     assert torch.equal(found[0].gt_boxes.tensor, objects.gt_boxes.tensor[[0, 2, 3]])

@@ -5,10 +5,12 @@ import re
 
 import pytest
 from detectron2.config import instantiate
+from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 
 from d2kd.losses import BinaryClassificationKD, FeatureImitation, IoULocalizationKD, TaskIntegrationKD
 from d2kd.methods import METHODS, get_losses
+from d2kd.modeling import DistilledDetector
 from tests.helpers import build_backbone, build_detector, distilled, make_batch, make_losses, preset, run_step
 
 
@@ -78,6 +80,46 @@ def test_widths_at_the_tap(tail):
         student, teacher, losses, f"student's {ours} channels of the 'cls' tower", f"which takes {theirs} there",
         f"model.losses.crosskd_cls (tail={tail})", "model.student.head.conv_dims",
     )  # fmt: skip
+
+
+def test_widths_that_one_pair_cannot_fit():
+    """Not a circle of advice: what tail 2 needs, tail 1 refuses."""
+    losses = dict(
+        a=BinaryClassificationKD(source="crossed", tail=2), b=BinaryClassificationKD(source="crossed", tail=1)
+    )
+    for channels in (None, [8, 12], [8, 8]):
+        model = DistilledDetector(
+            student=build_detector("FCOS"),
+            teacher=dict(model=build_detector("FCOS", fpn=12)),
+            losses=losses,
+            tap_adapter_channels=channels,
+        )
+        with pytest.raises(ValueError, match=r"One pair of widths must fit all .* have \[8, 8\] and \[8, 12\]"):
+            model.load_teacher()
+
+
+def test_box_codings_of_the_heads_own_numbers():
+    teacher = build_detector("RetinaNet", seed=1)
+    teacher.box2box_transform = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
+    refused(
+        build_detector("RetinaNet"), teacher, preset("ftpd", "RetinaNet"), "model.losses.ftpd_dlt",
+        "Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0))", "Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))",
+        "model.student.box2box_transform", "IoULocalizationKD",
+    )  # fmt: skip
+    run_step(distilled(build_detector("RetinaNet"), teacher, "bckd"), make_batch())  # decoded boxes
+
+
+def test_squares():
+    student, teacher = build_detector("FCOS", square_pad=96), build_detector("FCOS", seed=1, square_pad=64)
+    refused(student, teacher, "bckd", "squares of 96 pixels and the teacher to squares of 64", "backbone.square_pad")
+
+
+def test_a_teacher_with_the_students_parameters():
+    student = build_detector("FCOS")
+    refused(student, student, "bckd", "share", "frozen", "model.teacher.model", "copy.deepcopy")
+    teacher = build_detector("FCOS", seed=1)
+    teacher.backbone = build_detector("FCOS").backbone
+    run_step(distilled(build_detector("FCOS"), teacher, "bckd"), make_batch())
 
 
 def test_widths_at_the_heads_input():

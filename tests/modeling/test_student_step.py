@@ -105,6 +105,53 @@ def test_a_head_with_its_own_forward_gives_the_same_losses():
         assert torch.equal(found[name], value), name
 
 
+class MaskingHead(RetinaNetHead):
+    """A head whose third list may hold anything."""
+
+    def forward(self, features):
+        return (*super().forward(features), [x.new_full((1,), -float("inf")) for x in features])
+
+
+class Masking(RetinaNet):
+    def forward_training(self, images, features, predictions, gt_instances):
+        assert predictions[2][0].isinf().all()
+        return super().forward_training(images, features, predictions[:2], gt_instances)
+
+
+def test_what_a_head_returns_beyond_its_boxes_need_not_be_finite():
+    student = build_detector("RetinaNet", detector_class=Masking)
+    student.head.__class__ = MaskingHead
+    expected = run_step(build_detector("RetinaNet"), make_batch())
+    found = run_step(distilled(student, build_detector("RetinaNet", seed=1), "bckd"), make_batch())
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+class Resizing(RetinaNet):
+    def preprocess_image(self, batched_inputs):
+        return super().preprocess_image([{**x, "image": x["image"][:, ::2, ::2]} for x in batched_inputs])
+
+
+def test_a_student_that_resizes_its_images_is_refused():
+    """The teacher sees them as they are given."""
+    student = build_detector("RetinaNet", detector_class=Resizing)
+    model = distilled(student, build_detector("RetinaNet", seed=1), "bckd")
+    with pytest.raises(TypeError, match="makes an image of 20x24 pixels of one of 40x48.*data mapper"):
+        run_step(model, make_batch())
+    assert run_step(distilled(build_detector("RetinaNet", detector_class=Resizing)), make_batch())  # alone it may
+
+
+def test_children_of_two_names_or_none():
+    stock, student = build_detector("FCOS"), build_detector("FCOS")
+    for detector in (stock, student):
+        detector.same_head = detector.head
+        detector.register_module("neck", None)
+    model = distilled(student, build_detector("FCOS", seed=1), "crosskd")
+    keys = [name for name in model.state_dict() if not name.startswith("distillation.")]
+    assert keys == list(stock.state_dict())
+    run_step(model, make_batch())
+    assert model.student.same_head is model.student.head and model.student.neck is None
+
+
 def share_relu(detector):
     relu = nn.ReLU()
     for subnet in (detector.head.cls_subnet, detector.head.bbox_subnet):

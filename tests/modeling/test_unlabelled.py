@@ -166,6 +166,19 @@ def test_they_count_as_many_positives_as_images_with_labels_do():
     torch.testing.assert_close(again, found)
 
 
+def test_a_term_of_labelled_images_weighs_the_same_beside_others():
+    """Its normaliser counts what it sums over: images without labels, which another term takes, are none of it."""
+    batch = make_batch(SIZES, objects=4)
+    losses = [dict(loc=IoULocalizationKD(region="positives")), dict(loc=IoULocalizationKD(region="positives"))]
+    losses[1]["all"] = BinaryClassificationKD()
+    expected = run_step(pair("FCOS", losses[0]), batch[:2])["loss_kd_loc"]
+    for terms in losses:
+        found = run_step(pair("FCOS", terms), without_labels(batch, [2, 3]))["loss_kd_loc"]
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+    left_out = IoULocalizationKD(region="positives", normalizer="ema")
+    assert run_step(pair("FCOS", dict(loc=left_out)), without_labels(batch, [2, 3]))["loss_kd_loc"] > 0
+
+
 def test_no_loss_that_takes_them_no_run_of_them():
     batch = make_batch(SIZES)
     model = pair("GFL", preset("tid", "GFL"))

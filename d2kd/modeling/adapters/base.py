@@ -64,6 +64,7 @@ class Adapter(ABC):
             bins=detector.head.reg_max + 1 if isinstance(detector, DistributionBoxes) else None,
             centerness=self.has_centerness,
             feature_channels=features[detector.head_in_features[0]].channels,
+            box_coding=_box_coding(getattr(detector, "box2box_transform", None)),
         )
 
     @abstractmethod
@@ -140,7 +141,7 @@ def check_lists(detector: DenseDetector, predictions: object) -> None:
     if not isinstance(predictions, (list, tuple)):
         raise TypeError(
             f"{type(detector.head).__name__}.forward returned a {type(predictions).__name__}, expected lists of "
-            "per-level maps, one list a kind of prediction: return a tuple of them, class logits first."
+            "per-level maps, one list a kind of prediction: return a tuple of them."
         )
 
 
@@ -181,6 +182,14 @@ def check_maps(
                     f"{head}.forward returned a map of shape {tuple(x.shape)} where d2kd looks for {kind} of level "
                     f"{level}, expected (N, A*{per_anchor}, H, W) for its {len(boxes)} anchors: {remedy}"
                 )
+
+
+def _box_coding(transform: object) -> str:
+    """Class and settings of a box transform, such as ``Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0))``."""
+    if transform is None:
+        return ""
+    settings = ((k, tuple(v) if isinstance(v, Sequence) else v) for k, v in sorted(vars(transform).items()))
+    return f"{type(transform).__name__}({', '.join(f'{k}={v}' for k, v in settings if k != 'scale_clamp')})"
 
 
 def view_anchors(anchors: Boxes, size: tuple[int, int]) -> Tensor:
