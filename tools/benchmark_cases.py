@@ -19,6 +19,7 @@ import d2kd
 from d2kd.losses import binary_classification_kd
 from d2kd.methods import METHODS, get_losses
 from d2kd.modeling import DistilledDetector
+from d2kd.modeling.cross_head import crossed_assignment, crossed_output
 from d2kd.modeling.pairing import check_pairing
 from d2kd.modeling.region_maps import make_regions, source_key, stack_parts
 
@@ -139,11 +140,12 @@ def _leaves(maps: Sequence[Tensor]) -> list[Tensor]:
 def _part_cases(method: str, model: DistilledDetector, batch: list[dict[str, Any]]) -> list[Case]:
     losses = {name: loss for name, loss in model.losses.items() if loss.weight > 0}
     tails = {loss.tail for loss in losses.values() if loss.source == "crossed"}
+    taught, teaching, overlap = model.student, model.teacher.detector, model._overlap
     with EventStorage(ITERATION), torch.no_grad():
-        student = model._run_student(batch, tails)
-        teacher = model._run_teacher(batch, student, losses)
-        crossed = {tail: model._cross(student, teacher, tail) for tail in tails}
-        assignment = model._teacher_assignment(student) if tails else student.assignment
+        student = model._run_student(batch, len(batch), tails)
+        teacher = model._run_teacher(batch, student, losses, tails)
+        crossed = {tail: crossed_output(taught, teaching, student.taps, teacher, overlap, tail=tail) for tail in tails}
+        assignment = crossed_assignment(teaching, teacher, student.assignment, student.gt_instances, overlap)
 
     sources = {"student": student.output, **{("crossed", tail): output for tail, output in crossed.items()}}
     assignments = {"student": student.assignment, "crossed": assignment}
@@ -152,7 +154,7 @@ def _part_cases(method: str, model: DistilledDetector, batch: list[dict[str, Any
     for tail in sorted(tails):
 
         def cross(taps: Mapping[Any, list[Tensor]], tail: int = tail) -> None:
-            output = model._cross(dataclasses.replace(student, taps=taps), teacher, tail)
+            output = crossed_output(taught, teaching, taps, teacher, overlap, tail=tail)
             outputs = output.logits + output.box_params + (output.centerness or [])
             grads = [torch.ones_like(x) for x in outputs]
             torch.autograd.grad(outputs, [x for maps in taps.values() for x in maps], grads)

@@ -50,7 +50,7 @@ def test_the_plain_detector_loads_it_completely(family, tmp_path, capsys):
     assert run.written() == ["student.pth"]
     for key in [*LEARNED, "distillation.loss_normalizer"]:
         assert key in stated
-    assert "left out of the model, 4:" in stated and "left out beside the model: iteration, optimizer" in stated
+    assert "left out of the model, 5:" in stated and "left out beside the model: iteration, optimizer" in stated
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -95,7 +95,7 @@ def test_it_compares_on_the_image_given(fcos, tmp_path, capsys):
 
 def test_overrides_reach_the_model(fcos, capsys):
     fcos("model.losses=null", "model.student.test_topk_candidates=2", "model.student.max_detections_per_image=3")
-    assert "left out of the model, 4:" in capsys.readouterr().out
+    assert "left out of the model, 5:" in capsys.readouterr().out
     fcos("--overwrite", "model.student.max_detections_per_image=3", script=True)
     assert len(torch.jit.load(fcos.script)(random_image(3, (96, 96), 0))[0]) == 3
 
