@@ -6,6 +6,7 @@ from itertools import product
 import pytest
 import torch
 from detectron2.utils import logger as detectron2_logger
+from detectron2.utils.events import EventStorage
 
 from d2kd.losses import BinaryClassificationKD, FeatureImitation, IoULocalizationKD
 from d2kd.losses.pearson_feature import PearsonFeatureKD
@@ -177,6 +178,19 @@ def test_a_term_of_labelled_images_weighs_the_same_beside_others():
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
     left_out = IoULocalizationKD(region="positives", normalizer="ema")
     assert run_step(pair("FCOS", dict(loc=left_out)), without_labels(batch, [2, 3]))["loss_kd_loc"] > 0
+
+
+def test_monitors_are_means_over_the_images_that_a_region_looks_at():
+    batch = make_batch(SIZES, objects=4)
+    losses = dict(loc=IoULocalizationKD(region="positives"), all=BinaryClassificationKD())
+    seen = []
+    for images in (batch[:2], without_labels(batch, [2, 3])):
+        with EventStorage(0) as storage:
+            pair("FCOS", losses)(images)
+        seen.append({name: value for name, (value, _) in storage.latest().items() if name.startswith("kd/")})
+    for name in ("kd/loc_locations", "kd/all_locations"):
+        assert seen[0][name] == seen[1][name] > 0
+    assert "kd/unlabeled_images" not in seen[0] and seen[1]["kd/unlabeled_images"] == 2
 
 
 def test_no_loss_that_takes_them_no_run_of_them():
