@@ -90,18 +90,17 @@ class DistilledDetector(nn.Module):
 
         with torch.random.fork_rng(devices=[]):  # the baseline of this seed draws the same numbers after this
             built = {name: instantiate(loss) for name, loss in (losses or {}).items() if loss is not None}
-        for name, loss in built.items():
-            if not name.isidentifier() or hasattr(nn.ModuleDict, name):
-                raise ValueError(f"model.losses.{name}: {name!r} cannot name a loss, choose another name.")
-            if not isinstance(loss, DistillationLoss):
-                raise TypeError(f"model.losses.{name} is a {type(loss).__name__}, expected a DistillationLoss.")
+            for name, loss in built.items():
+                if not name.isidentifier() or hasattr(nn.ModuleDict, name):
+                    raise ValueError(f"model.losses.{name}: {name!r} cannot name a loss, choose another name.")
+                if not isinstance(loss, DistillationLoss):
+                    raise TypeError(f"model.losses.{name} is a {type(loss).__name__}, expected a DistillationLoss.")
+            tap_adapters = make_tap_adapters(student, built.values(), tap_adapter_channels)
         if built and teacher is None:
             raise ValueError(
                 f"model.losses has {', '.join(built)} but model.teacher is null: name a teacher, or set "
                 "model.losses=null to train the student alone."
             )
-        with torch.random.fork_rng(devices=[]):
-            tap_adapters = make_tap_adapters(student, built.values(), tap_adapter_channels)
         self.distillation = DistillationState(built, tap_adapters)
         self.tap_adapter_channels = tap_adapter_channels
         self._teacher = Teacher(**teacher) if built else None
@@ -246,7 +245,7 @@ class DistilledDetector(nn.Module):
                 images = len(batched_inputs) if part.label_free else max(num_labelled, 1)
                 count = sum(w.sum() for w in region) / images
                 monitors[f"kd/{name}_{part.name}{'_' if part.name else ''}locations"] = count
-        if num_labelled < len(batched_inputs):
+        if takers and num_labelled < len(batched_inputs):
             monitors["kd/unlabeled_images"] = self.pixel_mean.new_tensor(len(batched_inputs) - num_labelled)
         if active and self._overlap.same_layout:
             monitors["kd/gap_at_positives"] = gap_at_positives(student.output, teacher.output, student.assignment)

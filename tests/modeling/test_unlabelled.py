@@ -191,6 +191,9 @@ def test_monitors_are_means_over_the_images_that_a_region_looks_at():
     for name in ("kd/loc_locations", "kd/all_locations"):
         assert seen[0][name] == seen[1][name] > 0
     assert "kd/unlabeled_images" not in seen[0] and seen[1]["kd/unlabeled_images"] == 2
+    with EventStorage(0) as storage:  # nothing takes them: none is seen
+        distilled(detector("FCOS"))(without_labels(batch, range(4)))
+    assert "kd/unlabeled_images" not in storage.latest()
 
 
 def test_no_loss_that_takes_them_no_run_of_them():
