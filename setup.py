@@ -21,7 +21,7 @@ REQUIRES = [
 ]
 # What makes the digits dataset.
 DEMO = ["scikit-learn", "scikit-image"]
-# What d2kd.modeling.timm_backbone needs; Detectron2's Swin, MViT and ViT need it too, and do not say so.
+# What d2kd.modeling.backbones needs; Detectron2's Swin, MViT and ViT need it too, and do not say so.
 TIMM = ["timm>=1.0"]
 # setuptools and wheel: the packaging test builds a wheel without build isolation.
 DEV = ["pytest", "ruff", "tensorboard", "setuptools>=70.1", "wheel"]

@@ -10,12 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from d2kd.config import distill, get_config
+    from d2kd.config import add_distillation_config, distill, get_config
     from d2kd.methods import list_methods
-    from d2kd.modeling import DistilledDetector
-    from d2kd.modeling.plain import student
-    from d2kd.modeling.self_check import check_adapter
-    from d2kd.yacs_config import add_distillation_config
+    from d2kd.modeling import DistilledDetector, check_adapter, student
 
 __version__ = "0.1.0"  # the only place: setup.py reads it from here
 
@@ -32,13 +29,12 @@ __all__ = [
 
 _HOME = {
     "DistilledDetector": "d2kd.modeling",
-    "add_distillation_config": "d2kd.yacs_config",
-    "check_adapter": "d2kd.modeling.self_check",
+    "add_distillation_config": "d2kd.config",
+    "check_adapter": "d2kd.modeling",
     "distill": "d2kd.config",
     "get_config": "d2kd.config",
     "list_methods": "d2kd.methods",
-    # Not from d2kd.modeling: there, "student" is a module.
-    "student": "d2kd.modeling.plain",
+    "student": "d2kd.modeling",
 }
 
 

@@ -4,8 +4,8 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyConfig, instantiate
 
+from d2kd.cli import export as tool
 from tests.helpers import build_detector, make_batch, run_step
-from tools import export_student as tool
 
 # A run with something learned in distillation.*: a temperature, and an adapter of features; its teacher is nowhere.
 CONFIG = """
@@ -19,7 +19,7 @@ model = L(DistilledDetector)(
     teacher=dict(model=L(build_detector)(family="{family}", width=8), checkpoint="{teacher}", input_format=None),
     losses=dict(
         box=L({loss})(kind="learned"),
-        features=L(FeatureImitation)(region="inside_box", normalizer="level_locations", adapter_channels=[8, 8]),
+        features=L(FeatureImitation)(region="inside_box", normalizer="level_locations", projector_channels=[8, 8]),
     ),
     input_format=None,
 )
@@ -59,7 +59,7 @@ class Run:
 
     def __call__(self, *options, script=False):
         extra = ["--torchscript", str(self.script)] if script else []
-        tool.main([str(self.config), str(self.checkpoint), "--output", str(self.output), *extra, *map(str, options)])
+        tool.run([str(self.config), str(self.checkpoint), "--output", str(self.output), *extra, *map(str, options)])
 
     def change(self, edit):
         content = torch.load(self.checkpoint)

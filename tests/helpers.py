@@ -28,8 +28,9 @@ from d2kd.losses import (
     SoftmaxClassificationKD,
 )
 from d2kd.methods import get_losses
-from d2kd.modeling import Assignment, DistilledDetector
+from d2kd.modeling import DistilledDetector
 from d2kd.modeling.detectors import ATSS, GFL, ATSSAssigner, ATSSHead, GFLHead
+from d2kd.structures import Assignment
 
 FAMILIES = ("RetinaNet", "FCOS", "GFL", "ATSS")
 REG_MAX = 4

@@ -121,7 +121,7 @@ def process_group(tmp_path):
 
 def scheduled():
     """A loss with parameters of its own, which is off in the first steps."""
-    losses = preset("pkd", "RetinaNet", adapter_channels=[8, 8])
+    losses = preset("pkd", "RetinaNet", projector_channels=[8, 8])
     losses["pkd"].schedule = lambda where: float(where >= 0.5)
     losses["pkd"].schedule_iters = 3
     return distilled(build_detector("RetinaNet"), build_detector("RetinaNet", seed=1), losses)

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from d2kd.conversion.architecture import Layout, read_layout
 from d2kd.conversion.errors import ConversionError
 from d2kd.conversion.families import FAMILIES, STYLES
-from d2kd.conversion.fit import Fit, find_fit
-from d2kd.conversion.layout import Layout, read_layout
 from d2kd.conversion.names import SourceNames, reorder_anchors
+from d2kd.conversion.target import Fit, find_fit
 
 __all__ = ["Conversion", "convert"]
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from d2kd.checkpoint import whole_file
 from d2kd.conversion.errors import ConversionError
-from d2kd.files import whole_file
 
 __all__ = ["check_output", "read_state", "write_checkpoint"]
 

@@ -11,6 +11,7 @@ from d2kd.engine.defaults import (
 )
 from d2kd.engine.evaluation import evaluate, teacher_predictor
 from d2kd.engine.hooks import BestCheckpointer, SeedEachIteration, TrainingCost
+from d2kd.engine.train import do_eval, do_test, do_train
 from d2kd.engine.trainer import Trainer
 
 __all__ = [
@@ -24,6 +25,9 @@ __all__ = [
     "check_image_format",
     "create_ddp_model",
     "default_writers",
+    "do_eval",
+    "do_test",
+    "do_train",
     "evaluate",
     "resolve_device",
     "teacher_predictor",

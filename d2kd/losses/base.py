@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from fvcore.common.param_scheduler import ParamScheduler
@@ -14,9 +14,7 @@ from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
 from d2kd.losses.parts import Part
-
-if TYPE_CHECKING:  # a dense output is duck-typed here: this room must not need detectron2
-    from d2kd.modeling.dense_output import Assignment, DenseOutput, OutputSpec
+from d2kd.structures import Assignment, DenseOutput, OutputSpec
 
 __all__ = ["LOSS_REGISTRY", "SOURCES", "DistillationLoss"]
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from d2kd.losses.base import LOSS_REGISTRY, DistillationLoss
 from d2kd.losses.binary_classification import binary_classification_kd
 from d2kd.losses.kernel import check_floating, check_reduction, check_weight, weigh_and_reduce
-
-if TYPE_CHECKING:
-    from d2kd.modeling.dense_output import DenseOutput, OutputSpec
+from d2kd.structures import DenseOutput, OutputSpec
 
 __all__ = ["CenternessKD", "centerness_kd"]
 

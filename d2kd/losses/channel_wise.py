@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,9 +20,7 @@ from d2kd.losses.kernel import (
     weigh_and_reduce,
 )
 from d2kd.losses.temperature_kl import log_softmax
-
-if TYPE_CHECKING:
-    from d2kd.modeling.dense_output import DenseOutput
+from d2kd.structures import DenseOutput
 
 __all__ = ["ChannelWiseKD", "channel_wise_kd"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +14,7 @@ from d2kd.losses.kernel import check_number, compute_dtype, drop_unweighted, wei
 from d2kd.losses.laplace_kl import laplace_kl
 from d2kd.losses.learned_temperature import LearnedTemperature
 from d2kd.regions.quality import QUALITY
-
-if TYPE_CHECKING:
-    from d2kd.modeling.dense_output import Assignment, DenseOutput, OutputSpec
+from d2kd.structures import Assignment, DenseOutput, OutputSpec
 
 __all__ = ["DynamicBoxKD", "group_std_temperatures", "weighted_median"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -13,9 +13,7 @@ from d2kd.losses.kernel import check_number, check_reduction, check_weight, drop
 from d2kd.losses.learned_temperature import LearnedTemperature
 from d2kd.losses.temperature_kl import GRAD_SCALES, temperature_kl
 from d2kd.regions.quality import QUALITY
-
-if TYPE_CHECKING:
-    from d2kd.modeling.dense_output import DenseOutput, OutputSpec
+from d2kd.structures import DenseOutput, OutputSpec
 
 __all__ = [
     "DynamicLocalizationDistillation",

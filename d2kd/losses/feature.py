@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from d2kd.losses.base import DistillationLoss
-
-if TYPE_CHECKING:
-    from d2kd.modeling.dense_output import DenseOutput, OutputSpec
+from d2kd.structures import DenseOutput, OutputSpec
 
 __all__ = ["FeatureLoss", "check_widths"]
 
@@ -26,8 +24,8 @@ class FeatureLoss(DistillationLoss):
     A subclass implements :meth:`level_loss` on :meth:`feature_maps` and :meth:`cell_weights`.
 
     Args:
-        adapter_channels: [student's, teacher's] channels, for the convolution between them; None: none. May be equal.
-        adapter_kernel: its kernel size, 1 or 3; padded, so that maps keep their size.
+        projector_channels: [student's, teacher's] channels, for the convolution between them; None: none. May be equal.
+        projector_kernel: its kernel size, 1 or 3; padded, so that maps keep their size.
         normalizer: see :class:`DistillationLoss`; "level_locations" is a sum of the levels' weighted means over cells.
         kwargs: see :class:`DistillationLoss`; ``source`` is "student", since a crossed output has no features.
 
@@ -40,8 +38,8 @@ class FeatureLoss(DistillationLoss):
     def __init__(
         self,
         *,
-        adapter_channels: Sequence[int] | None = None,
-        adapter_kernel: int = 1,
+        projector_channels: Sequence[int] | None = None,
+        projector_kernel: int = 1,
         normalizer: str = "level_locations",
         **kwargs: Any,
     ) -> None:
@@ -49,12 +47,12 @@ class FeatureLoss(DistillationLoss):
         name = type(self).__name__
         if self.source != "student":
             raise ValueError(f"{name}.source is {self.source!r}, which has no features: expected 'student'.")
-        _check_adapter(name, adapter_channels, adapter_kernel)
-        self.adapter_channels = None if adapter_channels is None else tuple(adapter_channels)
-        self.adapter_kernel = adapter_kernel
+        _check_adapter(name, projector_channels, projector_kernel)
+        self.projector_channels = None if projector_channels is None else tuple(projector_channels)
+        self.projector_kernel = projector_kernel
         self.adapter: nn.Conv2d | None = None
-        if self.adapter_channels is not None:
-            self.adapter = nn.Conv2d(*self.adapter_channels, adapter_kernel, padding=adapter_kernel // 2)
+        if self.projector_channels is not None:
+            self.adapter = nn.Conv2d(*self.projector_channels, projector_kernel, padding=projector_kernel // 2)
 
     @property
     def compares_locations(self) -> bool:
@@ -67,15 +65,15 @@ class FeatureLoss(DistillationLoss):
         found = (
             f"{self.source} ({source.family}) has {widths[0]} channels and the teacher ({teacher.family}) {widths[1]}"
         )
-        setting = f"model.losses.NAME.adapter_channels={list(widths)}"
-        if self.adapter_channels is None and widths[0] != widths[1]:
+        setting = f"model.losses.NAME.projector_channels={list(widths)}"
+        if self.projector_channels is None and widths[0] != widths[1]:
             raise ValueError(
                 f"{name} needs features of one width, but {found}: set {setting} to train a convolution between them, "
                 "set the student's backbone.out_channels to the teacher's, or set this loss to null."
             )
-        if self.adapter_channels is not None and self.adapter_channels != widths:
+        if self.projector_channels is not None and self.projector_channels != widths:
             raise ValueError(
-                f"{name}.adapter_channels is {list(self.adapter_channels)}, but {found}: set {setting}"
+                f"{name}.projector_channels is {list(self.projector_channels)}, but {found}: set {setting}"
                 + (", or null." if widths[0] == widths[1] else ".")
             )
 
@@ -105,8 +103,8 @@ class FeatureLoss(DistillationLoss):
         return region.squeeze(-3)
 
     def extra_repr(self) -> str:
-        channels = None if self.adapter_channels is None else list(self.adapter_channels)
-        return f"{super().extra_repr()}, adapter_channels={channels}, adapter_kernel={self.adapter_kernel}"
+        channels = None if self.projector_channels is None else list(self.projector_channels)
+        return f"{super().extra_repr()}, projector_channels={channels}, projector_kernel={self.projector_kernel}"
 
 
 def check_widths(field: str, channels: Any) -> None:
@@ -123,6 +121,6 @@ def check_widths(field: str, channels: Any) -> None:
 
 def _check_adapter(loss: str, channels: Any, kernel: Any) -> None:
     if channels is not None:
-        check_widths(f"{loss}.adapter_channels", channels)
+        check_widths(f"{loss}.projector_channels", channels)
     if isinstance(kernel, bool) or kernel not in (1, 3):
-        raise ValueError(f"{loss}.adapter_kernel is {kernel!r}, expected 1 or 3.")
+        raise ValueError(f"{loss}.projector_kernel is {kernel!r}, expected 1 or 3.")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from d2kd.losses.base import LOSS_REGISTRY
@@ -16,9 +14,7 @@ from d2kd.losses.kernel import (
     drop_unweighted,
     weigh_and_reduce,
 )
-
-if TYPE_CHECKING:
-    from d2kd.modeling.dense_output import DenseOutput
+from d2kd.structures import DenseOutput
 
 __all__ = ["FeatureImitation", "feature_imitation"]
 

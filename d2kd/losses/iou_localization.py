@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +16,7 @@ from d2kd.losses.kernel import (
     compute_dtype,
     weigh_and_reduce,
 )
-
-if TYPE_CHECKING:
-    from d2kd.modeling.dense_output import DenseOutput
+from d2kd.structures import DenseOutput
 
 __all__ = ["IoULocalizationKD", "iou_localization_kd", "iou_loss"]
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from d2kd.losses.base import LOSS_REGISTRY
 from d2kd.losses.feature import FeatureLoss
 from d2kd.losses.standardize import standardized_difference
-
-if TYPE_CHECKING:
-    from d2kd.modeling.dense_output import DenseOutput
+from d2kd.structures import DenseOutput
 
 __all__ = ["PearsonFeatureKD"]
 

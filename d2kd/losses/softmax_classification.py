@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from d2kd.losses.base import LOSS_REGISTRY, DistillationLoss
 from d2kd.losses.kernel import check_number, check_reduction, check_weight, drop_unweighted, weigh_and_reduce
 from d2kd.losses.temperature_kl import check_inputs, temperature_kl
-
-if TYPE_CHECKING:
-    from d2kd.modeling.dense_output import DenseOutput, OutputSpec
+from d2kd.structures import DenseOutput, OutputSpec
 
 __all__ = ["SoftmaxClassificationKD", "softmax_classification_kd"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +16,7 @@ from d2kd.losses.feature_imitation import feature_imitation
 from d2kd.losses.kernel import compute_dtype
 from d2kd.losses.parts import Part
 from d2kd.losses.standardize import standardized_difference
-
-if TYPE_CHECKING:
-    from d2kd.modeling.dense_output import DenseOutput
+from d2kd.structures import DenseOutput
 
 __all__ = ["TaskIntegrationKD", "teacher_attention"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +17,7 @@ from d2kd.losses.kernel import check_number, drop_unweighted, weigh_and_reduce
 from d2kd.losses.parts import Part
 from d2kd.losses.temperature_kl import temperature_kl
 from d2kd.regions.quality import QUALITY
-
-if TYPE_CHECKING:
-    from d2kd.modeling.dense_output import DenseOutput, OutputSpec
+from d2kd.structures import DenseOutput, OutputSpec
 
 __all__ = ["KINDS", "TemperatureFreeClassificationKD"]
 

@@ -38,7 +38,7 @@ _ATSS = dict(
 
 CROSSKD = Method(
     paper="CrossKD: Cross-Head Knowledge Distillation for Object Detection, CVPR 2024",
-    needs=("the same tower width where the taps are, or model.tap_adapter_channels",),
+    needs=("the same tower width where the taps are, or model.tap_projector_channels",),
     presets={
         "RetinaNet": _losses(tail=1, cls_weight=1.0, iou_type="giou", loc_weight=1.0),
         "FCOS": _losses(tail=2, cls_weight=0.4, iou_type="neg_log_iou", loc_weight=0.75),

@@ -10,7 +10,7 @@ _LOSSES = dict(cwd=L(ChannelWiseKD)(weight=0.5, temperature=1.0, region="everywh
 
 CWD = Method(
     paper="Channel-wise Knowledge Distillation for Dense Prediction, ICCV 2021",
-    needs=("features of the same width, or losses.cwd.adapter_channels",),
+    needs=("features of the same width, or losses.cwd.projector_channels",),
     presets={"RetinaNet": _LOSSES, "FCOS": _LOSSES, "GFL": _LOSSES, "ATSS": _LOSSES},
     reconstructed="CWD's temperature, weight and normaliser on detectors; the formula is the paper's",
 )

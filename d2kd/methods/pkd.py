@@ -15,6 +15,6 @@ def _losses(weight: float) -> dict[str, DictConfig]:
 
 PKD = Method(
     paper="PKD: General Distillation Framework for Object Detectors via Pearson Correlation Coefficient, NeurIPS 2022",
-    needs=("features of the same width, or losses.pkd.adapter_channels",),
+    needs=("features of the same width, or losses.pkd.projector_channels",),
     presets={"RetinaNet": _losses(2.0), "FCOS": _losses(2.0), "GFL": _losses(6.0), "ATSS": _losses(1.0)},
 )

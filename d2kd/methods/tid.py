@@ -24,7 +24,7 @@ def _tid(**scores: Any) -> Method:
     return Method(
         paper="Classification and regression Task Integration in distillation for object detectors "
         "(Su et al., Neurocomputing 624, 2025, arXiv 2404.01699)",
-        needs=(SAME_LOCATIONS, "features of the same width, or losses.tid.adapter_channels"),
+        needs=(SAME_LOCATIONS, "features of the same width, or losses.tid.projector_channels"),
         presets={family: losses for family in ("RetinaNet", "FCOS", "GFL", "ATSS")},
         reconstructed="TID's class scores, thresholds and weights; the rest from descriptions by others",
     )

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from fvcore.common.registry import Registry
 from torch import Tensor
 
-if TYPE_CHECKING:  # dense outputs are duck-typed here: this room must not need detectron2
-    from d2kd.modeling.dense_output import DenseOutput
+from d2kd.structures import DenseOutput
 
 REGION_REGISTRY = Registry("REGION")
 REGION_REGISTRY.__doc__ = """

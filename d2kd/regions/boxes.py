@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from d2kd.atss import adaptive_thresholds, box_areas, box_centers, in_parts, intersection, iou
+from d2kd.regions.atss import adaptive_thresholds
 from d2kd.regions.base import (
     REGION_REGISTRY,
     check_bool,
@@ -20,9 +19,7 @@ from d2kd.regions.base import (
     level_maps,
     max_score,
 )
-
-if TYPE_CHECKING:
-    from d2kd.modeling.dense_output import Assignment, DenseOutput
+from d2kd.structures import Assignment, DenseOutput, box_areas, box_centers, intersection, iou, object_chunks
 
 _METRICS = ("anchor_iof", "diou")
 _EPS = 1e-6
@@ -74,7 +71,7 @@ def valuable_localization_region(
 ) -> Tensor:
     """
     LD's valuable localisation region of one image: the anchors n with gamma * t_g <= D(n, g) < t_g for an object g,
-    where t_g is the IoU that ATSS asks of g's anchors (:func:`d2kd.atss.adaptive_thresholds`) and D
+    where t_g is the IoU that ATSS asks of g's anchors (:func:`d2kd.regions.atss.adaptive_thresholds`) and D
     :func:`central_overlap`: too far off to be positives, near enough to say where an edge is.
 
     "Localization Distillation for Dense Object Detection" (CVPR 2022, arXiv:2102.12252). The defaults are those of the
@@ -111,7 +108,7 @@ def valuable_localization_region(
     thresholds = adaptive_thresholds(level_anchors, gt_boxes, topk=topk, valid=valid)
     anchors = torch.cat([x.float() for x in level_anchors])[:, None]
     weights = anchors.new_zeros(len(anchors))
-    parts = (in_parts(x, len(anchors)) for x in (gt_boxes.float(), thresholds))
+    parts = (object_chunks(x, len(anchors)) for x in (gt_boxes.float(), thresholds))
     for boxes, upper in zip(*parts):
         overlap = central_overlap(anchors, boxes, metric=metric)
         inside = (overlap >= gamma * upper) & (overlap < upper)
@@ -153,7 +150,7 @@ def inside_box_region(
     """
     centers = box_centers(anchors.float())[:, None]
     inside = torch.zeros(len(anchors), dtype=torch.bool, device=anchors.device)
-    for boxes in in_parts(gt_boxes.float(), len(anchors)):
+    for boxes in object_chunks(gt_boxes.float(), len(anchors)):
         x_inside, y_inside = (
             (centers[..., axis] > boxes[:, axis]) & (centers[..., axis] < boxes[:, axis + 2]) for axis in (0, 1)
         )
@@ -187,7 +184,7 @@ def fine_grained_region(
     inside = torch.zeros(len(anchors), dtype=torch.bool, device=anchors.device)
     if not len(anchors):
         return inside.float()
-    for boxes in in_parts(gt_boxes.float(), len(anchors)):
+    for boxes in object_chunks(gt_boxes.float(), len(anchors)):
         overlaps = iou(anchors, boxes, _EPS)
         if valid is not None:
             overlaps = overlaps * valid[:, None]

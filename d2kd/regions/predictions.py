@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from d2kd.atss import iou
 from d2kd.regions.base import REGION_REGISTRY, check_count, check_fraction, label_free
-
-if TYPE_CHECKING:
-    from d2kd.modeling.dense_output import Assignment, DenseOutput
+from d2kd.structures import Assignment, DenseOutput, iou
 
 
 @torch.no_grad()

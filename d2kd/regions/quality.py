@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from numbers import Real
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,10 +26,7 @@ from d2kd.regions.base import (
 )
 from d2kd.regions.boxes import valuable_localization
 from d2kd.regions.scores import labelled_locations, teacher_confidences
-
-if TYPE_CHECKING:
-    from d2kd.modeling.dense_output import Assignment, DenseOutput
-
+from d2kd.structures import Assignment, DenseOutput
 
 #: Where FTPD's localisation terms teach, unless told otherwise: a loss's ``region``.
 QUALITY = MappingProxyType({"name": "teacher_quality", "centerness": True})

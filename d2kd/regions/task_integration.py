@@ -13,16 +13,13 @@ key area and the weights of cells.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from d2kd.regions.base import REGION_REGISTRY, check_bool, check_choice, check_count
 from d2kd.regions.task_scores import REGION, ImportanceScore, cell_scores, check_range, iou_thresholds_of
-
-if TYPE_CHECKING:
-    from d2kd.modeling.dense_output import Assignment, DenseOutput
+from d2kd.structures import Assignment, DenseOutput
 
 # Scores that differ by no more are equal: products of one table may differ in their last bit.
 _TOLERANCE = 1e-4

@@ -6,16 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from d2kd.atss import adaptive_thresholds, in_parts, iou
+from d2kd.regions.atss import adaptive_thresholds
 from d2kd.regions.base import check_bool, check_choice, flat_anchors, flat_maps, option_error
-
-if TYPE_CHECKING:
-    from d2kd.modeling.dense_output import Assignment, DenseOutput
+from d2kd.structures import Assignment, DenseOutput, iou, object_chunks
 
 REGION = "task_integration"
 # Of detectors whose matcher has none: those of Detectron2's RetinaNet.
@@ -157,7 +155,7 @@ def nearest_object(boxes: Tensor, gt_boxes: Tensor) -> tuple[Tensor, Tensor]:
     overlap = columns.new_zeros(len(columns))
     index = torch.full_like(overlap, -1, dtype=torch.int64)
     offset = 0
-    for part in in_parts(gt_boxes.float(), len(columns)):
+    for part in object_chunks(gt_boxes.float(), len(columns)):
         if not len(part):  # what no objects at all are split into
             break
         best, which = iou(columns, part[:, None]).max(0)

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from d2kd.conversion import convert, write_checkpoint
 from d2kd.modeling.adapters import get_adapter
-from d2kd.modeling.teacher import Teacher
+from d2kd.modeling.distillation.teacher import Teacher
 from tests.conversion.openmmlab import Spec, pyramid, random_state, run
 
 # What a file does not tell, as options of convert(); p6_from is left to the file.

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import tools.convert_mmdet_checkpoint as tool
+import d2kd.cli.convert as tool
 from d2kd.conversion import ConversionError, read_state
 from tests.conversion.openmmlab import Spec, random_state
 
@@ -31,7 +31,7 @@ def save(path, spec=SMALL, change=lambda content: None, **kwargs):
 
 
 def call(source, output, *options, detector="gfl", depth=18):
-    tool.main([str(source), str(output), "--detector", detector, "--depth", str(depth), *options])
+    tool.run([str(source), str(output), "--detector", detector, "--depth", str(depth), *options])
 
 
 def read(path):

@@ -160,7 +160,7 @@ def test_learning_rates_by_layer(tmp_path, monkeypatch):
     assert plain["backbone.net.pos_embed"][1] == 0.0
     assert parameter_groups(cfg, instantiate(cfg.model)) == plain
 
-    adapter = FeatureImitation(region="inside_box", normalizer="level_locations", adapter_channels=[32, 32])
+    adapter = FeatureImitation(region="inside_box", normalizer="level_locations", projector_channels=[32, 32])
     cfg.model.losses = OmegaConf.create({"features": adapter}, flags={"allow_objects": True})
     learning = parameter_groups(cfg, instantiate(cfg.model))
     own = {name: values for name, values in learning.items() if name not in plain}

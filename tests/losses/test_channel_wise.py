@@ -288,7 +288,7 @@ def test_a_region_of_anchors_is_refused():
 
 
 def test_an_adapter_makes_the_student_as_wide_as_the_teacher():
-    module = ChannelWiseKD(adapter_channels=[3, 5])
+    module = ChannelWiseKD(projector_channels=[3, 5])
     student, teacher = random_maps(2, 3, 4, 4, dtype=torch.float32), random_maps(2, 5, 4, 4, dtype=torch.float32)
     source, target = output(features=[student.requires_grad_()]), output(features=[teacher])
     loss = module.level_loss(source, target, 0, torch.ones(2, 1, 4, 4))
@@ -315,4 +315,4 @@ def test_a_crossed_source_has_no_features():
 
 def test_a_printed_term_shows_its_temperature():
     assert "region=everywhere, normalizer=images" in repr(ChannelWiseKD())
-    assert repr(ChannelWiseKD(temperature=4)).endswith("adapter_channels=None, adapter_kernel=1, temperature=4)")
+    assert repr(ChannelWiseKD(temperature=4)).endswith("projector_channels=None, projector_kernel=1, temperature=4)")

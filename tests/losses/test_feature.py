@@ -47,31 +47,31 @@ def test_a_region_of_anchors_is_refused(loss):
 def test_widths_that_differ_need_an_adapter(loss):
     message = (
         rf"^{loss.__name__} needs features of one width, but student \(GFL\) has 128 channels and the teacher "
-        r"\(ATSS\) 256: set model.losses.NAME.adapter_channels=\[128, 256\]"
+        r"\(ATSS\) 256: set model.losses.NAME.projector_channels=\[128, 256\]"
     )
     with pytest.raises(ValueError, match=message):
         loss().check_pair(spec("GFL", feature_channels=128), spec("ATSS"))
     loss().check_pair(spec("GFL"), spec("ATSS"))
-    loss(adapter_channels=[128, 256]).check_pair(spec("GFL", feature_channels=128), spec("ATSS"))
-    loss(adapter_channels=[256, 256]).check_pair(spec("GFL"), spec("ATSS"))
+    loss(projector_channels=[128, 256]).check_pair(spec("GFL", feature_channels=128), spec("ATSS"))
+    loss(projector_channels=[256, 256]).check_pair(spec("GFL"), spec("ATSS"))
 
 
 @every_loss
 @pytest.mark.parametrize(
     "channels, widths, advice",
     [
-        ([128, 512], (128, 256), r"set model.losses.NAME.adapter_channels=\[128, 256\]\.$"),
-        ([256, 128], (128, 256), r"set model.losses.NAME.adapter_channels=\[128, 256\]\.$"),
-        ([128, 256], (256, 256), r"set model.losses.NAME.adapter_channels=\[256, 256\], or null\.$"),
+        ([128, 512], (128, 256), r"set model.losses.NAME.projector_channels=\[128, 256\]\.$"),
+        ([256, 128], (128, 256), r"set model.losses.NAME.projector_channels=\[128, 256\]\.$"),
+        ([128, 256], (256, 256), r"set model.losses.NAME.projector_channels=\[256, 256\], or null\.$"),
     ],
 )
 def test_an_adapter_of_other_widths_is_refused(loss, channels, widths, advice):
     ours, theirs = widths
     found = rf"student \(GFL\) has {ours} channels and the teacher \(ATSS\) {theirs}"
     with pytest.raises(
-        ValueError, match=rf"^{loss.__name__}.adapter_channels is .*{channels[1]}\], but {found}: {advice}"
+        ValueError, match=rf"^{loss.__name__}.projector_channels is .*{channels[1]}\], but {found}: {advice}"
     ):
-        loss(adapter_channels=channels).check_pair(
+        loss(projector_channels=channels).check_pair(
             spec("GFL", feature_channels=ours), spec("ATSS", feature_channels=theirs)
         )
 
@@ -79,7 +79,7 @@ def test_an_adapter_of_other_widths_is_refused(loss, channels, widths, advice):
 @every_loss
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_the_adapter_is_one_convolution_for_all_levels(loss, kernel):
-    module = loss(adapter_channels=[3, 5], adapter_kernel=kernel)
+    module = loss(projector_channels=[3, 5], projector_kernel=kernel)
     assert {name: tuple(p.shape) for name, p in module.named_parameters()} == {
         "adapter.weight": (5, 3, kernel, kernel),
         "adapter.bias": (5,),
@@ -104,7 +104,7 @@ def test_the_adapter_is_one_convolution_for_all_levels(loss, kernel):
 
 @every_loss
 def test_an_empty_region_leaves_the_adapter_connected(loss):
-    module = loss(adapter_channels=[3, 5])
+    module = loss(projector_channels=[3, 5])
     student = random_maps(2, 3, 4, 4, dtype=torch.float32).requires_grad_()
     teacher = random_maps(2, 5, 4, 4, dtype=torch.float32)
     sums = module(output(features=[student]), output(features=[teacher]), [region_of(module, 2, 4, 4, value=0.0)])
@@ -116,7 +116,7 @@ def test_an_empty_region_leaves_the_adapter_connected(loss):
 
 @every_loss
 def test_an_adapter_reads_features_of_another_precision(loss):
-    module = loss(adapter_channels=[3, 5])
+    module = loss(projector_channels=[3, 5])
     student = random_maps(2, 3, 4, 4).bfloat16().requires_grad_()
     teacher = random_maps(2, 5, 4, 4, seed=1).bfloat16()
     region = [region_of(module, 2, 4, 4)]
@@ -132,14 +132,17 @@ def test_an_adapter_reads_features_of_another_precision(loss):
 @pytest.mark.parametrize(
     "kwargs, message",
     [
-        ({"adapter_channels": 256}, "adapter_channels is 256, expected the student's channels .* or null"),
-        ({"adapter_channels": [256]}, r"adapter_channels is \[256\], expected the student's channels"),
-        ({"adapter_channels": [256, 0]}, r"adapter_channels is \[256, 0\], expected the student's channels"),
-        ({"adapter_channels": [256, 128.0]}, r"adapter_channels is \[256, 128.0\], expected the student's channels"),
-        ({"adapter_channels": [True, 256]}, r"adapter_channels is \[True, 256\], expected the student's channels"),
-        ({"adapter_channels": "auto"}, "adapter_channels is 'auto', expected the student's channels"),
-        ({"adapter_kernel": 5}, "adapter_kernel is 5, expected 1 or 3"),
-        ({"adapter_kernel": True, "adapter_channels": [1, 2]}, "adapter_kernel is True, expected 1 or 3"),
+        ({"projector_channels": 256}, "projector_channels is 256, expected the student's channels .* or null"),
+        ({"projector_channels": [256]}, r"projector_channels is \[256\], expected the student's channels"),
+        ({"projector_channels": [256, 0]}, r"projector_channels is \[256, 0\], expected the student's channels"),
+        (
+            {"projector_channels": [256, 128.0]},
+            r"projector_channels is \[256, 128.0\], expected the student's channels",
+        ),
+        ({"projector_channels": [True, 256]}, r"projector_channels is \[True, 256\], expected the student's channels"),
+        ({"projector_channels": "auto"}, "projector_channels is 'auto', expected the student's channels"),
+        ({"projector_kernel": 5}, "projector_kernel is 5, expected 1 or 3"),
+        ({"projector_kernel": True, "projector_channels": [1, 2]}, "projector_kernel is True, expected 1 or 3"),
     ],
 )
 def test_adapters_that_mean_nothing_are_named(loss, kwargs, message):
@@ -149,5 +152,5 @@ def test_adapters_that_mean_nothing_are_named(loss, kwargs, message):
 
 @every_loss
 def test_a_printed_term_shows_its_adapter(loss):
-    assert "adapter_channels=None, adapter_kernel=1" in repr(loss())
-    assert "adapter_channels=[3, 5], adapter_kernel=3" in repr(loss(adapter_channels=(3, 5), adapter_kernel=3))
+    assert "projector_channels=None, projector_kernel=1" in repr(loss())
+    assert "projector_channels=[3, 5], projector_kernel=3" in repr(loss(projector_channels=(3, 5), projector_kernel=3))

@@ -67,4 +67,4 @@ def test_another_correction_is_refused(value):
 
 def test_a_printed_term_shows_its_correction():
     assert "region=everywhere" in repr(PearsonFeatureKD())
-    assert repr(PearsonFeatureKD(correction=0)).endswith("adapter_channels=None, adapter_kernel=1, correction=0)")
+    assert repr(PearsonFeatureKD(correction=0)).endswith("projector_channels=None, projector_kernel=1, correction=0)")

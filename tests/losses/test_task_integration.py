@@ -156,7 +156,7 @@ def test_gradient_reaches_features_and_adapter_alone():
     source, teacher, assignment = scene(2, objects=(4, 0), requires_grad=True)
     source.features = [x.float().detach().requires_grad_() for x in maps()[0]]
     teacher.features = [torch.cat([x, x.flip(1)], 1).float().requires_grad_() for x in maps()[1]]
-    module = TaskIntegrationKD(adapter_channels=(C, 2 * C), attention=True)
+    module = TaskIntegrationKD(projector_channels=(C, 2 * C), attention=True)
     made = task_integration(source, teacher, assignment)
     prepared = [module.prepare_region(made[term.area]) for term in module.parts]
     sums = module(source, teacher, [torch.stack(levels) for levels in zip(*prepared, strict=True)], assignment)

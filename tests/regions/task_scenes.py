@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from d2kd import atss
+from d2kd.regions import atss
 
 AREAS = ("weak", "key", "rest")
 K = 4

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-import d2kd.atss
+import d2kd.regions.atss
+import d2kd.structures.boxes
 from d2kd.regions import (
     central_overlap,
     fine_grained_region,
@@ -62,7 +63,7 @@ def test_closed_form_batch(index):
     true_diou = valuable_localization_region(anchors, boxes, valid=valid, metric="diou")
     assert per_level(true_diou, anchors) == counts["vlr_true_diou_per_level"]
 
-    positives = d2kd.atss.assign(anchors, boxes, valid=valid) >= 0
+    positives = d2kd.regions.atss.assign(anchors, boxes, valid=valid) >= 0
     assert int((weights[positives] > 0).sum()) == counts["vlr_and_pos"] > 0
     disjoint = valuable_localization_region(anchors, boxes, valid=valid, exclude_positives=True, positives=positives)
     assert torch.equal(disjoint, weights * ~positives)
@@ -156,7 +157,7 @@ def test_the_band_has_its_lower_end_and_not_its_upper():
     assert region(128, 256, gamma=0.2).tolist() == [0.25, 0.0625]
     # IoUs 1/4 and 1, and the gamma at which the lower end is D = 1/4
     anchors = [torch.tensor([[-32.0, -32, 96, 96]]), box]
-    threshold = d2kd.atss.adaptive_thresholds(anchors, box)
+    threshold = d2kd.regions.atss.adaptive_thresholds(anchors, box)
     lower = (0.25 / threshold).item()
     assert torch.tensor(lower) * threshold == 0.25
     for gamma, expected in ((lower, [0.25, 1]), (lower * (1 + 1e-6), [0, 1])):
@@ -206,7 +207,7 @@ def test_few_objects_at_a_time_change_nothing(monkeypatch, pairs):
         ]
 
     expected = regions()
-    monkeypatch.setattr(d2kd.atss, "MAX_PAIRS", pairs)
+    monkeypatch.setattr(d2kd.structures.boxes, "MAX_PAIRS", pairs)
     for region, same in zip(regions(), expected, strict=True):
         assert region.any() and torch.equal(region, same)
 

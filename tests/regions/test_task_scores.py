@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from d2kd import atss
-from d2kd.regions import task_scores
+from d2kd import structures
+from d2kd.regions import atss, task_scores
 from d2kd.regions.task_integration import task_integration
 from d2kd.regions.task_scores import ImportanceScore, cell_scores, iou_thresholds_of, nearest_object
 from tests.regions.task_scenes import assert_equal_areas, iou, scene
@@ -183,7 +183,7 @@ def test_objects_are_looked_at_in_parts(monkeypatch, pairs):
     expected = task_integration(*batch, iou_thresholds="atss")
     seen = []
     monkeypatch.setattr(atss, "MAX_PAIRS", pairs)
-    monkeypatch.setattr(task_scores, "iou", lambda a, b: seen.append(atss.iou(a, b)) or seen[-1])
+    monkeypatch.setattr(task_scores, "iou", lambda a, b: seen.append(structures.iou(a, b)) or seen[-1])
     found = task_integration(*batch, iou_thresholds="atss")
     assert_equal_areas(found, expected)
     locations = sum(x[0].numel() for x in batch[2].valid)

@@ -4,7 +4,7 @@ from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec
 
 from d2kd.modeling.detectors import ATSSHead, DistributionATSS
-from d2kd.modeling.layers import group_norm
+from d2kd.modeling.backbones import group_norm
 
 from .digits_gfl import model as _gfl
 

@@ -4,7 +4,7 @@ from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
 
-from d2kd.modeling.layers import group_norm
+from d2kd.modeling.backbones import group_norm
 
 from .digits_backbone import student_backbone
 

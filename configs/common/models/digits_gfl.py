@@ -5,7 +5,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 
 from d2kd.modeling.detectors import GFL, ATSSAssigner, GFLHead
-from d2kd.modeling.layers import group_norm
+from d2kd.modeling.backbones import group_norm
 
 from .digits_backbone import small_student_backbone
 

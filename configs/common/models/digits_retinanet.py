@@ -8,7 +8,7 @@ from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch import RetinaNet
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 
-from d2kd.modeling.layers import group_norm
+from d2kd.modeling.backbones import group_norm
 
 from .digits_backbone import student_backbone
 

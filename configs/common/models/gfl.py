@@ -10,7 +10,7 @@ from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.backbone import FPN, BasicStem, ResNet
 
 from d2kd.modeling.detectors import GFL, ATSSAssigner, GFLHead
-from d2kd.modeling.layers import P6P7, FrozenStatisticsBatchNorm2d
+from d2kd.modeling.backbones import P6P7, FrozenStatisticsBatchNorm2d
 
 model = L(GFL)(
     backbone=L(FPN)(

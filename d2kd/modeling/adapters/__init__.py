@@ -1,19 +1,34 @@
-"""Adapters: the only code that knows how a detector family's head is built."""
+"""Adapters: how one family of detectors is read. Nothing else knows how a head is built."""
 
 from d2kd.modeling.adapters.atss import ATSSAdapter
-from d2kd.modeling.adapters.base import ADAPTER_REGISTRY, Adapter, check_lists, family_of, get_adapter
+from d2kd.modeling.adapters.base import ADAPTER_REGISTRY, Adapter, family_of, get_adapter, input_format_of
 from d2kd.modeling.adapters.fcos import FCOSAdapter
 from d2kd.modeling.adapters.gfl import GFLAdapter
+from d2kd.modeling.adapters.maps import check_lists
+from d2kd.modeling.adapters.probe import crosses_itself
 from d2kd.modeling.adapters.retinanet import RetinaNetAdapter
+from d2kd.modeling.adapters.self_check import AdapterReport, check_adapter
+from d2kd.modeling.adapters.tails import cross_head, tap_index, tap_indices
+from d2kd.modeling.adapters.taps import Taps, record_taps, tap_channels
 
 __all__ = [
     "ADAPTER_REGISTRY",
     "ATSSAdapter",
     "Adapter",
+    "AdapterReport",
     "FCOSAdapter",
     "GFLAdapter",
     "RetinaNetAdapter",
+    "Taps",
+    "check_adapter",
     "check_lists",
+    "cross_head",
+    "crosses_itself",
     "family_of",
     "get_adapter",
+    "input_format_of",
+    "record_taps",
+    "tap_channels",
+    "tap_index",
+    "tap_indices",
 ]

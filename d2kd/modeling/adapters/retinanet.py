@@ -10,17 +10,10 @@ from detectron2.modeling.meta_arch import RetinaNet
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
-from d2kd.modeling.adapters.base import (
-    ADAPTER_REGISTRY,
-    Adapter,
-    check_maps,
-    check_predictors,
-    decode,
-    view_anchors,
-    view_boxes,
-)
-from d2kd.modeling.dense_output import DenseOutput
+from d2kd.modeling.adapters.base import ADAPTER_REGISTRY, Adapter, check_predictors
+from d2kd.modeling.adapters.maps import check_maps, decode, view_anchors, view_boxes
 from d2kd.modeling.detectors import DenseHead, DistributionBoxes
+from d2kd.structures import DenseOutput
 
 __all__ = ["RetinaNetAdapter"]
 

@@ -2,7 +2,7 @@
 
 from d2kd.modeling.detectors.assigner import ATSSAssigner
 from d2kd.modeling.detectors.atss import ATSS, ATSSHead
-from d2kd.modeling.detectors.base import AssignedDetector
+from d2kd.modeling.detectors.base import AssignedDetector, strides_of
 from d2kd.modeling.detectors.config import add_atss_config, add_gfl_config
 from d2kd.modeling.detectors.distribution import (
     DistributionATSS,
@@ -29,4 +29,5 @@ __all__ = [
     "add_atss_config",
     "add_gfl_config",
     "expected_distances",
+    "strides_of",
 ]

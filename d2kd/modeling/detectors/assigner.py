@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from d2kd.atss import assign, check_topk
+from d2kd.regions.atss import assign, check_topk
 
 __all__ = ["ATSSAssigner"]
 
 
 class ATSSAssigner:
     """
-    Adaptive training sample selection, see :func:`d2kd.atss.assign`.
+    Adaptive training sample selection, see :func:`d2kd.regions.atss.assign`.
 
     Args:
         topk: candidates of each level and object, at least 2.

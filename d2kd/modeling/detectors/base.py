@@ -17,7 +17,13 @@ from torch.nn import functional as F
 from d2kd.modeling.detectors.assigner import ATSSAssigner
 from d2kd.modeling.detectors.losses import LevelLabels
 
-__all__ = ["AssignedDetector", "check_strides"]
+__all__ = ["AssignedDetector", "check_strides", "strides_of"]
+
+
+def strides_of(detector: DenseDetector) -> list[int]:
+    """The stride of each level that the detector's head is given."""
+    shapes = detector.backbone.output_shape()
+    return [shapes[name].stride for name in detector.head_in_features]
 
 
 def check_strides(detector: DenseDetector) -> None:
@@ -25,8 +31,7 @@ def check_strides(detector: DenseDetector) -> None:
     Raises:
         ValueError: the anchor generator's strides, which distances and cells are counted in, are not the features'.
     """
-    shapes = detector.backbone.output_shape()
-    expected = [shapes[name].stride for name in detector.head_in_features]
+    expected = strides_of(detector)
     found = list(detector.anchor_generator.strides)
     if found != expected:
         raise ValueError(

@@ -7,15 +7,13 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, build_backbone, build_resnet_backbone
+from detectron2.modeling import build_backbone
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from detectron2.modeling.backbone import FPN
 from torch import nn
 
 from d2kd.modeling.detectors.assigner import ATSSAssigner
-from d2kd.modeling.layers import P6P7
 
-__all__ = ["add_atss_config", "add_gfl_config", "build_resnet_fpn_p6p7_backbone", "yacs_arguments"]
+__all__ = ["add_atss_config", "add_gfl_config", "yacs_arguments"]
 
 
 def add_gfl_config(cfg: CfgNode) -> None:
@@ -109,16 +107,3 @@ def yacs_arguments(cfg: CfgNode, node: CfgNode, build_head: Callable[..., nn.Mod
         "pixel_std": cfg.MODEL.PIXEL_STD,
         "input_format": cfg.INPUT.FORMAT,
     }
-
-
-@BACKBONE_REGISTRY.register()
-def build_resnet_fpn_p6p7_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """ResNet and FPN whose P6 and P7 are made from P5 without a ReLU between them, as GFL's and ATSS's."""
-    return FPN(
-        bottom_up=build_resnet_backbone(cfg, input_shape),
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=P6P7(cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.FPN.OUT_CHANNELS, in_feature="p5"),
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-    )

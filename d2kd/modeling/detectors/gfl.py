@@ -12,7 +12,6 @@ from detectron2.modeling.meta_arch.build import META_ARCH_REGISTRY
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
 
-from d2kd.atss import iou
 from d2kd.losses.binary_classification import gap_weighted_bce
 from d2kd.losses.iou_localization import iou_loss
 from d2kd.modeling.detectors.base import AssignedDetector
@@ -20,6 +19,7 @@ from d2kd.modeling.detectors.config import yacs_arguments
 from d2kd.modeling.detectors.distribution import DistributionBoxes, expected_distances
 from d2kd.modeling.detectors.head import DenseHead
 from d2kd.modeling.detectors.losses import LevelLabels, distribution_focal_loss, mean_over_ranks
+from d2kd.structures import iou
 
 __all__ = ["GFL", "GFLHead"]
 

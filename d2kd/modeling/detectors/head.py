@@ -5,14 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from detectron2.layers import CycleBatchNormList, ShapeSpec, get_norm
 from torch import Tensor, nn
 
-from d2kd.modeling.layers import Scale
-
-__all__ = ["DenseHead"]
+__all__ = ["DenseHead", "Scale"]
 
 _BRANCHES = ("cls", "box")
+
+
+class Scale(nn.Module):
+    """Multiplies its input by one learned number, 1 at first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
 
 
 class DenseHead(nn.Module):
@@ -29,7 +39,7 @@ class DenseHead(nn.Module):
         conv_dims: channels of each tower's 3x3 convolutions.
         num_anchors: A, anchors of a cell.
         norm: after each convolution of the towers but not the predictors, as Detectron2's: "" (none), "GN" (32
-            groups), a callable such as :func:`d2kd.modeling.layers.group_norm`. "BN" and "SyncBN" keep statistics of
+            groups), a callable such as :func:`d2kd.modeling.backbones.group_norm`. "BN" and "SyncBN" keep statistics of
             their own for each level.
         prior_prob: the initial score of every class.
         reg_max: n of a distribution of n + 1 bins for each side of a box, left, top, right, bottom, over distances of

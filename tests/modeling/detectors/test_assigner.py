@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from d2kd.atss import assign
 from d2kd.modeling.detectors import ATSSAssigner
+from d2kd.regions.atss import assign
 from tests.assignment_scenes import random_scene
 
 

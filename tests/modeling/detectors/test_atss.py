@@ -8,7 +8,14 @@ from fvcore.nn import giou_loss
 
 from tests.helpers import NUM_CLASSES, make_batch, run_step
 from tests.modeling.detectors.helpers import build_given, random_maps
-from tests.modeling.golden_scene import build_golden_detector, build_head, load_golden, load_head, make_scene, to_maps
+from tests.modeling.distillation.golden_scene import (
+    build_golden_detector,
+    build_head,
+    load_golden,
+    load_head,
+    make_scene,
+    to_maps,
+)
 
 
 @pytest.mark.parametrize("name", ["ATSS", "DistributionATSS"])

@@ -10,9 +10,9 @@ from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 
 from d2kd.losses import BinaryClassificationKD
+from d2kd.modeling.backbones import P6P7
 from d2kd.modeling.detectors import ATSS, GFL, ATSSAssigner, add_atss_config, add_gfl_config
 from d2kd.modeling.detectors.base import AssignedDetector
-from d2kd.modeling.layers import P6P7
 from tests.helpers import distilled, make_batch, run_step
 
 FEATURES = ["res3", "res4", "res5"]

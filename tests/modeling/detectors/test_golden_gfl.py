@@ -5,7 +5,14 @@ import torch
 
 import d2kd.modeling.detectors.gfl as module_under_test
 from tests.helpers import run_step
-from tests.modeling.golden_scene import GivenHead, build_golden_detector, load_golden, make_scene, to_flat, to_maps
+from tests.modeling.distillation.golden_scene import (
+    GivenHead,
+    build_golden_detector,
+    load_golden,
+    make_scene,
+    to_flat,
+    to_maps,
+)
 
 SCENES = ("full", "padded", "oneempty", "allempty")
 

@@ -11,8 +11,8 @@ from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from torch import nn
 
+from d2kd.modeling.backbones import group_norm
 from d2kd.modeling.detectors import ATSSHead, DenseHead, GFLHead
-from d2kd.modeling.layers import group_norm
 from tests.helpers import LEVELS, NUM_CLASSES, PIXELS, build_detector, gradients, make_batch, run_step
 from tests.modeling.detectors.helpers import GivenSizes
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from d2kd.modeling.detectors import expected_distances
 from d2kd.modeling.detectors.losses import LevelLabels, centerness_targets, distribution_focal_loss
-from tests.modeling.golden_scene import load_golden
+from tests.modeling.distillation.golden_scene import load_golden
 
 PRECISIONS = [
     ("f64", torch.float64, dict(rtol=1e-12, atol=1e-12)),

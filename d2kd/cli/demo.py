@@ -1,0 +1,231 @@
+"""
+The demo: a small FCOS learns to detect digits alone, and taught by a bigger one (CrossKD). Makes the data,
+trains the teacher, then the student alone, distilled, and alone for as long as distillation costs; evaluates
+all on the test split; writes a table, curves and a sheet of images. What is finished is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import instantiate
+from detectron2.data import MetadataCatalog
+from torch import nn
+
+from d2kd.cli import compare
+from d2kd.cli.compare import ROOT
+from d2kd.data.digits import prepare_digits
+from d2kd.experiments import report
+from d2kd.experiments.figures import Box, draw_sheet, mark, plot_curves
+from d2kd.experiments.jobs import JobError, run_jobs
+from d2kd.experiments.plan import Matrix, plan_run, plan_teacher
+from d2kd.experiments.report import ALONE, METRICS, TEACHER, stretched
+from d2kd.experiments.results import collect, load_detector, write_json
+
+DETECTOR, METHOD, SEED = "fcos_small", "crosskd", 0
+LABELS = {
+    TEACHER: "teacher",
+    ALONE: "student alone",
+    stretched(METHOD): "student alone (stretched)",
+    METHOD: "student distilled (CrossKD)",
+}
+SHEET_ROWS = 8
+SHEET_SCORE = 0.4  # detections below it are not drawn,
+SHEET_BOXES = 6  # nor more than so many on an image
+
+
+def demo_matrix(output: Path, max_iter: int | None) -> Matrix:
+    """The demo as a comparison."""
+    return Matrix(
+        configs=ROOT / "configs" / "digits",
+        output=output,
+        detectors=(DETECTOR,),
+        methods=(ALONE, METHOD),
+        seeds=(SEED,),
+        max_iter=max_iter,
+        stretch=True,
+        split="test",
+    )
+
+
+def demo_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """
+    Args:
+        results: method -> its result, for those of :data:`LABELS`.
+    """
+    metrics = [key for key in METRICS if any(result[key] is not None for result in results.values())]
+    header = ["test split", *metrics, "parameters", "iterations", "s/it", "training CPU s"]
+    lines = [
+        [
+            label,
+            *(_number(results[method][key], ".1f") for key in metrics),
+            f"{results[method]['parameters'] / 1e6:.2f} M",
+            str(results[method]["max_iter"]),
+            _number(results[method]["seconds_per_iteration"], ".3f"),
+            _number(results[method]["cpu_seconds"], ".0f"),
+        ]
+        for method, label in LABELS.items()
+    ]
+    return report.markdown_table(header, lines)
+
+
+def _number(value: float | None, spec: str) -> str:
+    return "-" if value is None else format(value, spec)
+
+
+def conclusions(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What the table says about distillation, in sentences, whether it helped or not."""
+    alone, longer, distilled = (results[m] for m in (ALONE, stretched(METHOD), METHOD))
+    # As printed: nobody should have to wonder why the differences do not match the table.
+    ap, ap_longer, ap_distilled = (round(r["AP"], 1) for r in (alone, longer, distilled))
+    cost = distilled["cpu_seconds"] / alone["cpu_seconds"]
+    found = [
+        f"At equal iterations ({alone['max_iter']}), distillation gives the student {ap_distilled - ap:+.1f} AP "
+        f"({ap:.1f} -> {ap_distilled:.1f}), for {cost:.2f} times the training cost."
+    ]
+    text = f"At equal cost, the student alone ({longer['max_iter']} iterations) reaches {ap_longer:.1f} AP: "
+    difference = ap_distilled - ap_longer
+    if difference > 0:
+        text += f"the distilled one is {difference:.1f} AP above that."
+    elif difference < 0:
+        text += f"{-difference:.1f} AP above the distilled one, so this run shows no gain at equal cost."
+    else:
+        text += "as much as the distilled one, so this run shows no gain at equal cost."
+    found.append(text)
+    added = report.last_quarter([report.CurvePoint(*point) for point in alone["curve"]])
+    if added is not None:
+        added = round(added, 1) + 0.0  # never "-0.0"
+        found.append(f"The last quarter of its schedule added {added:+.1f} AP (val) to the student alone.")
+    found.append(
+        f"One seed ({SEED}), same initial weights and data order in all students; AP of digits_test, choices were "
+        "made on digits_val. tools/compare.py repeats it over seeds."
+    )
+    return found
+
+
+@torch.no_grad()
+def detect(model: nn.Module, mapped: Sequence[dict[str, Any]], names: Sequence[str]) -> list[list[Box]]:
+    """Each image's detections to be drawn, best first (:data:`SHEET_SCORE`, :data:`SHEET_BOXES`)."""
+    out = []
+    for output in model(list(mapped)):
+        found = output["instances"].to("cpu")
+        rows = zip(found.pred_boxes.tensor.tolist(), found.pred_classes.tolist(), found.scores.tolist(), strict=True)
+        boxes = [Box(tuple(xyxy), names[label], score) for xyxy, label, score in rows if score >= SHEET_SCORE]
+        out.append(sorted(boxes, key=lambda box: -box.score)[:SHEET_BOXES])
+    return out
+
+
+def write_sheet(matrix: Matrix, path: Path) -> None:
+    """Some test images, with the ground truth and what the student alone, distilled, and the teacher detect."""
+    runs = {method: plan_run(matrix, DETECTOR, method, SEED) for method in (ALONE, METHOD)}
+    teacher, checkpoint = plan_teacher(matrix, DETECTOR)
+    cfg = runs[ALONE].load_config()
+    cfg.dataloader.test.dataset.names = f"digits_{matrix.split}"
+    dicts = instantiate(cfg.dataloader.test.dataset)
+    step = len(dicts) // SHEET_ROWS  # evenly spaced, not picked
+    dicts = dicts[::step][:SHEET_ROWS]
+    names = MetadataCatalog.get(f"digits_{matrix.split}").thing_classes
+    mapped = [instantiate(cfg.dataloader.test.mapper)(item) for item in dicts]
+    truth = [[_truth(a, names) for a in item["annotations"]] for item in dicts]
+    columns = {"ground truth": truth}
+    weights = [(runs[m], runs[m].folder / "model_final.pth") for m in (ALONE, METHOD)] + [(teacher, checkpoint)]
+    for run, file in weights:
+        found = detect(load_detector(run.load_config(), file), mapped, names)
+        columns[LABELS[run.method]] = [mark(boxes, there) for boxes, there in zip(found, truth, strict=True)]
+    images = [item["image"].permute(1, 2, 0).numpy()[:, :, ::-1] for item in mapped]  # mapped as BGR
+    caption = (
+        f"Every {step}th image of digits_{matrix.split}; the {SHEET_BOXES} best detections with scores from "
+        f"{SHEET_SCORE}. Blue: right class, IoU >= 0.5. Orange: wrong."
+    )
+    draw_sheet(path, images, columns, caption)
+
+
+def _truth(annotation: Mapping[str, Any], names: Sequence[str]) -> Box:
+    x, y, width, height = annotation["bbox"]
+    return Box((x, y, x + width, y + height), names[annotation["category_id"]])
+
+
+def write_results(matrix: Matrix, command: str) -> str:
+    """Write everything to the output folder; returns what to print."""
+    results = {result["method"]: result for result in collect(matrix)[0]}
+    table, sentences = demo_table(results), conclusions(results)
+    text = f"{table}\n" + "\n".join(f"- {sentence}" for sentence in sentences) + "\n"
+    (matrix.output / "results.md").write_text(f"{text}\nMade by `{command}`.\n")
+    write_json(
+        matrix.output / "results.json",
+        {"command": command, "conclusions": sentences, "runs": list(results.values())},
+    )
+    plot_curves(matrix.output / "curves.png", list(results.values()), LABELS)
+    write_sheet(matrix, matrix.output / "sheet.png")
+    return f"\n{text}\nWritten to {_shown(matrix.output)}: results.md, results.json, curves.png, sheet.png"
+
+
+def _shown(folder: Path) -> str:
+    return str(folder.relative_to(ROOT)) if folder.is_relative_to(ROOT) else str(folder)
+
+
+def expected_minutes(matrix: Matrix, processes: int) -> int:
+    """For everything from the beginning, on idle cores; from seconds per iteration measured on one."""
+    teacher = 0.053 * plan_teacher(matrix, DETECTOR)[0].max_iter + 10
+    alone = 0.03 * plan_run(matrix, DETECTOR, ALONE, SEED).max_iter + 20  # evaluations included
+    distilled = longer = 0.05 * plan_run(matrix, DETECTOR, METHOD, SEED).max_iter + 20
+    aside = alone if processes == 1 else 0  # otherwise beside the teacher
+    return math.ceil((30 + teacher + aside + distilled + longer + 15) / 60)
+
+
+def introduction(matrix: Matrix, processes: int) -> str:
+    side_by_side = "one training at a time" if processes == 1 else "two trainings side by side"
+    return f"""\
+This demo trains a small FCOS on digits pasted on photographs, alone and distilled from a bigger FCOS:
+  1. make the data (once; about 20 s)
+  2. train the teacher (once)
+  3. train the student alone
+  4. train the student distilled by CrossKD: same seed, initial weights, schedule and data order
+  5. train the student alone for as long as the distilled run cost
+  6. evaluate all on the test split, and write table, curves and images to {_shown(matrix.output)}
+The whole takes about {expected_minutes(matrix, processes)} minutes on idle cores, {side_by_side} with one thread each.
+Ctrl-C stops it, and the same command goes on from there: what is finished is not repeated.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, help="default: output/demo in the clone")
+    parser.add_argument("--max-iter", type=int, help="iterations of the students (default: their configs')")
+    args = parser.parse_args(argv)
+    if args.max_iter is not None and args.max_iter < 1:
+        parser.error("--max-iter must be at least 1")
+    matrix = demo_matrix((args.output or ROOT / "output" / "demo").absolute(), args.max_iter)
+    command = shlex.join(["python", "tools/demo.py", *argv])
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # also beside a GPU: the demo's costs are CPU seconds
+    processes = min(2, os.cpu_count() or 1)
+    compare.enter_clone()
+    print(introduction(matrix, processes), flush=True)
+    try:
+        start = time.monotonic()
+        print(f"data: {prepare_digits()} ({time.monotonic() - start:.0f} s)", flush=True)
+        failed = run_jobs(compare.build_jobs(matrix), processes)
+    except (ValueError, JobError) as e:
+        sys.exit(f"demo.py: {e}")
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command goes on where this one stopped.", file=sys.stderr)
+        return 130
+    if failed:
+        print("\nThe demo is not complete; the same command goes on where it stopped.", file=sys.stderr)
+        return 1
+    print(write_results(matrix, command))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

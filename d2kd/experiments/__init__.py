@@ -1,0 +1,1 @@
+"""Methods x seeds of one config: what to train, jobs side by side, results, statistics, figures."""

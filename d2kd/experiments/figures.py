@@ -1,0 +1,202 @@
+"""Figures of a comparison: AP against what was paid for it, and what the detectors see on the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import font_manager
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+
+from d2kd.experiments.report import ALONE, TEACHER, CurvePoint, method_label, resample, stretched
+
+__all__ = ["Box", "draw_sheet", "mark", "plot_curves"]
+
+# Okabe and Ito's colours, told apart by colour-blind readers too; markers differ as well.
+_ORANGE, _SKY, _GREY = "#E69F00", "#56B4E9", "#6b6b6b"
+_OTHERS = [("#0072B2", "s"), ("#009E73", "D"), ("#CC79A7", "^"), ("#D55E00", "v"), (_SKY, "P"), ("#000000", "X")]
+_OTHERS += [("#8C564B", "*"), ("#5B3A8C", "<")]  # beside theirs, since their yellow does not show on white
+
+
+@dataclass(frozen=True)
+class Box:
+    """
+    Args:
+        xyxy: corners in pixels of the image.
+        name: of the class.
+        score: of the detection; None for ground truth.
+        right: whether it is one of the ground truth's objects; None where that is not asked.
+    """
+
+    xyxy: tuple[float, float, float, float]
+    name: str
+    score: float | None = None
+    right: bool | None = None
+
+
+def _style(method: str, distilled: Sequence[str]) -> dict[str, Any]:
+    if method == ALONE:
+        return {"color": _GREY, "marker": "o"}
+    if method.startswith(stretched("")):
+        source = method.removeprefix(stretched(""))
+        marker = _OTHERS[distilled.index(source) % len(_OTHERS)][1] if source in distilled else "x"
+        return {"color": _ORANGE, "marker": marker, "linestyle": "--"}
+    color, marker = _OTHERS[distilled.index(method) % len(_OTHERS)]
+    return {"color": color, "marker": marker}
+
+
+def plot_curves(path: str | Path, runs: Sequence[Mapping[str, Any]], labels: Mapping[str, str] | None = None) -> None:
+    """
+    AP on val against iterations and against the CPU seconds of training: the mean over seeds, with a band of
+    one standard deviation. A row of panels for each detector; a teacher is a dotted line at its AP.
+
+    Args:
+        path: the PNG to write.
+        runs: results with detector, method, metrics and curve (see ``d2kd.experiments.results.train_result``).
+        labels: method -> label, where it is another than the tables'.
+    """
+    detectors = list(dict.fromkeys(run["detector"] for run in runs))
+    figure = Figure(figsize=(11, 4.2 * len(detectors)), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(detectors), 2, squeeze=False, sharey="row")
+    for (left, right), detector in zip(panels, detectors, strict=True):
+        _plot_detector((left, right), [run for run in runs if run["detector"] == detector], labels or {})
+        left.set_ylabel(f"{detector}: AP on val")
+        left.set_xlabel("training iterations")
+        right.set_xlabel("CPU seconds of the training loop")
+    handles = {
+        label: handle
+        for panel in panels[:, 0]
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)))
+    figure.savefig(path)
+
+
+def _plot_detector(panels: tuple[Any, Any], runs: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> None:
+    groups: dict[str, list[list[CurvePoint]]] = {}
+    for run in runs:
+        if run["method"] == TEACHER:
+            for panel in panels:
+                ap = run["metrics"]["val"]["AP"]
+                panel.axhline(ap, color="black", linestyle=":", linewidth=1.2, label=TEACHER)
+        else:
+            groups.setdefault(run["method"], []).append([CurvePoint(*point) for point in run["curve"]])
+    distilled = [m for m in groups if m != ALONE and not m.startswith(stretched(""))]
+    for method, curves in groups.items():
+        points = resample(curves)  # (runs, points, 3)
+        mean = points.mean(axis=0)
+        for panel, column in zip(panels, (0, 1), strict=True):
+            style = {**_style(method, distilled), "markersize": 4.5, "linewidth": 1.6}
+            panel.plot(mean[:, column], mean[:, 2], label=labels.get(method, method_label(method)), **style)
+            if len(curves) > 1:
+                std = points[:, :, 2].std(axis=0, ddof=1)
+                low, high = mean[:, 2] - std, mean[:, 2] + std
+                panel.fill_between(mean[:, column], low, high, color=style["color"], alpha=0.15, linewidth=0)
+    for panel in panels:
+        panel.set_ylim(bottom=0)
+        panel.set_xlim(left=0)
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+
+
+def mark(boxes: Sequence[Box], truth: Sequence[Box], iou: float = 0.5) -> list[Box]:
+    """
+    Say of each detection whether it is right: of the class of a ground-truth box that it overlaps by at least
+    ``iou``, and the first such, by score.
+    """
+    free, out = list(truth), []
+    for box in sorted(boxes, key=lambda b: -(b.score or 0.0)):
+        hits = [t for t in free if t.name == box.name and _iou(t.xyxy, box.xyxy) >= iou]
+        if hits:
+            free.remove(max(hits, key=lambda t: _iou(t.xyxy, box.xyxy)))
+        out.append(Box(box.xyxy, box.name, box.score, right=bool(hits)))
+    return out
+
+
+def _iou(a: Sequence[float], b: Sequence[float]) -> float:
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = [(r[2] - r[0]) * (r[3] - r[1]) for r in (a, b)]
+    return width * height / (sum(areas) - width * height)
+
+
+def draw_sheet(
+    path: str | Path,
+    images: Sequence[np.ndarray],
+    columns: Mapping[str, Sequence[Sequence[Box]]],
+    caption: str,
+    panel: int = 300,
+) -> None:
+    """
+    A contact sheet: a row for each image, a column for each set of boxes.
+
+    Args:
+        path: the PNG to write.
+        images: (H, W, 3) uint8, RGB.
+        columns: title -> boxes of each image.
+        caption: a line below.
+        panel: height and width of a panel in pixels.
+    """
+    gap, head, foot = 8, 40, 34
+    size = (gap + len(columns) * (panel + gap), head + len(images) * (panel + gap) + foot)
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, (title, rows) in enumerate(columns.items()):
+        x = gap + column * (panel + gap)
+        draw.text((x + panel / 2, head / 2), title, fill="black", font=_font(20), anchor="mm")
+        for row, (image, boxes) in enumerate(zip(images, rows, strict=True)):
+            sheet.paste(_draw_panel(image, boxes, panel), (x, head + row * (panel + gap)))
+    draw.text((gap, size[1] - foot / 2), caption, fill="black", font=_font(16), anchor="lm")
+    sheet.save(path)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)
+
+
+def _draw_panel(image: np.ndarray, boxes: Sequence[Box], size: int) -> Image.Image:
+    out = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)
+    draw, font = ImageDraw.Draw(out), _font(17)
+    scale = (size / image.shape[1], size / image.shape[0])
+    scaled = [tuple(v * scale[i % 2] for i, v in enumerate(box.xyxy)) for box in boxes]
+    colors = [{None: "white", True: _SKY, False: _ORANGE}[box.right] for box in boxes]
+    for corners, color in zip(scaled, colors, strict=True):
+        draw.rectangle(corners, outline="black", width=5)
+        draw.rectangle([corners[0] + 1, corners[1] + 1, corners[2] - 1, corners[3] - 1], outline=color, width=3)
+    taken: list[tuple[float, float, float, float]] = []
+    for box, corners, color in zip(boxes, scaled, colors, strict=True):
+        text = box.name if box.score is None else f"{box.name}  {box.score:.2f}"
+        label = _place(draw.textbbox((0, 0), text, font=font)[2:], corners, size, taken)
+        taken.append(label)
+        draw.rectangle(label, fill=color, outline="black")
+        draw.text((label[0] + 4, label[1] + 1), text, fill="black", font=font)
+    return out
+
+
+def _place(
+    text: tuple[float, float],
+    box: tuple[float, float, float, float],
+    size: int,
+    taken: Sequence[tuple[float, float, float, float]],
+) -> tuple[float, float, float, float]:
+    """A label's rectangle at its box: inside the panel and, if any place is free, on no other label."""
+    width, height = text[0] + 8, text[1] + 5
+    x0, y0, x1, y1 = box
+    places = [
+        (x, y) for y in (y0 - height, y1, y0, y1 - height, y0 - 2 * height, y1 + height) for x in (x0, x1 - width)
+    ]
+    rectangles = []
+    for x, y in places:
+        x, y = min(max(x, 0), size - width - 1), min(max(y, 0), size - height - 1)
+        rectangles.append((x, y, x + width, y + height))
+    for r in rectangles:
+        if not any(r[0] < t[2] and t[0] < r[2] and r[1] < t[3] and t[1] < r[3] for t in taken):
+            return r
+    return rectangles[0]

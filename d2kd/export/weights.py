@@ -1,0 +1,92 @@
+"""The student's weights alone, out of any checkpoint of a run."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from detectron2.config import instantiate
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from omegaconf import DictConfig
+
+from d2kd.checkpoint import MisfitError, load_strictly, whole_file
+from d2kd.modeling.adapters import input_format_of
+from d2kd.modeling.distillation import student
+
+__all__ = ["ExportError", "LoadedStudent", "load_student", "write_weights"]
+
+
+class ExportError(ValueError):
+    """A student that cannot be exported; its message says what was found and needs no traceback."""
+
+
+@dataclass
+class LoadedStudent:
+    """
+    Attributes:
+        detector: the plain detector with its weights, on the CPU, in eval mode.
+        input_format: channel order of its images.
+        distillation: keys of the checkpoint that belong to distillation and were left out.
+        entries: what else was left out: the checkpoint's entries beside the model.
+    """
+
+    detector: DenseDetector
+    input_format: str
+    distillation: list[str]
+    entries: list[str]
+
+
+def load_student(cfg: DictConfig, checkpoint: str) -> LoadedStudent:
+    """
+    The student of a run, from any checkpoint of it. Neither its teacher nor its data is read.
+
+    Args:
+        cfg: the run's config; only ``model`` is read.
+        checkpoint: path or URL that Detectron2 can read.
+
+    Raises:
+        ExportError: ``cfg.model`` is no dense detector, or the checkpoint lacks keys of the student, or has other
+            ones (except ``distillation.*``) or some of another shape; they are listed.
+        FileNotFoundError: there is no such checkpoint.
+    """
+    if "model" not in cfg:
+        raise ExportError(f"The config has no 'model'; it has {', '.join(map(str, cfg)) or 'nothing'}.")
+    model = instantiate(cfg.model)
+    try:
+        detector = student(model)
+    except TypeError as error:
+        raise ExportError(f"The config's model is not what can be exported. {error}") from error
+    try:
+        loaded = load_strictly(
+            detector,
+            checkpoint,
+            refusal=f"{checkpoint} is no checkpoint of this config's student ({type(detector).__name__})",
+            absent=f"The checkpoint is {checkpoint!r}, but there is no such file.",
+            harmless=re.compile(r"^distillation\."),
+        )
+    except MisfitError as error:
+        raise ExportError(str(error)) from error
+    except OSError:
+        raise
+    except Exception as error:  # a file that is no checkpoint can raise anything
+        raise ExportError(f"{checkpoint} cannot be loaded: {type(error).__name__}: {error}") from error
+    own_format = getattr(model, "input_format", None)  # a DistilledDetector knows it even if its FCOS does not
+    return LoadedStudent(
+        detector=detector.cpu().eval(),
+        input_format=own_format or input_format_of(detector, None, "model.input_format"),
+        distillation=loaded.ignored,
+        entries=sorted(map(str, loaded.rest)),
+    )
+
+
+def write_weights(detector: DenseDetector, path: str | Path) -> None:
+    """
+    Write ``{"model": state_dict}``, which ``DetectionCheckpointer`` loads into the plain detector by exact names.
+
+    Args:
+        path: replaced if it exists, whole or not at all; its name must end in .pth.
+    """
+    with whole_file(path) as partial, open(partial, "wb") as file:
+        torch.save({"model": detector.state_dict()}, file)

@@ -1,0 +1,295 @@
+"""DistilledDetector: a student that learns from its labels and from a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from detectron2.config import instantiate
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+
+from d2kd.losses import DistillationLoss
+from d2kd.modeling.adapters import get_adapter, input_format_of, tap_indices
+from d2kd.modeling.distillation.crossing import crossed_assignment, crossed_output
+from d2kd.modeling.distillation.monitors import check_finite, gap_at_positives
+from d2kd.modeling.distillation.normalizers import compute_normalizers
+from d2kd.modeling.distillation.overlap import Overlap
+from d2kd.modeling.distillation.pairing import check_pairing, warn_of_stacked_terms
+from d2kd.modeling.distillation.state import DistillationState, make_tap_projectors
+from d2kd.modeling.distillation.step_regions import make_regions, source_key, stack_parts
+from d2kd.modeling.distillation.student_step import StudentStep, images_of_use, run_student
+from d2kd.modeling.distillation.teacher import Teacher, TeacherStep
+from d2kd.structures import Assignment
+
+__all__ = ["DistilledDetector"]
+
+
+#: The student's own tables: what it holds beside its children is moved, cast, saved and loaded with this module.
+_ADOPTED = (
+    "_parameters",
+    "_buffers",
+    "_non_persistent_buffers_set",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+
+
+class DistilledDetector(nn.Module):
+    """
+    A detector with the student's parameters under the student's own names, trained by the student's own losses plus
+    distillation losses. In eval mode it is the student.
+
+    Args:
+        student: the ``DenseDetector`` to train, or its config node.
+        teacher: ``{"model": node or module, "checkpoint": path or URL, "input_format": None | "BGR" | "RGB",
+            "class_map": None | {teacher id: student id}}``: the arguments of :class:`Teacher`. Built and loaded by
+            :meth:`load_teacher`, before the first step at the latest, and not at all in evaluation or without losses.
+        losses: name -> config node or :class:`DistillationLoss`; a name mapped to None is off. None or empty: the
+            plain student, the baseline of every comparison.
+        input_format: channel order of the student's images; None: its own ``input_format``, else "BGR".
+        tap_projector_channels: [student's, teacher's] channels of the taps, where they differ: crossed taps go through
+            a 1x1 convolution first, one for each branch and tail, trained with the student and saved under
+            ``distillation.tap_projectors``. None: they have one width.
+
+    Raises:
+        TypeError: the student belongs to no family that an adapter reads, or a loss is no ``DistillationLoss``.
+        ValueError: losses without a teacher, or values that contradict each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        student: DenseDetector | Mapping,
+        teacher: Mapping | None = None,
+        losses: Mapping[str, DistillationLoss | Mapping | None] | None = None,
+        input_format: str | None = None,
+        tap_projector_channels: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        student = instantiate(student)
+        get_adapter(student)
+        for table in _ADOPTED:
+            setattr(self, table, getattr(student, table))
+        for name, child in student._modules.items():  # with those that are None, or have two names
+            if name == "distillation":
+                raise ValueError("The student has a child named 'distillation', a name that d2kd uses: rename it.")
+            self.add_module(name, child)
+        object.__setattr__(self, "_student", student)  # kept out of the module tree
+        self.input_format = input_format_of(
+            student, input_format, "model.input_format (in a yacs config: INPUT.FORMAT)"
+        )
+
+        with torch.random.fork_rng(devices=[]):  # the baseline of this seed draws the same numbers after this
+            built = {name: instantiate(loss) for name, loss in (losses or {}).items() if loss is not None}
+            for name, loss in built.items():
+                if not name.isidentifier() or hasattr(nn.ModuleDict, name):
+                    raise ValueError(f"model.losses.{name}: {name!r} cannot name a loss, choose another name.")
+                if not isinstance(loss, DistillationLoss):
+                    raise TypeError(f"model.losses.{name} is a {type(loss).__name__}, expected a DistillationLoss.")
+            tap_projectors = make_tap_projectors(student, built.values(), tap_projector_channels)
+        if built and teacher is None:
+            raise ValueError(
+                f"model.losses has {', '.join(built)} but model.teacher is null: name a teacher, or set "
+                "model.losses=null to train the student alone."
+            )
+        self.distillation = DistillationState(built, tap_projectors)
+        self.tap_projector_channels = tap_projector_channels
+        self._teacher = Teacher(**teacher) if built else None
+        self._overlap: Overlap | None = None  # until the pair was checked
+        warn_of_stacked_terms(built)
+
+    # ---- who is who ------------------------------------------------------------------------------------------
+
+    @property
+    def student(self) -> DenseDetector:
+        """The plain detector, looking at this model's modules (they may have been replaced since, e.g. by SyncBN)."""
+        for name in self._student._modules:
+            self._student._modules[name] = self._modules[name]
+        return self._student
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """None without losses, and in a deep copy or an unpickled model."""
+        return self._teacher
+
+    @property
+    def losses(self) -> Mapping[str, DistillationLoss]:
+        """The distillation losses by name."""
+        return self.distillation.losses
+
+    @property
+    def device(self) -> torch.device:
+        return self._student.device
+
+    def load_teacher(self) -> None:
+        """
+        Build and load the teacher and check that it can teach this student; does nothing without losses or when
+        it is loaded. The random state of the process is left as it was.
+
+        Raises:
+            RuntimeError: this model is a copy, which has no teacher.
+            ValueError: the checkpoint does not fit the teacher's model, or the pair does not fit a loss.
+            FileNotFoundError: no checkpoint there.
+        """
+        if not self.losses:
+            return
+        if self._teacher is None:
+            raise RuntimeError(
+                "This DistilledDetector is a copy (deepcopy or pickle), and copies have no teacher: train the original."
+            )
+        if self._overlap is not None:
+            return
+        if not self._teacher.is_loaded:
+            with torch.random.fork_rng(devices=[]):
+                self._teacher.load(self.device, self.pixel_mean.dtype)
+        self._overlap = check_pairing(
+            self.student,
+            self._teacher.detector,
+            self.losses,
+            class_map=self._teacher.class_map,
+            tap_projector_channels=self.tap_projector_channels,
+        )
+
+    def train(self, mode: bool = True) -> DistilledDetector:
+        super().train(mode)
+        self.student.train(mode)
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> DistilledDetector:
+        super()._apply(fn, recurse)
+        if self._teacher is not None:
+            self._teacher._apply(fn)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_teacher": None}
+
+    # ---- one step --------------------------------------------------------------------------------------------
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict]:
+        """
+        Args:
+            batched_inputs: as for the student; in training each has "image" (C, H, W) and, if it has labels,
+                "instances". One without, or with ``"unlabeled": True``, is seen by the losses alone whose regions need
+                no labels, and left out of a step without such losses.
+
+        Returns:
+            in training, scalars by name: the student's detection losses, then ``loss_kd_<name>`` for each
+            distillation loss, the same keys at every step; in eval mode, the student's detections.
+
+        Raises:
+            FloatingPointError: a loss is not finite on some rank; raised on all ranks, naming the terms.
+        """
+        if not self.training:
+            return self.student(batched_inputs)
+
+        if any(loss.weight > 0 for loss in self.losses.values()):
+            self.load_teacher()
+        active = self._active_losses()
+        takers = [name for name, loss in active.items() if any(part.label_free for part in loss.parts)]
+        batched_inputs, num_labelled = images_of_use(batched_inputs, takers)
+        tails = {loss.tail for loss in active.values() if loss.source == "crossed"}
+        student = self._run_student(batched_inputs, num_labelled, tails)
+        sources = {"student": student.output}
+        assignments = {"student": student.assignment}
+        regions: dict[str, list[Sequence[Tensor]]] = {}
+        if active:
+            student.check_sizes(batched_inputs)
+            teacher = self._run_teacher(batched_inputs, student, active, tails)
+            for tail in tails:
+                sources["crossed", tail] = crossed_output(
+                    self.student,
+                    self._teacher.detector,
+                    student.taps,
+                    teacher,
+                    self._overlap,
+                    tail=tail,
+                    tap_projectors=self.distillation.tap_projectors_of(tail),
+                )
+            teacher.taps.clear()  # read by the crossing alone
+            if tails:
+                assignments["crossed"] = crossed_assignment(
+                    self._teacher.detector, teacher, student.assignment, student.gt_instances, self._overlap
+                )
+            regions = make_regions(active, sources, teacher.output, assignments)
+        normalizers = self._normalizers(active, regions, assignments)
+
+        losses = dict(student.losses)
+        monitors: dict[str, Tensor] = {}
+        for name, loss in self.losses.items():
+            losses[f"loss_kd_{name}"] = self.distillation.zero_of(loss)
+            if name not in active:
+                continue
+            with torch.autocast(self.device.type, enabled=False):
+                weights = stack_parts(regions[name])
+                sums = loss(sources[source_key(loss)], teacher.output, weights, assignments[loss.source])
+            losses[f"loss_kd_{name}"] += loss.scheduled_weight * (sums / normalizers[name]).sum()
+            for part, region in zip(loss.parts, regions[name]):
+                # Each location counts with its region's weight: how much of an image this part distils.
+                images = len(batched_inputs) if part.label_free else max(num_labelled, 1)
+                count = sum(w.sum() for w in region) / images
+                monitors[f"kd/{name}_{part.name}{'_' if part.name else ''}locations"] = count
+        if takers and num_labelled < len(batched_inputs):
+            monitors["kd/unlabeled_images"] = self.pixel_mean.new_tensor(len(batched_inputs) - num_labelled)
+        if active and self._overlap.same_anchors:
+            monitors["kd/gap_at_positives"] = gap_at_positives(student.output, teacher.output, student.assignment)
+        check_finite(losses)
+        if monitors:
+            values = torch.stack([value.float() for value in monitors.values()]).tolist()
+            get_event_storage().put_scalars(**dict(zip(monitors, values)), smoothing_hint=True)
+        return losses
+
+    def _active_losses(self) -> dict[str, DistillationLoss]:
+        """The losses that are on in this step; tells each which step it is, and logs what schedules make of weights."""
+        if not self.losses:
+            return {}
+        storage = get_event_storage()
+        for name, loss in self.losses.items():
+            loss.iteration = storage.iter
+            if loss.schedule is not None:
+                storage.put_scalar(f"kd/{name}_weight", loss.scheduled_weight, smoothing_hint=False)
+        return {name: loss for name, loss in self.losses.items() if loss.scheduled_weight > 0}
+
+    def _run_student(self, batched_inputs: Sequence[Mapping], num_labelled: int, tails: set[int]) -> StudentStep:
+        self.distillation.restore_normalizer(self.student)
+        taps = tap_indices(self.student, tails)
+        run = run_student(self.student, batched_inputs, num_labelled=num_labelled, tap_indices=taps)
+        return run if self._overlap is None else run.restrict(self._overlap)
+
+    def _run_teacher(
+        self,
+        batched_inputs: Sequence[Mapping],
+        student: StudentStep,
+        active: Mapping[str, DistillationLoss],
+        tails: set[int],
+    ) -> TeacherStep:
+        run = self._teacher.run(
+            batched_inputs,
+            input_format=self.input_format,
+            canvas=student.canvas,
+            levels=self._overlap.teacher_levels,
+            sizes=student.output.sizes,
+            tap_indices=tap_indices(self._teacher.detector, tails),
+            keep_features=any(loss.task == "feature" for loss in active.values()),
+        )
+        return replace(run, output=run.output.with_classes(self._overlap.teacher_classes))
+
+    def _normalizers(
+        self,
+        active: Mapping[str, DistillationLoss],
+        regions: Mapping[str, Sequence[Sequence[Tensor]]],
+        assignments: Mapping[str, Assignment],
+    ) -> dict[str, Tensor]:
+        """What each loss's sums are divided by; keeps what the checkpoint and the next steps need of it."""
+        ema = float(getattr(self._student, "loss_normalizer", 0))
+        positives = self.distillation.positives_per_image
+        normalizers, running = compute_normalizers(active, regions, assignments, ema=ema, positives_per_image=positives)
+        for name, value in running.items():
+            getattr(self.distillation, name).copy_(value)
+        return normalizers

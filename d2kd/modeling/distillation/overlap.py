@@ -1,0 +1,132 @@
+"""What a student and its teacher both speak of: levels of one stride, and classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+
+import torch
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.structures import Instances
+
+from d2kd.modeling.detectors import strides_of
+
+__all__ = ["Overlap", "find_overlap"]
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """
+    The levels and classes in which student and teacher are compared; all losses see these alone.
+
+    Attributes:
+        student_levels, teacher_levels: indices of the levels that both have, in the student's order.
+        student_classes, teacher_classes: their class ids for each class that both have; None: the same ids for both.
+        anchor_difference: the first difference between their anchors on these levels, in words; None without any.
+    """
+
+    student_levels: tuple[int, ...]
+    teacher_levels: tuple[int, ...]
+    student_classes: tuple[int, ...] | None
+    teacher_classes: tuple[int, ...] | None
+    anchor_difference: str | None
+
+    @property
+    def same_anchors(self) -> bool:
+        """Whether both put the same anchors on the same cells of these levels."""
+        return self.anchor_difference is None
+
+    def in_teacher_classes(self, gt_instances: Sequence[Instances]) -> list[Instances]:
+        """The objects, of the classes that both have, with the teacher's class ids."""
+        if self.teacher_classes is None:
+            return list(gt_instances)
+        renamed = []
+        for instances in gt_instances:
+            # (G, C): which of the common classes each object is of.
+            is_class = instances.gt_classes[:, None] == instances.gt_classes.new_tensor(self.student_classes)
+            known = instances[is_class.any(dim=1)]
+            known.gt_classes = instances.gt_classes.new_tensor(self.teacher_classes)[is_class.nonzero()[:, 1]]
+            renamed.append(known)
+        return renamed
+
+
+def find_overlap(student: DenseDetector, teacher: DenseDetector, class_map: Mapping[int, int] | None = None) -> Overlap:
+    """
+    Args:
+        class_map: teacher class id -> student class id; None: the same ids.
+
+    Raises:
+        ValueError: no level of one stride, other numbers of classes without a map, or a map that does not fit; the
+            message names both values and the config key.
+        TypeError: a map that is none.
+    """
+    ours, theirs = strides_of(student), strides_of(teacher)
+    common = [stride for stride in ours if stride in theirs]
+    if not common:
+        raise ValueError(
+            f"The student has levels of strides {ours} and the teacher {theirs}: they must have one in common "
+            "(model.student.head_in_features, model.teacher.model.head_in_features)."
+        )
+    levels = tuple(ours.index(stride) for stride in common), tuple(theirs.index(stride) for stride in common)
+    classes = _match_classes(student.num_classes, teacher.num_classes, class_map)
+    return Overlap(*levels, *classes, anchor_difference=_anchor_difference(student, teacher, *levels))
+
+
+def _anchor_difference(
+    student: DenseDetector, teacher: DenseDetector, student_levels: Sequence[int], teacher_levels: Sequence[int]
+) -> str | None:
+    """The first difference between the anchors of a 2x2 map of each of these levels; None without any."""
+    probes = []
+    for detector, levels in ((student, student_levels), (teacher, teacher_levels)):
+        maps = [torch.zeros(1, 1, 2, 2, device=detector.device) for _ in detector.head_in_features]
+        anchors = detector.anchor_generator(maps)
+        probes.append([anchors[level].tensor for level in levels])
+    for level, ours, theirs in zip(student_levels, *probes):
+        if ours.shape != theirs.shape:
+            return f"{len(ours) // 4} and {len(theirs) // 4} a cell of level {level}"
+        for a, b in zip(ours.tolist(), theirs.tolist()):
+            if a != b:
+                return f"{a} and {b} on level {level}"
+    return None
+
+
+def _match_classes(
+    ours: int, theirs: int, class_map: Mapping[int, int] | None
+) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
+    """The student's and the teacher's ids of the common classes, by the student's; (None, None): all, as they are."""
+    if class_map is None:
+        if ours != theirs:
+            raise ValueError(
+                f"The student has classes {ours} and the teacher {theirs}: give both the same (model.student."
+                "num_classes, model.teacher.model.num_classes), or say which of the teacher's are which of the "
+                "student's: model.teacher.class_map={teacher id: student id}."
+            )
+        return None, None
+    if not isinstance(class_map, Mapping):
+        raise TypeError(
+            f"model.teacher.class_map is a {type(class_map).__name__}, expected a mapping of teacher ids to student "
+            "ids."
+        )
+    if not class_map:
+        raise ValueError("model.teacher.class_map is empty: no class would be distilled.")
+    for teacher_id, student_id in class_map.items():
+        for who, value, count in (("teacher", teacher_id, theirs), ("student", student_id, ours)):
+            if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= value < count:
+                raise ValueError(
+                    f"model.teacher.class_map has {teacher_id!r}: {student_id!r}, but the {who}'s classes are the "
+                    f"whole numbers from 0 to {count - 1}."
+                )
+    by_student: dict[int, list[int]] = {}
+    for teacher_id, student_id in class_map.items():
+        by_student.setdefault(int(student_id), []).append(int(teacher_id))
+    for student_id, teacher_ids in by_student.items():
+        if len(teacher_ids) > 1:
+            raise ValueError(
+                f"model.teacher.class_map maps {' and '.join(map(str, teacher_ids))} to {student_id}: each class of "
+                "the student can be one of the teacher's."
+            )
+    pairs = sorted((student_id, teacher_ids[0]) for student_id, teacher_ids in by_student.items())
+    if pairs == [(i, i) for i in range(ours)] and ours == theirs:
+        return None, None
+    return tuple(s for s, _ in pairs), tuple(t for _, t in pairs)

@@ -1,0 +1,212 @@
+"""The student's ordinary training step, watched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.structures import Boxes, ImageList, Instances
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from d2kd.modeling.adapters import Taps, check_lists, get_adapter, record_taps
+from d2kd.modeling.distillation.monitors import check_finite, warn_of_unlabelled
+from d2kd.modeling.distillation.overlap import Overlap
+from d2kd.structures import Assignment, DenseOutput
+
+__all__ = ["StudentStep", "images_of_use", "run_student"]
+
+
+@dataclass
+class StudentStep:
+    """
+    What the student made of one batch: its own losses, and what distillation reads off that step.
+
+    Attributes:
+        losses: its detection losses, as ``forward_training`` returns them.
+        output: its dense output.
+        assignment: the labels of its anchors.
+        taps: (branch, index) -> one (N, C, H, W) activation a level.
+        gt_instances: the images' annotations, on its device; none in images without labels.
+        canvas: (H, W) of the padded batch.
+        image_sizes: (H, W) of each image in it.
+    """
+
+    losses: dict[str, Tensor]
+    output: DenseOutput
+    assignment: Assignment
+    taps: Taps
+    gt_instances: list[Instances]
+    canvas: tuple[int, int]
+    image_sizes: list[tuple[int, int]]
+
+    def check_sizes(self, batched_inputs: Sequence[Mapping]) -> None:
+        """
+        Raises:
+            TypeError: the student resized its images; the teacher is given them as they are.
+        """
+        for item, size in zip(batched_inputs, self.image_sizes, strict=True):
+            given = tuple(item["image"].shape[-2:])
+            if given != size:
+                raise TypeError(
+                    f"The student's preprocess_image makes an image of {size[0]}x{size[1]} pixels of one of "
+                    f"{given[0]}x{given[1]}, which the teacher sees as it is: resize in the data mapper "
+                    "(dataloader.train.mapper.augmentations)."
+                )
+
+    def restrict(self, overlap: Overlap) -> StudentStep:
+        """The same with output, assignment and taps on what the teacher speaks of as well."""
+        output = self.output.select(overlap.student_levels)
+        return replace(
+            self,
+            output=output.with_classes(overlap.student_classes),
+            assignment=self.assignment.select(overlap.student_levels, output.sizes).with_classes(
+                overlap.student_classes
+            ),
+            taps={key: [maps[level] for level in overlap.student_levels] for key, maps in self.taps.items()},
+        )
+
+
+def images_of_use(batched_inputs: Sequence[Mapping], takers: Sequence[str]) -> tuple[list[Mapping], int]:
+    """
+    The images of a batch that have labels, then those that have none, if there is a loss that they train.
+
+    Args:
+        batched_inputs: the batch; an image without "instances", or with a true "unlabeled", has no labels.
+        takers: names of the losses that need no labels.
+
+    Returns:
+        the images, at least one, and how many of them have labels.
+    """
+    labelled, unlabelled = [], []
+    for item in batched_inputs:
+        (unlabelled if item.get("unlabeled", False) or "instances" not in item else labelled).append(item)
+    if unlabelled:
+        warn_of_unlabelled(len(labelled), len(batched_inputs), takers)
+    return labelled + unlabelled if takers else labelled or unlabelled[:1], len(labelled)
+
+
+def run_student(
+    detector: DenseDetector,
+    batched_inputs: Sequence[Mapping],
+    *,
+    num_labelled: int,
+    tap_indices: Mapping[str, set[int]],
+) -> StudentStep:
+    """
+    The four steps of ``DenseDetector.forward`` in training; nothing runs twice. ``forward_training`` is given the
+    images with labels alone. Without any, it is given one, without objects, for the losses' names, and they are 0.
+
+    Under autocast the head's predictions are cast to fp32 and ``forward_training`` runs outside autocast, since
+    Detectron2's FCOS fails inside it.
+
+    Args:
+        detector: in training mode.
+        batched_inputs: "image" of each image, and "instances" of the first ``num_labelled``.
+        num_labelled: how many have labels, which come first.
+        tap_indices: for each branch, after how many blocks to record taps.
+
+    Raises:
+        TypeError: a detector that does not call ``label_anchors`` exactly once, or whose head returns no lists.
+        FloatingPointError: box predictions that are not finite on some rank; raised on all ranks.
+    """
+    adapter = get_adapter(detector)
+    images = detector.preprocess_image(batched_inputs)
+    features = detector.backbone(images.tensor)
+    features = [features[name] for name in detector.head_in_features]
+    with record_taps(adapter.towers(detector.head) if tap_indices else {}, tap_indices, features) as taps:
+        predictions = detector.head(features)
+    device = detector.device
+    check_lists(detector, predictions)
+    if torch.is_autocast_enabled(device.type):
+        predictions = tree_map_only(Tensor, lambda x: x.float() if x.is_floating_point() else x, predictions)
+    anchors = detector.anchor_generator(features)
+    output = adapter.dense_output(detector, predictions, anchors)
+    output.features = features
+    # A NaN in them would fail an assertion inside forward_training, on this rank alone; class maps are left to
+    # the losses.
+    boxes = [*output.box_params, *(output.centerness or ())]
+    check_finite({"the student's box predictions": sum(x.detach().float().sum() for x in boxes)})
+    gt_instances = [x["instances"].to(device) for x in batched_inputs[:num_labelled]]
+    gt_instances += [_no_objects(size, device) for size in images.image_sizes[num_labelled:]]
+    given = max(num_labelled, 1)
+    keeping = nullcontext() if num_labelled else _kept_normalizer(detector)
+    with torch.autocast(device.type, enabled=False), _watch_assignment(detector) as seen, keeping:
+        losses = detector.forward_training(*_first(given, images, features, predictions), gt_instances[:given])
+    if not num_labelled:
+        losses = {name: value * 0 for name, value in losses.items()}
+    if len(seen) != 1:
+        raise TypeError(
+            f"{type(detector).__name__}.forward_training called label_anchors {len(seen)} times, expected once: d2kd "
+            "takes the assignment from that call."
+        )
+    (found,) = seen
+    if given < len(gt_instances):
+        more = detector.label_anchors(anchors, gt_instances[given:])
+        found = tuple([*some, *rest] for some, rest in zip(found, more))
+    return StudentStep(
+        losses=losses,
+        output=output,
+        assignment=adapter.assignment(detector, found, gt_instances, output.sizes, num_labelled=num_labelled),
+        taps=taps,
+        gt_instances=gt_instances,
+        canvas=tuple(images.tensor.shape[-2:]),
+        image_sizes=[tuple(size) for size in images.image_sizes],
+    )
+
+
+def _no_objects(size: tuple[int, int], device: torch.device) -> Instances:
+    none = torch.zeros(0, dtype=torch.int64, device=device)
+    return Instances(tuple(size), gt_boxes=Boxes(torch.zeros(0, 4, device=device)), gt_classes=none)
+
+
+def _first(
+    count: int, images: ImageList, features: Sequence[Tensor], predictions: Sequence[Sequence[Tensor]]
+) -> tuple[ImageList, Sequence[Tensor], Sequence[Sequence[Tensor]]]:
+    """The first ``count`` images of a batch, as views."""
+    if count == len(images):
+        return images, features, predictions
+    total = len(images)
+    images = ImageList(images.tensor[:count], images.image_sizes[:count])
+    # Beyond its lists of maps a head may return anything.
+    predictions = tree_map_only(Tensor, lambda x: x[:count] if x.dim() and len(x) == total else x, predictions)
+    return images, [x[:count] for x in features], predictions
+
+
+@contextmanager
+def _kept_normalizer(detector: DenseDetector) -> Iterator[None]:
+    """Put the detector's running normaliser back on leaving."""
+    before = vars(detector).get("loss_normalizer")
+    try:
+        yield
+    finally:
+        if before is None:  # the first step: Detectron2 makes it then
+            vars(detector).pop("loss_normalizer", None)
+        else:
+            detector.loss_normalizer = before
+
+
+@contextmanager
+def _watch_assignment(detector: DenseDetector) -> Iterator[list]:
+    """Collect the result of each ``label_anchors`` call while inside, by shadowing it on the instance."""
+    seen: list = []
+    shadowed = vars(detector).get("label_anchors")
+    label_anchors = detector.label_anchors
+
+    def watched(anchors: Any, gt_instances: Any) -> Any:
+        result = label_anchors(anchors, gt_instances)
+        seen.append(result)
+        return result
+
+    object.__setattr__(detector, "label_anchors", watched)
+    try:
+        yield seen
+    finally:
+        if shadowed is None:
+            object.__delattr__(detector, "label_anchors")
+        else:
+            object.__setattr__(detector, "label_anchors", shadowed)

@@ -1,0 +1,217 @@
+"""The teacher: built late, loaded or refused, run without gradient."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.config import instantiate
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.structures import Boxes
+from torch import nn
+
+from d2kd.checkpoint import load_strictly
+from d2kd.modeling.adapters import Taps, get_adapter, input_format_of, record_taps
+from d2kd.structures import DenseOutput
+
+__all__ = ["Teacher", "TeacherStep"]
+
+# Below Detectron2's logger: whichever trainer runs has set that one up, and which teacher was loaded must be seen.
+logger = logging.getLogger(f"detectron2.{__name__}")
+
+#: Keys that may be missing from, or left over in, a teacher's checkpoint: they hold nothing that was trained.
+_HARMLESS = re.compile(r"(^|\.)(pixel_mean|pixel_std|num_batches_tracked)$|(^|\.)cell_anchors\.\d+$|^distillation\.")
+
+
+@dataclass
+class TeacherStep:
+    """
+    What the teacher made of one batch, cropped to the student's maps.
+
+    Attributes:
+        output: its dense output on the levels that were asked for.
+        taps: (branch, index) -> one (N, C, H, W) activation for each of these levels.
+        anchors: those of all its levels, on its own canvas.
+        sizes: (H, W) of all its levels.
+    """
+
+    output: DenseOutput
+    taps: Taps
+    anchors: list[Boxes]
+    sizes: list[tuple[int, int]]
+
+
+class Teacher:
+    """
+    A frozen detector in eval mode. Not an ``nn.Module``: nothing that holds it registers, saves or trains it.
+
+    Args:
+        model: config node of a ``DenseDetector``, or one already built (and loaded, if ``checkpoint`` is None).
+        checkpoint: path or URL that Detectron2 can read.
+        input_format: channel order that the teacher was trained with; None: its own ``input_format``, else "BGR".
+        class_map: teacher class id -> student class id, or a node that makes one; None: both have the same ids.
+            Classes that it leaves out take no part.
+
+    Raises:
+        ValueError: a model node without a checkpoint: a teacher of random weights teaches nothing.
+    """
+
+    def __init__(
+        self,
+        model: Mapping | DenseDetector,
+        checkpoint: str | None = None,
+        input_format: str | None = None,
+        class_map: Mapping | None = None,
+    ) -> None:
+        if not checkpoint and not isinstance(model, nn.Module):
+            raise ValueError(
+                f"model.teacher.checkpoint is {checkpoint!r}, expected a path or URL: a teacher that is not loaded "
+                "teaches nothing."
+            )
+        self._model = model
+        self._checkpoint = checkpoint
+        self._input_format = input_format
+        self._class_map = class_map
+        self._detector: DenseDetector | None = None
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._detector is not None
+
+    @property
+    def detector(self) -> DenseDetector:
+        """
+        Raises:
+            RuntimeError: :meth:`load` was not called.
+        """
+        if self._detector is None:
+            raise RuntimeError("The teacher is not loaded yet: call load_teacher() of the DistilledDetector first.")
+        return self._detector
+
+    @property
+    def class_map(self) -> Mapping[int, int] | None:
+        """Teacher class id -> student class id; made anew at each access, since a node may read dataset metadata."""
+        return instantiate(self._class_map)
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> None:
+        """
+        Build the teacher, load its checkpoint, freeze it and move it.
+
+        Raises:
+            ValueError: a checkpoint with missing, unexpected or mismatched keys; they are listed.
+            TypeError: a model that no adapter reads, or one with its own ``preprocess_image``.
+        """
+        detector = instantiate(self._model)
+        get_adapter(detector)
+        if type(detector).preprocess_image is not DenseDetector.preprocess_image:
+            raise TypeError(
+                f"The teacher {type(detector).__name__} overrides preprocess_image, which d2kd replaces (the teacher "
+                "sees the student's canvas): move what it adds into its backbone."
+            )
+        field = "model.teacher.input_format (in a yacs config: MODEL.DISTILLATION.TEACHER_INPUT_FORMAT)"
+        self.input_format = input_format_of(detector, self._input_format, field)
+        if self._checkpoint:
+            load_strictly(
+                detector,
+                self._checkpoint,
+                refusal="The teacher's checkpoint does not fit the teacher's model; check that "
+                "model.teacher.checkpoint was trained with model.teacher.model (in a yacs config: TEACHER_WEIGHTS with "
+                "TEACHER_CONFIG of MODEL.DISTILLATION)",
+                absent=f"model.teacher.checkpoint is {self._checkpoint!r}, but there is no such file: train the "
+                "teacher first or correct the path (in a yacs config: MODEL.DISTILLATION.TEACHER_WEIGHTS).",
+                harmless=_HARMLESS,
+            )
+        detector.requires_grad_(False)
+        self._detector = detector.eval().to(device=device, dtype=dtype)
+        logger.info(
+            "Teacher: %s, %.2f M parameters, from %s, input %s",
+            type(detector).__name__,
+            sum(p.numel() for p in detector.parameters()) / 1e6,
+            self._checkpoint or "the module given",
+            self.input_format,
+        )
+
+    def canvas(self, height: int, width: int) -> tuple[int, int]:
+        """
+        The student's canvas rounded up to the teacher's padding constraints.
+
+        Raises:
+            ValueError: the teacher takes square images smaller than that.
+        """
+        backbone = self.detector.backbone
+        constraints = backbone.padding_constraints
+        # The misspelt key is that of Detectron2's SimpleFeaturePyramid, whose property says 0.
+        keys = ("size_divisibility", "size_divisiblity")
+        divisor = next((constraints[key] for key in keys if key in constraints), backbone.size_divisibility)
+        square = constraints.get("square_size", 0)
+        if square:
+            if max(height, width) > square:
+                raise ValueError(
+                    f"The teacher pads to squares of {square} pixels, but the student's canvas is {height}x{width}: "
+                    "resize the training images to fit (dataloader.train.mapper.augmentations)."
+                )
+            height = width = square
+        if divisor > 1:
+            height, width = -(-height // divisor) * divisor, -(-width // divisor) * divisor
+        return height, width
+
+    @torch.no_grad()
+    def run(
+        self,
+        batched_inputs: Sequence[Mapping],
+        *,
+        input_format: str,
+        canvas: tuple[int, int],
+        levels: Sequence[int],
+        sizes: Sequence[tuple[int, int]],
+        tap_indices: Mapping[str, set[int]],
+        keep_features: bool = False,
+    ) -> TeacherStep:
+        """
+        Backbone and head on the student's images; never the inference path, which changes logits in place.
+
+        Args:
+            batched_inputs: the training batch; only ``"image"`` (C, H, W) is read.
+            input_format: channel order of those images.
+            canvas: (H, W) of the student's padded batch.
+            levels: which of its levels to return.
+            sizes: (H, W) of each of them in the student, to which it is cropped.
+            tap_indices: for each branch, after how many blocks to record taps.
+            keep_features: whether the dense output holds the maps that the head was given.
+        """
+        detector = self.detector
+        adapter = get_adapter(detector)
+        height, width = self.canvas(*canvas)
+        batch = detector.pixel_mean.new_zeros(len(batched_inputs), len(detector.pixel_mean), height, width)
+        for padded, item in zip(batch, batched_inputs):
+            image = item["image"].to(batch.device)
+            if input_format != self.input_format:
+                image = image.flip(0)
+            h, w = image.shape[-2:]
+            padded[:, :h, :w] = (image - detector.pixel_mean) / detector.pixel_std
+
+        features = detector.backbone(batch)
+        features = [features[name] for name in detector.head_in_features]
+        with record_taps(adapter.towers(detector.head) if tap_indices else {}, tap_indices, features) as taps:
+            predictions = detector.head(features)
+        anchors = detector.anchor_generator(features)
+        output = adapter.dense_output(detector, predictions, anchors)
+        output.features = features if keep_features else None
+        all_sizes = output.sizes
+        output = output.select(levels)
+        if any(ours < theirs for a, b in zip(output.sizes, sizes) for ours, theirs in zip(a, b)):
+            raise ValueError(
+                f"On a canvas of {height}x{width} the teacher's levels are {output.sizes}, smaller than the student's "
+                f"{list(sizes)} on {canvas[0]}x{canvas[1]}: both backbones must round sizes alike."
+            )
+        taps = {key: [maps[level][..., :h, :w] for level, (h, w) in zip(levels, sizes)] for key, maps in taps.items()}
+        return TeacherStep(output=output.crop(sizes), taps=taps, anchors=anchors, sizes=all_sizes)
+
+    def _apply(self, fn: Any) -> None:
+        """Follow the device and dtype of the model that is taught."""
+        if self._detector is not None:
+            self._detector._apply(fn)

@@ -1,0 +1,44 @@
+"""Arithmetic of xyxy boxes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["box_areas", "box_centers", "intersection", "iou", "object_chunks"]
+
+# Anchors x objects looked at in one go: 4 MiB a number in fp32.
+MAX_PAIRS = 1 << 20
+
+
+def box_centers(boxes: Tensor) -> Tensor:
+    """(..., 4) xyxy boxes -> (..., 2) centres."""
+    return (boxes[..., :2] + boxes[..., 2:]) / 2
+
+
+def box_areas(boxes: Tensor) -> Tensor:
+    """(..., 4) xyxy boxes -> (...) areas, 0 for boxes turned inside out."""
+    x0, y0, x1, y1 = boxes.unbind(-1)
+    return (x1 - x0).clamp_(min=0) * (y1 - y0).clamp_(min=0)
+
+
+def intersection(a: Tensor, b: Tensor) -> Tensor:
+    """Areas (...) that xyxy boxes of shapes (..., 4), broadcast, have in common."""
+    # Coordinate by coordinate: several times as fast as on pairs of them.
+    (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = a.unbind(-1), b.unbind(-1)
+    width = torch.minimum(ax1, bx1).sub_(torch.maximum(ax0, bx0)).clamp_(min=0)
+    return width.mul_(torch.minimum(ay1, by1).sub_(torch.maximum(ay0, by0)).clamp_(min=0))
+
+
+def iou(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:
+    """
+    IoU (...) of xyxy boxes of shapes (..., 4), broadcast. The union is at least ``eps``, so that boxes without area
+    give 0, not NaN (which is why this is not torchvision's ``box_iou``).
+    """
+    common = intersection(a, b)
+    return common / (box_areas(a) + box_areas(b) - common).clamp_(min=eps)
+
+
+def object_chunks(objects: Tensor, num_anchors: int) -> tuple[Tensor, ...]:
+    """(G, ...) in chunks small enough that a chunk times ``num_anchors`` is at most :data:`MAX_PAIRS`."""
+    return objects.split(max(1, MAX_PAIRS // max(1, num_anchors)))

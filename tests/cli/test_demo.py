@@ -1,0 +1,163 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import instantiate
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+
+from d2kd.cli import demo
+from d2kd.data import digits
+from d2kd.experiments import results
+from d2kd.experiments.plan import plan_run, plan_teacher
+from d2kd.experiments.report import ALONE, METRICS, TEACHER, stretched
+
+FAKE = Path(__file__).with_name("fake_train_net.py")
+LONGER = stretched("crosskd")
+
+
+def result(ap, **changes):
+    metrics = {**dict.fromkeys(METRICS), "AP": ap, "AP50": ap + 20, "AP75": ap + 2, "APs": ap - 3}
+    costs = {"parameters": 180_000, "max_iter": 800, "seconds_per_iteration": 0.04, "cpu_seconds": 32.0}
+    curve = [[100 * k, 4.0 * k, ap * k / 8] for k in range(1, 9)]
+    return {**metrics, **costs, "curve": curve, **changes}
+
+
+def four(alone=30.0, longer=34.0, distilled=36.0):
+    return {
+        TEACHER: result(60.0, parameters=830_000, seconds_per_iteration=None, cpu_seconds=None),
+        ALONE: result(alone),
+        LONGER: result(longer, max_iter=1200, cpu_seconds=48.0),
+        "crosskd": result(distilled, cpu_seconds=48.0, seconds_per_iteration=0.06),
+    }
+
+
+def test_table_has_four_rows_and_what_exists():
+    lines = demo.demo_table(four()).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells[0][1:5] == ["AP", "AP50", "AP75", "APs"] and "APm" not in cells[0]
+    assert [row[0] for row in cells[2:]] == list(demo.LABELS.values())
+    rows = {row[0]: dict(zip(cells[0], row, strict=True)) for row in cells[2:]}
+    assert rows["teacher"]["training CPU s"] == rows["teacher"]["s/it"] == "-"
+    assert rows["teacher"]["parameters"] == "0.83 M"
+    longer = rows["student alone (stretched)"]
+    assert (longer["AP"], longer["iterations"], longer["training CPU s"]) == ("34.0", "1200", "48")
+    assert rows["student distilled (CrossKD)"]["s/it"] == "0.060"
+
+
+@pytest.mark.parametrize(
+    "alone, longer, distilled, gain, at_equal_cost",
+    [
+        (30.0, 34.0, 36.04, "+6.0 AP (30.0 -> 36.0)", "reaches 34.0 AP: the distilled one is 2.0 AP above that."),
+        (30.0, 37.0, 36.0, "+6.0 AP (30.0 -> 36.0)", "1.0 AP above the distilled one, so this run shows no gain"),
+        (30.0, 36.04, 35.96, "+6.0 AP (30.0 -> 36.0)", "as much as the distilled one, so this run shows no gain"),
+        (30.0, 34.0, 29.5, "-0.5 AP (30.0 -> 29.5)", "4.5 AP above the distilled one, so this run shows no gain"),
+    ],
+)
+def test_conclusions_say_what_the_numbers_say(alone, longer, distilled, gain, at_equal_cost):
+    equal_iterations, equal_cost, schedule, caveat = demo.conclusions(four(alone, longer, distilled))
+    assert "At equal iterations (800)" in equal_iterations and gain in equal_iterations
+    assert "for 1.50 times the training cost" in equal_iterations
+    assert "(1200 iterations)" in equal_cost and at_equal_cost in equal_cost
+    assert f"{alone / 4:+.1f} AP (val)" in schedule
+    assert "One seed (0)" in caveat and "digits_test" in caveat
+
+
+class Detector(torch.nn.Module):
+    def forward(self, batch):
+        count = demo.SHEET_BOXES + 3
+        found = Instances((96, 96))
+        found.pred_boxes = Boxes(torch.arange(4 * count).reshape(count, 4).float())
+        found.pred_classes = torch.arange(count) % 2
+        # The second is below the threshold.
+        found.scores = torch.tensor([0.5, demo.SHEET_SCORE - 0.1] + [0.6 + 0.01 * i for i in range(count - 2)])
+        return [{"instances": found} for _ in batch]
+
+
+def test_detect_keeps_the_best_with_class_names():
+    images = demo.detect(Detector(), [{}, {}], ["zero", "one"])
+    assert len(images) == 2 and len(images[0]) == demo.SHEET_BOXES
+    best = images[0][0]
+    count = demo.SHEET_BOXES + 3
+    assert best.xyxy == tuple(range(4 * count - 4, 4 * count)) and best.name == ["zero", "one"][(count - 1) % 2]
+    scores = [box.score for box in images[0]]
+    assert scores == sorted(scores, reverse=True) and min(scores) > 0.6
+
+
+@pytest.fixture
+def small_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(digits, "SIZES", {"train": 2, "val": 2, "test": 8})
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def save_weights(run, folder):
+    DetectionCheckpointer(instantiate(run.load_config().model), str(folder)).save("model_final")
+
+
+def test_sheet_shows_ground_truth_in_its_place(tmp_path, small_data, monkeypatch):
+    matrix = demo.demo_matrix(tmp_path, max_iter=8)
+    for method in (ALONE, "crosskd"):
+        run = plan_run(matrix, demo.DETECTOR, method, 0)
+        run.folder.mkdir(parents=True)
+        save_weights(run, run.folder)
+    teacher, _ = plan_teacher(matrix, demo.DETECTOR)
+    (tmp_path / "teacher").mkdir()
+    save_weights(teacher, tmp_path / "teacher")
+    monkeypatch.setattr(demo, "plan_teacher", lambda *_: (teacher, str(tmp_path / "teacher/model_final.pth")))
+    drawn = {}
+    monkeypatch.setattr(demo, "draw_sheet", lambda path, images, columns, caption: drawn.update(i=images, c=columns))
+    demo.write_sheet(matrix, tmp_path / "sheet.png")
+    assert list(drawn["c"]) == ["ground truth", "student alone", "student distilled (CrossKD)", "teacher"]
+    assert [len(rows) for rows in drawn["c"].values()] == [8] * 4
+    first = json.loads((tmp_path / "data/digits/annotations/digits_test.json").read_text())["annotations"][0]
+    x, y, width, height = first["bbox"]
+    box = drawn["c"]["ground truth"][0][0]
+    assert box.xyxy == (x, y, x + width, y + height) and box.name == digits.CLASSES[first["category_id"] - 1]
+    with Image.open(tmp_path / "data/digits/test/000001.jpg") as image:
+        np.testing.assert_array_equal(drawn["i"][0], np.asarray(image.convert("RGB")))
+
+
+def test_the_demo_runs_its_stages_once(tmp_path, small_data, monkeypatch, capsys):
+    student = demo.DETECTOR
+    (tmp_path / "plan.json").write_text(json.dumps({f"{student}_crosskd": {"cpu": 1.5}}))
+    monkeypatch.setenv("FAKE_PLAN", str(tmp_path / "plan.json"))
+    monkeypatch.setenv("FAKE_CALLS", str(tmp_path / "calls"))
+    monkeypatch.setattr(demo.compare, "TRAIN", (str(FAKE),))
+    monkeypatch.setattr(results, "evaluate_checkpoint", lambda *_: {**dict.fromkeys(METRICS), "AP": 31.0})
+    monkeypatch.setattr(demo, "write_sheet", lambda matrix, path: path.touch())
+    base = demo.demo_matrix(tmp_path / "out", 16)
+    checkpoint = f"model.teacher.checkpoint={tmp_path}/teacher/model_final.pth"
+    changed = {**vars(base), "overrides": (checkpoint,)}  # not where a real demo's teacher lies
+    monkeypatch.setattr(demo, "demo_matrix", lambda *_: type(base)(**changed))
+
+    assert demo.main(["--max-iter", "16"]) == 0
+    calls = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
+    order = [(call["run"], call["options"].get("train.max_iter")) for call in calls]
+    assert sorted(order[:2]) == sorted([(f"{student}_baseline/0", "16"), ("fcos_teacher/0", None)])
+    assert order[2:] == [(f"{student}_crosskd/0", "16"), (f"{student}_baseline/0", "24")]
+    printed = capsys.readouterr().out
+    written = (tmp_path / "out/results.md").read_text()
+    assert "minutes" in printed and written.split("\nMade by")[0] in printed
+    assert "At equal cost, the student alone (24 iterations) reaches 31.0 AP: as much" in written
+    assert "python tools/demo.py --max-iter 16" in written
+    content = json.loads((tmp_path / "out/results.json").read_text())
+    assert [run["method"] for run in content["runs"]] == [TEACHER, ALONE, LONGER, "crosskd"]
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"curves.png", "sheet.png"}
+
+    assert demo.main(["--max-iter", "16"]) == 0
+    assert len((tmp_path / "calls").read_text().splitlines()) == 4
+    assert capsys.readouterr().out.count("is there already") == 4
+
+
+def test_a_failed_stage_ends_the_demo_without_a_table(tmp_path, small_data, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "run_jobs", lambda jobs, processes: ["distilled"])
+    assert demo.main(["--output", str(tmp_path / "out"), "--max-iter", "16"]) == 1
+    assert "not complete" in capsys.readouterr().err

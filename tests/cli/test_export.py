@@ -1,0 +1,250 @@
+"""tools/export_student.py: the student's weights alone, and what it refuses."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from PIL import Image
+
+import d2kd
+from d2kd.cli import export as tool
+from d2kd.export import ExportError
+from d2kd.export.torchscript import BOX_TOLERANCE, OUTPUTS, SCORE_TOLERANCE, random_image
+from tests.distilled_run import LEARNED, PLAIN, Run
+from tests.helpers import FAMILIES, build_detector
+
+ROOT = Path(tool.__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def fcos(tmp_path):
+    return Run(tmp_path, "FCOS")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_plain_detector_loads_it_completely(family, tmp_path, capsys):
+    run = Run(tmp_path, family)
+    trained = set(run.model.state_dict())
+    assert {*LEARNED, "distillation.loss_normalizer"} <= trained
+    run()
+    content = torch.load(run.output, weights_only=True)
+    assert list(content) == ["model"]
+
+    stock = build_detector(family, seed=4)
+    assert list(content["model"]) == list(stock.state_dict())
+    checkpointer, said = DetectionCheckpointer(stock), []
+    checkpointer._log_incompatible_keys = said.append
+    checkpointer.load(str(run.output))
+    assert not (said[0].missing_keys or said[0].unexpected_keys or said[0].incorrect_shapes)
+    for name, value in stock.state_dict().items():
+        assert torch.equal(value, run.model.state_dict()[name]), name
+    assert not torch.equal(stock.head.cls_score.weight, build_detector(family, seed=9).head.cls_score.weight)
+
+    stated = capsys.readouterr().out
+    parameters = sum(p.numel() for p in stock.parameters())
+    size = run.output.stat().st_size
+    assert f"{len(stock.state_dict())} tensors, {parameters} parameters, {size} bytes" in stated
+    assert run.written() == ["student.pth"]
+    for key in [*LEARNED, "distillation.loss_normalizer"]:
+        assert key in stated
+    assert "left out of the model, 5:" in stated and "left out beside the model: iteration, optimizer" in stated
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_traced_model_detects_the_same_in_images_of_any_size(family, tmp_path, capsys):
+    run = Run(tmp_path, family)
+    run(script=True)
+    detector = d2kd.student(run.model).eval()
+    traced = torch.jit.load(run.script)
+    for seed, size in enumerate([(320, 416), (64, 64), (33, 200), (131, 77), (416, 320)]):
+        image = random_image(3, size, seed)
+        expected = detector([{"image": image}])[0]["instances"]
+        assert len(expected) > 0
+        found = dict(zip(OUTPUTS, traced(image), strict=True))
+        assert found["image_size"].tolist() == list(size)
+        assert torch.equal(found["pred_classes"], expected.pred_classes)
+        torch.testing.assert_close(found["scores"], expected.scores, rtol=0, atol=SCORE_TOLERANCE)
+        torch.testing.assert_close(found["pred_boxes"], expected.pred_boxes.tensor, rtol=0, atol=BOX_TOLERANCE)
+        as_bytes = traced(image.byte())
+        assert all(torch.equal(a, b) for a, b in zip(as_bytes, found.values(), strict=True))
+    stated = capsys.readouterr().out
+    assert "compared on 320x416: " in stated and "compared on 240x278: " in stated and "WARNING" not in stated
+    assert f"{run.script.stat().st_size} bytes" in stated and "BGR" in stated and ", ".join(OUTPUTS) in stated
+    assert run.written() == ["student.pth", "student.ts"]
+
+
+def test_it_compares_on_the_image_given(fcos, tmp_path, capsys):
+    picture = random_image(3, (72, 100), 3).permute(1, 2, 0).byte().numpy()
+    Image.fromarray(picture).save(tmp_path / "picture.png")
+    seen = []
+    detector_class = type(d2kd.student(fcos.model))
+    preprocess = detector_class.preprocess_image
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            detector_class, "preprocess_image", lambda self, x: seen.append(x[0]["image"]) or preprocess(self, x)
+        )
+        fcos("--image", tmp_path / "picture.png", script=True)
+    assert "compared on 72x100: " in capsys.readouterr().out
+    pixels = torch.from_numpy(picture).permute(2, 0, 1).float()
+    assert any(x.shape == pixels.shape and torch.equal(x, pixels.flip(0)) for x in seen)  # BGR
+    assert {tuple(x.shape) for x in seen} == {(3, 72, 100), (3, 54, 67)}
+
+
+def test_overrides_reach_the_model(fcos, capsys):
+    fcos("model.losses=null", "model.student.test_topk_candidates=2", "model.student.max_detections_per_image=3")
+    assert "left out of the model, 5:" in capsys.readouterr().out
+    fcos("--overwrite", "model.student.max_detections_per_image=3", script=True)
+    assert len(torch.jit.load(fcos.script)(random_image(3, (96, 96), 0))[0]) == 3
+
+
+def test_a_plain_run_can_be_exported(tmp_path):
+    run = Run(tmp_path, "GFL")
+    run.config.write_text(PLAIN.format(family="GFL"))
+    run()
+    assert list(torch.load(run.output)["model"]) == list(build_detector("GFL").state_dict())
+
+
+# ---- what is refused ---------------------------------------------------------------------------------------------
+
+
+def _resize(weights):
+    weights["head.ctrness.bias"] = torch.zeros(7)
+
+
+@pytest.mark.parametrize(
+    "edit, named",
+    [
+        (lambda w: w.pop("head.ctrness.bias"), "missing, 1: head.ctrness.bias"),
+        (lambda w: w.update({"head.other": torch.zeros(1)}), "unexpected, 1: head.other"),
+        (lambda w: w.update({"head.distillation.x": torch.zeros(1)}), "unexpected, 1: head.distillation.x"),
+        (_resize, "shape mismatch, 1: head.ctrness.bias (checkpoint (7,), model (1,))"),
+    ],
+    ids=["missing", "unexpected", "not distillation's", "mismatched"],
+)
+@pytest.mark.parametrize("script", [False, True])
+def test_a_checkpoint_that_does_not_fit_is_refused(fcos, edit, named, script):
+    fcos.change(edit)
+    with pytest.raises(ExportError) as error:
+        fcos(script=script)
+    assert named in str(error.value) and "no checkpoint of this config's student (FCOS)" in str(error.value)
+    assert fcos.written() == []
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x02]q\x00."], ids=["empty", "text", "a pickled list"])
+def test_what_is_no_checkpoint_is_refused(fcos, content):
+    fcos.checkpoint.write_bytes(content)
+    with pytest.raises(ExportError, match=r"model.pth"):
+        fcos()
+    assert fcos.written() == []
+
+
+def test_a_missing_checkpoint_is_named(fcos):
+    fcos.checkpoint.unlink()
+    with pytest.raises(FileNotFoundError, match=r"The checkpoint is '.*model.pth', but there is no such file"):
+        fcos()
+
+
+def test_a_config_of_something_else_is_refused(fcos):
+    fcos.config.write_text("from detectron2.config import LazyCall as L\nfrom torch.nn import ReLU\nmodel = L(ReLU)()")
+    with pytest.raises(ExportError, match="not what can be exported.* given a ReLU, expected a DistilledDetector"):
+        fcos()
+    fcos.config.write_text("data = dict(a=1)\n")
+    with pytest.raises(ExportError, match="has no 'model'; it has data"):
+        fcos()
+
+
+def test_existing_outputs_stay_unless_told(fcos):
+    fcos.output.parent.mkdir()
+    for path, script in ((fcos.output, False), (fcos.script, True)):
+        path.write_bytes(b"precious")
+        with pytest.raises(ExportError, match=f"{path.name} exists: add --overwrite"):
+            fcos(script=script)
+        assert path.read_bytes() == b"precious"
+        path.unlink()
+    fcos.output.write_bytes(b"old")
+    fcos("--overwrite")
+    assert "model" in torch.load(fcos.output)
+
+
+def test_outputs_that_would_destroy_something_are_refused(fcos, tmp_path):
+    def refused(message, *argv):
+        with pytest.raises(ExportError, match=message):
+            tool.run([str(fcos.config), str(fcos.checkpoint), "--overwrite", "--output", *map(str, argv)])
+
+    before = fcos.checkpoint.read_bytes()
+    refused("is what is read: give it another name", fcos.checkpoint)
+    refused("is what is read: give it another name", fcos.output, "--torchscript", fcos.config)
+    refused("are both .*student.pth", fcos.output, "--torchscript", fcos.output)
+    refused("ends in .pth", tmp_path / "student.pkl")
+    folder = tmp_path / "folder.pth"
+    folder.mkdir()
+    refused("is a folder", folder)
+    assert fcos.checkpoint.read_bytes() == before and fcos.written() == []
+
+
+def test_a_failure_while_writing_leaves_what_was_there(fcos, monkeypatch):
+    fcos()
+    before = fcos.output.read_bytes()
+
+    def fail(content, file):
+        file.write(b"half of it")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="No space left"):
+        fcos("--overwrite")
+    assert fcos.output.read_bytes() == before and fcos.written() == ["student.pth"]
+
+
+def test_the_command_line_says_errors_without_a_traceback(fcos, tmp_path):
+    fcos.change(lambda weights: weights.pop("head.ctrness.bias"))
+    argv = [str(ROOT / "tools" / "export_student.py"), fcos.config, fcos.checkpoint, "--output", fcos.output]
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", *map(str, argv)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert result.stderr.startswith("export_student.py: ") and "missing, 1: head.ctrness.bias" in result.stderr
+    assert fcos.written() == []
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--image", "x.png"], "add --torchscript"),
+        (["what"], "'what' is no key=value override"),
+    ],
+)
+def test_command_lines_that_mean_nothing(more, message, capsys):
+    with pytest.raises(SystemExit):
+        tool.parse_args(["run.py", "model.pth", "--output", "x.pth", *more])
+    assert message in capsys.readouterr().err
+
+
+def test_overrides_may_come_last_or_first():
+    for argv in (
+        ["c.py", "m.pth", "--output", "x.pth", "a=1", "b=2"],
+        ["c.py", "m.pth", "a=1", "b=2", "--output", "x.pth"],
+    ):
+        args = tool.parse_args(argv)
+        assert (args.config, args.checkpoint, args.overrides) == ("c.py", "m.pth", ["a=1", "b=2"])
+
+
+def test_help_says_what_the_traced_model_takes(capsys):
+    with pytest.raises(SystemExit) as stop:
+        tool.parse_args(["--help"])
+    assert stop.value.code == 0
+    assert "does not resize" in capsys.readouterr().out
+
+
+def test_a_config_that_is_not_there_is_named(fcos):
+    fcos.config.unlink()
+    with pytest.raises(FileNotFoundError, match=r"CONFIG is '.*run.py', but there is no such file"):
+        fcos()

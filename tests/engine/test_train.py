@@ -1,0 +1,229 @@
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import LazyConfig, instantiate
+from PIL import Image
+
+import d2kd.engine.train
+from d2kd.cli import train as cli
+from d2kd.engine import ConfigError
+
+TRAIN_NET = Path(__file__).parents[2] / "tools" / "train_net.py"
+
+CONFIG = str(Path(__file__).with_name("tiny_retinanet.py"))
+DISTILLED = """
+import d2kd
+from detectron2.config import LazyConfig
+_tiny = LazyConfig.load("{config}")
+optimizer, lr_multiplier = _tiny.optimizer, _tiny.lr_multiplier
+dataloader, train = _tiny.dataloader, _tiny.train
+model = d2kd.distill(_tiny.model, teacher=_tiny.model, teacher_checkpoint="{checkpoint}", method="bckd")
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def dataset(tmp_path_factory):
+    """Eight random images of 64 x 64 with one object each, as COCO json."""
+    folder = tmp_path_factory.mktemp("tiny")
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    for i in range(8):
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        images.append({"id": i, "file_name": f"{i}.png", "width": 64, "height": 64})
+        box = [int(v) for v in rng.integers(4, 28, 2)] + [20 + i, 24]
+        target = {"bbox": box, "area": box[2] * box[3], "category_id": i % 2, "iscrowd": 0}
+        annotations.append({"id": i + 1, "image_id": i, **target})
+    categories = [{"id": i, "name": f"class{i}"} for i in range(2)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "instances.json").write_text(json.dumps(content))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TINY_DATASET", str(folder))
+        yield
+    torch.set_num_threads(threads)
+
+
+def run(output, *argv, config=CONFIG):
+    """One process of `d2kd.cli.train`, this one; options first, then overrides."""
+    argv = ["--config-file", config, *argv, f"train.output_dir={output}"]
+    loggers = [logging.getLogger(name) for name in ("d2kd", "detectron2", "fvcore")]
+    before = [(logger.handlers[:], logger.propagate, logger.level) for logger in loggers]
+    try:
+        return cli.run(cli.argument_parser().parse_args(argv))
+    finally:  # Detectron2's set-up of logs would outlive the test
+        for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
+            logger.handlers, logger.propagate, logger.level = handlers, propagate, level
+
+
+def metrics(output):
+    """iteration -> scalars of metrics.json."""
+    rows = {}
+    for line in (output / "metrics.json").read_text().splitlines():
+        row = json.loads(line)
+        rows.setdefault(row["iteration"], {}).update(row)
+    return rows
+
+
+def weights(path):
+    return torch.load(path)["model"]
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="module")
+def trained(dataset, tmp_path_factory):
+    """A finished run of 4 iterations, and how often it was evaluated."""
+    output = tmp_path_factory.mktemp("trained")
+    evaluations = []
+    with pytest.MonkeyPatch.context() as patch:
+        do_test = d2kd.engine.train.do_test
+        patch.setattr(d2kd.engine.train, "do_test", lambda *a: evaluations.append(1) or do_test(*a))
+        results = run(output)
+    return output, results, len(evaluations)
+
+
+def test_trains_and_evaluates(trained):
+    output, results, evaluations = trained
+    assert evaluations == 2  # after iterations 2 and 4
+    assert results["bbox"]["AP"] == 0.0  # nothing is above the threshold yet
+    rows = metrics(output)
+    assert [i for i, row in rows.items() if "bbox/AP" in row] == [1, 4]
+    logged = {"total_loss", "loss_cls", "loss_box_reg", "lr", "cost/cpu_seconds", "cost/wall_seconds"}
+    assert all(logged <= set(rows[i]) for i in range(4))
+    assert 0 < rows[1]["cost/cpu_seconds"] < rows[4]["cost/cpu_seconds"]
+    assert list(output.glob("events.out.tfevents.*"))
+    best = torch.load(output / "model_best.pth")
+    assert best["iteration"] == 1 and "trainer" not in best
+    assert (output / "last_checkpoint").read_text() == "model_final.pth"
+    first, last = weights(output / "model_0000001.pth"), weights(output / "model_final.pth")
+    assert equal(first, best["model"]) and not equal(first, last)
+
+
+@pytest.fixture
+def distilled(trained, tmp_path):
+    """A config whose teacher is the trained run."""
+    path = tmp_path / "distilled.py"
+    path.write_text(DISTILLED.format(config=CONFIG, checkpoint=trained[0] / "model_final.pth"))
+    return str(path)
+
+
+def test_resumed_run_equals_an_uninterrupted_one(distilled, tmp_path):
+    # Not with the stock RetinaNet: the running normalizer of its losses is in no checkpoint.
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    run(straight, "train.max_iter=6", config=distilled)
+    run(resumed, "train.max_iter=3", config=distilled)
+    run(resumed, "--resume", "train.max_iter=6", config=distilled)
+    assert equal(weights(straight / "model_final.pth"), weights(resumed / "model_final.pth"))
+    rows = metrics(resumed)
+    assert list(rows) == list(range(7))
+    assert rows[2]["cost/cpu_seconds"] < rows[3]["cost/cpu_seconds"]
+
+    size = (resumed / "metrics.json").stat().st_size
+    assert "bbox" in run(resumed, "--resume", "train.max_iter=6", config=distilled)  # nothing left to train
+    assert (resumed / "metrics.json").stat().st_size == size
+
+
+def test_seed_bfloat16_and_clipping(trained, tmp_path):
+    outcomes = [weights(trained[0] / "model_0000001.pth")]
+    for name, override in {
+        "seed": "train.seed=2",
+        "amp": "train.amp={enabled: True, dtype: bfloat16}",
+        "clip": "train.clip_grad={max_norm: 0.01}",
+    }.items():
+        run(tmp_path / name, "train.max_iter=2", "train.eval_period=0", override)
+        outcomes.append(weights(tmp_path / name / "model_final.pth"))
+    assert all(value.isfinite().all() for outcome in outcomes for value in outcome.values())
+    assert not any(equal(a, b) for i, a in enumerate(outcomes) for b in outcomes[:i])
+
+
+def test_eval_only(trained, tmp_path):
+    final = trained[0] / "model_final.pth"
+    results = run(tmp_path, "--eval-only", f"train.init_checkpoint={final}", "model.test_score_thresh=0.0")
+    assert 0.0 <= results["bbox"]["AP"] <= 100.0
+    assert run(trained[0], "--eval-only", "--resume")["bbox"]["AP"] == 0.0
+    with pytest.raises(ConfigError, match="--eval-only"):
+        run(tmp_path, "--eval-only")
+
+
+def test_two_processes(tmp_path):
+    command = [sys.executable, str(TRAIN_NET), "--config-file", CONFIG, "--num-gpus=2", "--dist-url=auto"]
+    command += [f"train.output_dir={tmp_path}", "train.max_iter=2", "train.eval_period=0"]
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    env["PYTHONPATH"] = os.pathsep.join([str(TRAIN_NET.parents[1]), env.get("PYTHONPATH", "")])
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = metrics(tmp_path)
+    assert rows[0]["loss_cls"] > 0 and rows[2]["bbox/AP"] == 0.0
+    model = instantiate(LazyConfig.load(CONFIG).model)
+    incompatible = model.load_state_dict(weights(tmp_path / "model_final.pth"))
+    assert not incompatible.missing_keys and not incompatible.unexpected_keys
+
+
+def test_distilled_run_and_its_baseline(trained, distilled, tmp_path):
+    short = ("train.max_iter=2", "train.eval_period=0")
+    run(tmp_path / "kd", "--check-teacher", *short, config=distilled)
+    log = (tmp_path / "kd" / "log.txt").read_text()
+    assert 0 < log.index("teacher AP 0.00\n") < log.index("Starting training")
+    assert log.endswith("teacher AP 0.00, student AP 0.00\n")
+    rows = metrics(tmp_path / "kd")
+    assert rows[0]["loss_kd_bckd_cls"] > 0
+
+    run(tmp_path / "alone", *short, "model.losses=null", config=distilled)
+    alone = weights(tmp_path / "alone" / "model_final.pth")
+    plain = weights(trained[0] / "model_0000001.pth")
+    assert all(torch.equal(alone[key], plain[key]) for key in plain)  # the stock detector's own run
+    # Same initial weights and same images: only the distillation terms differ at the first step.
+    assert metrics(tmp_path / "alone")[0]["loss_cls"] == rows[0]["loss_cls"]
+
+    stock = instantiate(LazyConfig.load(CONFIG).model)
+    incompatible = stock.load_state_dict(weights(tmp_path / "kd" / "model_final.pth"), strict=False)
+    assert not incompatible.missing_keys
+    assert all(key.startswith("distillation.") for key in incompatible.unexpected_keys)
+
+
+def test_missing_teacher_is_known_before_data_is_read(distilled, tmp_path):
+    with pytest.raises(FileNotFoundError, match="teacher"):
+        run(
+            tmp_path,
+            "model.teacher.checkpoint=no/such.pth",
+            "dataloader.train.dataset.names=no_such_dataset",
+            config=distilled,
+        )
+
+
+def test_mapper_in_another_channel_order(tmp_path):
+    with pytest.raises(ConfigError, match="mapper.image_format is 'RGB', but model.input_format is 'BGR'"):
+        run(tmp_path, "dataloader.train.mapper.image_format=RGB")
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--config-file", "no/such.py"], "no/such.py"),
+        (["--config-file", CONFIG, "train.max_iter=1", "--resume"], "'--resume' is no key=value"),
+        (["--config-file", CONFIG, "train.init_checkpoint=no/such.pth"], "init_checkpoint is 'no/such.pth'"),
+        (["--config-file", CONFIG, "train.seed=-1"], "train.seed is -1"),
+    ],
+)
+def test_users_errors_are_sentences(argv, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train_net.py", *argv])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert message in f"{exit_.value}{capsys.readouterr().err}"
+
+
+def test_methods_are_listed_without_a_config(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train_net.py", "--list-methods"])
+    cli.main()
+    printed = capsys.readouterr().out
+    assert "crosskd_pkd\n  paper" in printed and "reconstructed" in printed

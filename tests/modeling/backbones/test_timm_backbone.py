@@ -1,0 +1,180 @@
+"""Networks of timm as backbones: a phone's student, names and weights, and life without timm."""
+
+import subprocess
+import sys
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import LazyCall as L
+from detectron2.config import LazyConfig, instantiate
+from detectron2.modeling.backbone import FPN, SimpleFeaturePyramid
+from omegaconf import OmegaConf
+
+import d2kd
+from d2kd.modeling.backbones import TimmBackbone
+from tests.helpers import build_detector, distilled, gradients, make_batch, reached, run_step
+
+ROOT = Path(__file__).resolve().parents[3]
+MOBILENET = "mobilenetv3_small_050"
+SIZES = [(40, 52), (48, 60)]
+
+
+def pyramid(name=MOBILENET, **kwargs):
+    return FPN(TimmBackbone(name, **{"out_indices": (2, 3, 4), **kwargs}), ["res3", "res4", "res5"], 8)
+
+
+def build_student(family="FCOS", seed=0, **kwargs):
+    torch.manual_seed(seed)
+    return build_detector(family, backbone=pyramid(**kwargs), seed=seed)
+
+
+@pytest.mark.parametrize("method", ["bckd", "crosskd"])
+@pytest.mark.parametrize("family", ["FCOS", "RetinaNet"])
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_a_mobilenet_and_a_resnet(role, family, method):
+    pair = [build_student(family), build_detector(family, seed=1)]
+    student, teacher = pair if role == "student" else pair[::-1]
+    stock, teachers_weights = deepcopy(student), deepcopy(teacher.state_dict())
+    model = distilled(student, teacher, method)
+    for step in range(2):
+        batch = make_batch(SIZES, seed=step)
+        expected, losses = run_step(stock, batch, step), run_step(model, batch, step)
+        for name, value in expected.items():
+            assert torch.equal(losses[name], value), name
+    by_labels = reached(gradients(model.backbone, sum(losses[name] for name in expected)))
+    assert len(by_labels) > 10
+    terms = losses.keys() - expected.keys()
+    assert len(terms) == 2
+    for name in terms:
+        assert losses[name].isfinite() and losses[name] > 0
+        assert reached(gradients(model.backbone, losses[name])) == by_labels
+    sum(losses.values()).backward()
+    # Every parameter is used, so DistributedDataParallel need not look for others.
+    assert all(p.grad is not None for name, p in model.named_parameters() if p.requires_grad)
+    assert all(torch.equal(value, teachers_weights[name]) for name, value in teacher.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "name, indices, names, kwargs",
+    [
+        (MOBILENET, (2, 3, 4), ["res3", "res4", "res5"], {}),
+        (MOBILENET, [0, -1], ["res1", "res5"], {}),
+        (MOBILENET, (2, 3), ["res3", "res4"], dict(feature_cls="getter")),
+        ("test_resnet", (1, 2, 3), ["res2", "res3", "res4"], {}),
+        ("test_convnext", (0, 1, 2, 3), ["res2", "res3", "res4", "res5"], {}),
+        (
+            "swin_tiny_patch4_window7_224", (1, 2, 3), ["res3", "res4", "res5"],
+            dict(embed_dim=4, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2), strict_img_size=False),
+        ),
+        ("test_vit", [-1], ["res4"], dict(dynamic_img_size=True)),
+    ],
+)  # fmt: skip
+def test_outputs_are_what_output_shape_says(name, indices, names, kwargs):
+    backbone = TimmBackbone(name, out_indices=indices, **kwargs)
+    shapes = backbone.output_shape()
+    features = backbone(torch.randn(2, 3, 64, 96))
+    assert list(shapes) == list(features) == names
+    for key, feature in features.items():
+        assert shapes[key].stride == 2 ** int(key[3:])
+        assert feature.shape == (2, shapes[key].channels, 64 // shapes[key].stride, 96 // shapes[key].stride)
+    sum(feature.square().sum() for feature in features.values()).backward()
+    assert all(p.grad is not None for p in backbone.parameters())
+    # They are timm's own numbers, channels first.
+    body = timm.create_model(name, features_only=True, out_indices=list(indices), **kwargs)
+    body.load_state_dict(backbone.body.state_dict())
+    backbone.eval(), body.eval()
+    x = torch.randn(1, 3, 64, 96)
+    for ours, theirs in zip(backbone(x).values(), body(x), strict=True):
+        assert torch.equal(ours, theirs if ours.shape == theirs.shape else theirs.permute(0, 3, 1, 2))
+
+
+def test_under_the_simple_pyramid():
+    net = TimmBackbone("test_vit", out_indices=[-1], dynamic_img_size=True, dynamic_img_pad=True)
+    torch.manual_seed(0)
+    student = build_detector("FCOS", backbone=SimpleFeaturePyramid(net, "res4", 8, scale_factors=(2.0, 1.0, 0.5)))
+    losses = run_step(distilled(student, build_detector("FCOS", seed=1), "crosskd"), make_batch(SIZES))
+    assert all(value.isfinite() for value in losses.values()) and losses["loss_kd_crosskd_cls"] > 0
+
+
+def test_what_does_not_exist_is_named():
+    with pytest.raises(ValueError, match="has no network named 'mobilnetv3_small_050'; .*mobilenetv3_small_050"):
+        TimmBackbone("mobilnetv3_small_050", out_indices=[4])
+    for index in (4, -5):
+        with pytest.raises(ValueError, match=rf"out_indices is \[1, {index}\], but test_convnext has the outputs 0 "):
+            TimmBackbone("test_convnext", out_indices=[1, index])
+    with pytest.raises(ValueError, match=r"outputs 0 \(stride 4, 24 channels\), 1 .*, 3 \(stride 32, 64 channels\)\."):
+        TimmBackbone("test_convnext", out_indices=(4,))
+    with pytest.raises(ValueError, match=r"outputs \[4, 5\] of test_vit have strides \[16, 16\], expected a different"):
+        TimmBackbone("test_vit", out_indices=[4, 5])
+    with pytest.raises(ValueError, match=r"have strides \[14\], expected .* power of two"):
+        TimmBackbone("test_vit", out_indices=[-1], patch_size=14, img_size=28)
+
+
+def config():
+    """d2kd's small RetinaNet, and the same on a MobileNet: what a user would write."""
+    teacher = d2kd.get_config("common/models/digits_retinanet.py").model
+    student = deepcopy(teacher)
+    student.backbone.bottom_up = L(TimmBackbone)(name=MOBILENET, out_indices=[2, 3], feature_cls="getter")
+    student.pixel_mean, student.pixel_std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+    student.input_format = "RGB"
+    return student, teacher
+
+
+def test_in_a_lazy_config(tmp_path):
+    student, teacher = config()
+    torch.manual_seed(1)
+    torch.save({"model": instantiate(teacher).state_dict()}, tmp_path / "teacher.pth")
+    node = d2kd.distill(student, teacher=teacher, teacher_checkpoint=str(tmp_path / "teacher.pth"), method="crosskd")
+    LazyConfig.save(OmegaConf.create({"model": node}), str(tmp_path / "config.yaml"))
+    model = instantiate(LazyConfig.load(str(tmp_path / "config.yaml")).model)
+    model.load_teacher()
+    assert (model.input_format, model.teacher.input_format) == ("RGB", "BGR")
+    losses = run_step(model, make_batch([(64, 64)]))
+    assert all(value.isfinite() for value in losses.values())
+    assert losses["loss_kd_crosskd_cls"] > 0 and losses["loss_kd_crosskd_loc"] > 0
+
+    # A checkpoint of the run is one of the plain detector.
+    DetectionCheckpointer(model, save_dir=str(tmp_path)).save("student")
+    plain = instantiate(student)
+    names = {name for name in model.state_dict() if not name.startswith("distillation.")}
+    assert names == plain.state_dict().keys()
+    assert "backbone.bottom_up.body.model.conv_stem.weight" in names
+    DetectionCheckpointer(plain).load(str(tmp_path / "student.pth"))
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in plain.state_dict().items())
+
+
+def test_weights_from_a_file(tmp_path):
+    """As timm publishes them: of the whole classifier."""
+    classifier = timm.create_model(MOBILENET)
+    torch.save(classifier.state_dict(), tmp_path / "weights.pth")
+    node = L(TimmBackbone)(
+        name=MOBILENET, out_indices=[2, 3, 4], pretrained=True,
+        pretrained_cfg_overlay=dict(file=str(tmp_path / "weights.pth")),
+    )  # fmt: skip
+    weights = classifier.state_dict()
+    loaded = instantiate(node).body.state_dict()
+    assert len(loaded) > 100
+    assert all(torch.equal(value, weights[name]) for name, value in loaded.items())
+
+
+BLOCK = """
+import sys
+sys.modules["timm"] = None  # importing it fails
+import d2kd
+from d2kd.modeling.backbones import TimmBackbone
+d2kd.DistilledDetector, d2kd.distill
+try:
+    TimmBackbone("resnet18", out_indices=[4])
+except ImportError as error:
+    print(error)
+"""
+
+
+def test_without_timm_all_but_the_backbone_works():
+    result = subprocess.run([sys.executable, "-c", BLOCK], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "TimmBackbone needs timm, which is not installed: pip install timm" in result.stdout
