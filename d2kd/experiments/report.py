@@ -147,7 +147,7 @@ def paired_p_value(differences: Sequence[float]) -> float | None:
     """Two-sided p-value of a t-test of the differences of pairs; None for fewer than 2, or for equal ones."""
     if len(differences) < 2 or stdev(differences) == 0:
         return None
-    from scipy import stats  # noqa: PLC0415 - optional: it comes with scikit-learn, and tables of one seed need no test
+    from scipy import stats  # scikit-learn's, which the digits need too; the tables of one seed do without
 
     return float(stats.ttest_1samp(differences, 0.0).pvalue)
 

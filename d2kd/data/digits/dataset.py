@@ -30,8 +30,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
-from detectron2.data.datasets import register_coco_instances
 from PIL import Image
 
 from d2kd.data.digits.compose import CLASSES, IMAGE_SIZE, PHOTOS, Composition, compose, load_sources, split_samples
@@ -71,6 +69,9 @@ def register_digits(root: str | Path | None = None) -> None:
     (default: see :func:`prepare_digits`). Does nothing where this was done for the same folder; another one
     replaces the former. Files are neither made nor read here.
     """
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+    from detectron2.data.datasets import register_coco_instances
+
     root = _resolve(root)
     for split in SIZES:
         name, images = f"digits_{split}", str(root / split)
@@ -104,6 +105,8 @@ def get_digits(
     Raises:
         ValueError: there are no such ``images``.
     """
+    from detectron2.data import get_detection_dataset_dicts
+
     root = prepare_digits(root)
     register_digits(root)
     dataset = get_detection_dataset_dicts(names, filter_empty=filter_empty)
