@@ -49,7 +49,7 @@ def read_requirements(extra: str) -> list[str]:
 def origin(module: str) -> str | None:
     """The file that ``import module`` would read."""
     spec = importlib.util.find_spec(module)
-    return spec and spec.origin
+    return spec.origin if spec else None
 
 
 def version(name: str) -> str | None:
