@@ -2,7 +2,8 @@
 PYTHON ?= python3
 
 # These need torch and fvcore only (d2kd.losses and d2kd.regions serve other frameworks too), so they run first.
-FIRST := tests/losses tests/regions tests/test_atss.py
+FIRST := tests/losses tests/regions
+DOCTESTS := d2kd/losses d2kd/regions d2kd/structures
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint
@@ -23,7 +24,7 @@ test: ## all tests; those that need no Detectron2 first
 	    echo "No test ran: torch, fvcore and pytest cannot all be imported; do what the line above says." >&2; \
 	    exit 1; \
 	fi; \
-	$(PYTHON) -m pytest -q $(FIRST) || failed=1; \
+	$(PYTHON) -m pytest -q --doctest-modules $(DOCTESTS) $(FIRST) || failed=1; \
 	if [ $$installed -ne 0 ]; then \
 	    why="the install step did not finish"; \
 	    $(PYTHON) -c 'import detectron2' 2> /dev/null || why="Detectron2 is not installed"; \
@@ -34,8 +35,10 @@ test: ## all tests; those that need no Detectron2 first
 	$(PYTHON) -m pytest -q tests $(FIRST:%=--ignore=%) || failed=1; \
 	exit $$failed
 
-lint: ## ruff, rules and format
-	@$(PYTHON) -c 'import ruff' 2> /dev/null || \
-	    { echo "ruff is not installed: make test installs it, or $(PYTHON) -m pip install ruff." >&2; exit 1; }
+lint: ## ruff (rules and format), mypy, the order of imports
+	@$(PYTHON) -c 'import importlinter, mypy, ruff, torch' 2> /dev/null || \
+	    { echo "ruff, mypy, import-linter or torch is not installed: make test installs what is missing." >&2; exit 1; }
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m mypy
+	@$(PYTHON) -c 'import importlinter.cli as cli; cli.lint_imports_command()' --no-logo

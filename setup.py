@@ -24,7 +24,7 @@ DEMO = ["scikit-learn", "scikit-image"]
 # What d2kd.modeling.backbones needs; Detectron2's Swin, MViT and ViT need it too, and do not say so.
 TIMM = ["timm>=1.0"]
 # setuptools and wheel: the packaging test builds a wheel without build isolation.
-DEV = ["pytest", "ruff", "tensorboard", "setuptools>=70.1", "wheel"]
+DEV = ["pytest", "ruff", "mypy", "import-linter", "pre-commit", "tensorboard", "setuptools>=70.1", "wheel"]
 
 ROOT = Path(__file__).resolve().parent
 VERSION = re.search(r'^__version__ = "([^"]+)"', (ROOT / "d2kd/__init__.py").read_text(), re.MULTILINE).group(1)
@@ -48,7 +48,7 @@ setup(
     ],
     packages=find_packages(include=["d2kd", "d2kd.*"]),
     # d2kd/configs is a symlink to ../configs: data, which d2kd.get_config finds with importlib.resources
-    package_data={"d2kd": ["configs/*.py", "configs/**/*.py"]},
+    package_data={"d2kd": ["py.typed", "configs/*.py", "configs/**/*.py"]},
     install_requires=REQUIRES,
     extras_require={"demo": DEMO, "timm": TIMM, "dev": DEV + DEMO + TIMM},
     zip_safe=False,

@@ -144,7 +144,7 @@ def default_writers(output_dir: str, max_iter: int) -> list[EventWriter]:
     """:func:`detectron2.engine.default_writers`, without TensorBoard's where the package is not installed."""
     writers = d2_engine.default_writers(output_dir, max_iter)
     try:
-        import torch.utils.tensorboard  # noqa: F401
+        import torch.utils.tensorboard  # noqa: F401, PLC0415 - optional
     except ImportError:
         logger.warning("tensorboard is not installed: metrics go to the console and metrics.json only.")
         writers = [w for w in writers if not isinstance(w, TensorboardXWriter)]

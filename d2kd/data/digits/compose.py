@@ -90,7 +90,7 @@ def load_sources() -> Sources:
         ImportError: one of them is missing, or this scikit-image does not bundle a photograph that is needed.
     """
     try:
-        from sklearn.datasets import load_digits
+        from sklearn.datasets import load_digits  # noqa: PLC0415 - optional, like scikit-image
 
         folder = importlib.resources.files("skimage") / "data"
     except ModuleNotFoundError as error:

@@ -104,7 +104,7 @@ class TimmBackbone(Backbone):
 
 def _import_timm() -> ModuleType:
     try:
-        import timm
+        import timm  # noqa: PLC0415 - optional
     except ImportError as error:
         raise ImportError("TimmBackbone needs timm, which is not installed: pip install timm.") from error
     return timm

@@ -1,0 +1,83 @@
+"""What the documentation names is there; docs/architecture.md says what is where."""
+
+from __future__ import annotations
+
+import importlib.util
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
+#: Detectron2's own, and the names in docs/new_method.md that stand for a method to be added.
+ELSEWHERE = re.compile(r"tools/(lazyconfig|plain)_train_net\.py|.*(NAME|squared_scores).*")
+
+
+@pytest.fixture(params=PAGES, ids=lambda page: page.name)
+def page(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
+def anchor(heading: str) -> str:
+    """As GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def test_links(page: Path) -> None:
+    links = re.findall(r"\]\(((?!https?:)[^)\s]+)\)", page.read_text())
+    for file, _, fragment in (link.partition("#") for link in links):
+        target = page.parent / file if file else page
+        assert target.exists(), file
+        if fragment:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), flags=re.MULTILINE)
+            assert fragment in map(anchor, headings), f"{file}#{fragment}"
+
+
+def test_paths(page: Path) -> None:
+    paths = re.findall(r"(?<![\w/.-])(?:d2kd|tools|tests|docs|configs)/[\w/-]*(?:\.\w+)?", page.read_text())
+    missing = {path for path in paths if not (ROOT / path).exists() and not ELSEWHERE.fullmatch(path)}
+    brackets = {path for path in missing if re.search(re.escape(path) + r"[{*]", page.read_text())}
+    assert missing == brackets
+
+
+def test_names(page: Path) -> None:
+    """Every dotted name of d2kd can be imported."""
+    for name in set(re.findall(r"(?<![\w/])d2kd(?:\.[A-Za-z_]\w*)+", page.read_text())):
+        try:
+            pkgutil.resolve_name(name)
+        except (ImportError, AttributeError):
+            assert ELSEWHERE.fullmatch(name), name
+
+
+def test_the_table_names_every_package() -> None:
+    named = re.findall(r"^\| `(d2kd/\S+)` \|", ARCHITECTURE, flags=re.MULTILINE)
+    packages = {str(path.parent.relative_to(ROOT)) for path in (ROOT / "d2kd").glob("*/**/__init__.py")}
+    assert set(named) == packages
+    assert len(named) == len(packages)
+
+
+def test_a_batch_has_ten_steps() -> None:
+    assert re.findall(r"^(\d+)\. ", ARCHITECTURE, flags=re.MULTILINE) == [str(i) for i in range(1, 11)]
+
+
+@pytest.mark.parametrize("name, file", re.findall(r"\[`([\w.]+)`\]\(([^)#]+)\)", ARCHITECTURE))
+def test_links_lead_to_the_function(name: str, file: str) -> None:
+    source = (ROOT / "docs" / file).read_text()
+    for part in name.split("."):
+        assert re.search(rf"^\s*(def|class) {part}\b", source, flags=re.MULTILINE)
+
+
+def test_the_picture_can_be_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every package has a place, every arrow leads down and meets no third box; the page's picture is of that size."""
+    spec = importlib.util.spec_from_file_location("draw_architecture", ROOT / "docs/draw_architecture.py")
+    draw_architecture = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(draw_architecture)
+    monkeypatch.setattr(draw_architecture, "OUTPUT", tmp_path / "architecture.png")
+    monkeypatch.chdir(ROOT)
+    draw_architecture.main()
+    with Image.open(tmp_path / "architecture.png") as new, Image.open(ROOT / "docs/pictures/architecture.png") as old:
+        assert new.size == old.size == (1000, 1040)
