@@ -3,8 +3,8 @@
 from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec
 
-from d2kd.modeling.detectors import ATSSHead, DistributionATSS
 from d2kd.modeling.backbones import group_norm
+from d2kd.modeling.detectors import ATSSHead, DistributionATSS
 
 from .digits_gfl import model as _gfl
 

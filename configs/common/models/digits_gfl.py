@@ -4,8 +4,8 @@ from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 
-from d2kd.modeling.detectors import GFL, ATSSAssigner, GFLHead
 from d2kd.modeling.backbones import group_norm
+from d2kd.modeling.detectors import GFL, ATSSAssigner, GFLHead
 
 from .digits_backbone import small_student_backbone
 

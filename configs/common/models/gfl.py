@@ -9,8 +9,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.backbone import FPN, BasicStem, ResNet
 
-from d2kd.modeling.detectors import GFL, ATSSAssigner, GFLHead
 from d2kd.modeling.backbones import P6P7, FrozenStatisticsBatchNorm2d
+from d2kd.modeling.detectors import GFL, ATSSAssigner, GFLHead
 
 model = L(GFL)(
     backbone=L(FPN)(
