@@ -60,7 +60,8 @@ def run(output, *argv, config=CONFIG):
         return cli.run(cli.argument_parser().parse_args(argv))
     finally:  # Detectron2's set-up of logs would outlive the test
         for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
-            logger.handlers, logger.propagate, logger.level = handlers, propagate, level
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
 
 
 def metrics(output):
