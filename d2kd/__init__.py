@@ -7,25 +7,9 @@ torch and fvcore only, and not Detectron2.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from d2kd.config import add_distillation_config, distill, get_config
-    from d2kd.methods import list_methods
-    from d2kd.modeling import DistilledDetector, check_adapter, student
+from typing import Any
 
 __version__ = "0.1.0"  # the only place: setup.py reads it from here
-
-__all__ = [
-    "DistilledDetector",
-    "__version__",
-    "add_distillation_config",
-    "check_adapter",
-    "distill",
-    "get_config",
-    "list_methods",
-    "student",
-]
 
 _HOME = {
     "DistilledDetector": "d2kd.modeling",
@@ -36,6 +20,8 @@ _HOME = {
     "list_methods": "d2kd.methods",
     "student": "d2kd.modeling",
 }
+
+__all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str) -> Any:

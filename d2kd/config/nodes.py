@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 __all__ = ["self_contained", "target_of"]
 
-Node = TypeVar("Node", DictConfig, ListConfig)
+Node = TypeVar("Node", bound=DictConfig | ListConfig)
 
 
 def target_of(node: DictConfig) -> Any:

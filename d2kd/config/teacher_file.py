@@ -121,7 +121,7 @@ def _build_lazy(cfg: DictConfig, what: str) -> DenseDetector:
     return detector
 
 
-def _check_readable(detector: nn.Module, what: str) -> None:
+def _check_readable(detector: DenseDetector, what: str) -> None:
     try:
         get_adapter(detector)
     except TypeError as error:

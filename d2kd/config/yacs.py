@@ -121,14 +121,14 @@ def _build_losses(
             f"{', '.join(METHODS[method])}."
         )
     losses = OmegaConf.create(preset, flags={"allow_objects": True})
-    off = {name for change in changes if (name := _apply(losses, change, method))}
+    off = {_apply(losses, change, method) for change in changes}
     built = {}
     with torch.random.fork_rng(devices=[]):  # so that the baseline draws the same numbers after this
-        for name, node in losses.items():
+        for name in preset:
             if name in off:
                 continue
             try:
-                built[name] = instantiate(node)
+                built[name] = instantiate(losses[name])
             except (TypeError, ValueError) as error:
                 raise ValueError(
                     f"{_NODE}.LOSSES is {list(changes)}, with which {method}'s {name} cannot be built: {error}"
@@ -137,7 +137,7 @@ def _build_losses(
 
 
 def _apply(losses: DictConfig, change: str, method: str) -> str | None:
-    """Make one change of LOSSES; returns the name of a loss that it switches off."""
+    """Make one change of LOSSES; return the name of the loss that it switches off, if it does."""
     if not isinstance(change, str) or "=" not in change:
         raise ValueError(f"{_NODE}.LOSSES has {change!r}, expected texts 'NAME.FIELD=value' or 'NAME=null'.")
     path, value = (part.strip() for part in change.split("=", 1))

@@ -152,7 +152,7 @@ def test_eval_only(trained, tmp_path):
     results = run(tmp_path, "--eval-only", f"train.init_checkpoint={final}", "model.test_score_thresh=0.0")
     assert 0.0 <= results["bbox"]["AP"] <= 100.0
     assert run(trained[0], "--eval-only", "--resume")["bbox"]["AP"] == 0.0
-    with pytest.raises(ConfigError, match="--eval-only"):
+    with pytest.raises(ConfigError, match="train.init_checkpoint is empty"):
         run(tmp_path, "--eval-only")
 
 
