@@ -71,7 +71,9 @@ def read_architecture(state: Mapping[str, Tensor], detector: str, *, depth: int,
     num_classes, reg_max = _predictions(family, detector, cls, box)
     tower_norm = "bbox_head.cls_convs.0.gn.weight" in state
     if tower_norm and detector == "retinanet":
-        raise ConversionError("The towers of the file's RetinaNet have group norms; those of the published ones have none.")
+        raise ConversionError(
+            "The towers of the file's RetinaNet have group norms; those of the published ones have none."
+        )
     return Architecture(
         depth=found,
         width=width,

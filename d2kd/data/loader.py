@@ -17,7 +17,7 @@ from torch.utils import data as torchdata
 
 from d2kd.data.unlabeled import without_labels
 
-__all__ = ["build_train_loader", "derive_seed", "isolated_rng"]
+__all__ = ["build_train_loader", "derive_seed"]
 
 # First element of the key given to derive_seed(): independent streams of random numbers.
 _PERMUTATION, _SAMPLE, _WORKERS, _UNLABELED = range(4)
@@ -25,17 +25,17 @@ _PERMUTATION, _SAMPLE, _WORKERS, _UNLABELED = range(4)
 
 def derive_seed(seed: int, *key: int) -> int:
     """
-    A 63-bit seed for the stream ``key`` of a run seeded with ``seed``; all integers are >= 0. Neighbouring
-    seeds and keys give unrelated results, the same on every platform (:class:`numpy.random.SeedSequence`).
+    A 63-bit seed for the stream ``key`` of a run seeded with ``seed``; all integers are >= 0. Neighbouring seeds and
+    keys give unrelated results, the same on every platform (:class:`numpy.random.SeedSequence`).
     """
     return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 @contextmanager
-def isolated_rng(seed: int) -> Iterator[None]:
+def _isolated_rng(seed: int) -> Iterator[None]:
     """
-    Seed the CPU generators that data mappers draw from (``random``, ``numpy.random``, ``torch``), and put
-    them back as they were on exit. CUDA generators are left alone.
+    Seed the CPU generators that data mappers draw from (``random``, ``numpy.random``, ``torch``), and restore their
+    states on exit. CUDA generators are not touched.
     """
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
@@ -55,7 +55,7 @@ class _RunSamples(torchdata.Dataset):
     Sample n of a run: map-style over n = 0, 1, 2, ... without end.
 
     Args:
-        key: the argument of :func:`build_train_loader` that the dataset is, for messages.
+        key: which argument of :func:`build_train_loader` the dataset is, for messages.
     """
 
     def __init__(self, dataset: list[dict], mapper: Callable[[dict], Any], seed: int, key: str = "dataset") -> None:
@@ -76,7 +76,7 @@ class _RunSamples(torchdata.Dataset):
 
     def __getitem__(self, n: int) -> Any:
         index = self._index(n)
-        with isolated_rng(derive_seed(self._seed, _SAMPLE, n)):
+        with _isolated_rng(derive_seed(self._seed, _SAMPLE, n)):
             sample = self._mapper(self._dataset[index])
         if sample is None:
             # Detectron2's MapDataset would draw another image from a generator whose state cannot be resumed.
@@ -89,8 +89,8 @@ class _RunSamples(torchdata.Dataset):
 
 class _MixedSamples(torchdata.Dataset):
     """
-    Sample n of a run whose every iteration takes the next ``counts[0]`` labelled samples, then the next ``counts[1]``
-    unlabeled ones.
+    Sample n of a run in which every iteration takes the next ``counts[0]`` labelled samples, then the next
+    ``counts[1]`` unlabeled ones.
     """
 
     def __init__(self, labelled: _RunSamples, unlabeled: _RunSamples, counts: tuple[int, int]) -> None:
@@ -102,7 +102,7 @@ class _MixedSamples(torchdata.Dataset):
         if place < labelled:
             return self._labelled[iteration * labelled + place]
         sample = self._unlabeled[iteration * unlabeled + place - labelled]
-        # A mapper may drop the mark, and what it makes of no labels may look like an image without objects.
+        # The mapper may have dropped the mark and made empty labels, as of an image without objects.
         return {**sample, "unlabeled": True}
 
 

@@ -9,6 +9,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import instantiate
 from torch.testing import assert_close
 
+from d2kd.config import get_config
 from d2kd.conversion import convert, write_checkpoint
 from d2kd.modeling.adapters import get_adapter
 from d2kd.modeling.distillation.teacher import Teacher
@@ -197,8 +198,6 @@ def test_counters_of_batches_are_filled_or_dropped():
 
 def test_the_statements_are_the_node():
     """What the tool prints, in a config file, gives the model that the checkpoint fits."""
-    from d2kd.config import get_config
-
     spec = Spec("fcos", num_classes=2, style="pytorch", norm_on_bbox=True)
     conversion = converted(spec)
     assert Path(conversion.target.config).name == "fcos_openmmlab.py"
