@@ -9,12 +9,22 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # for mypy and editors; at run time a name is loaded when it is first used
     from d2kd.config import add_distillation_config, distill, get_config
     from d2kd.methods import list_methods
     from d2kd.modeling import DistilledDetector, check_adapter, student
 
 __version__ = "0.1.0"  # the only place: setup.py reads it from here
+
+_HOME = {
+    "DistilledDetector": "d2kd.modeling",
+    "add_distillation_config": "d2kd.config",
+    "check_adapter": "d2kd.modeling",
+    "distill": "d2kd.config",
+    "get_config": "d2kd.config",
+    "list_methods": "d2kd.methods",
+    "student": "d2kd.modeling",
+}
 
 __all__ = [
     "DistilledDetector",
@@ -26,16 +36,6 @@ __all__ = [
     "list_methods",
     "student",
 ]
-
-_HOME = {
-    "DistilledDetector": "d2kd.modeling",
-    "add_distillation_config": "d2kd.config",
-    "check_adapter": "d2kd.modeling",
-    "distill": "d2kd.config",
-    "get_config": "d2kd.config",
-    "list_methods": "d2kd.methods",
-    "student": "d2kd.modeling",
-}
 
 
 def __getattr__(name: str) -> Any:

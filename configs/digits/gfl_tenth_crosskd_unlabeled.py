@@ -1,6 +1,6 @@
 """
-gfl_tenth_crosskd with 4x unlabeled images: every step has its 8 labelled images, the same ones, and 8 out of 3200 more,
-whose labels are withheld. So the two differ in these images alone, and a step costs about twice as much.
+gfl_tenth_crosskd with 4x as many unlabeled images: every step has the same 8 labelled images, and 8 of 3200 others
+without their labels. So the two differ in these images only, and a step costs about twice as much.
 """
 
 from detectron2.config import LazyCall as L

@@ -64,7 +64,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         FileNotFoundError: there is no such input.
     """
     args = argument_parser().parse_args(argv)
-    check_output(args.output, source=args.input, force=args.force)
+    check_output(args.output, checkpoint=args.input, force=args.force)
     conversion = convert(
         read_state(args.input, trust_pickle=args.trust_pickle),
         args.detector,

@@ -1,17 +1,6 @@
-"""Distillation in configs: ``distill()`` for LazyConfigs, keys for yacs configs, a teacher given by its own file."""
+"""Distillation in configs: ``distill()`` for LazyConfigs, the keys of yacs configs, a teacher given by its own file."""
 
-from d2kd.config.lazy import distill, get_config, get_detectron2_config, preset_families
-from d2kd.config.teacher_file import build_registered, build_teacher, teacher_node
-from d2kd.config.yacs import add_distillation_config, constructor_arguments
+from d2kd.config.lazy import distill, get_config, get_detectron2_config
+from d2kd.config.yacs import add_distillation_config
 
-__all__ = [
-    "add_distillation_config",
-    "build_registered",
-    "build_teacher",
-    "constructor_arguments",
-    "distill",
-    "get_config",
-    "get_detectron2_config",
-    "preset_families",
-    "teacher_node",
-]
+__all__ = ["add_distillation_config", "distill", "get_config", "get_detectron2_config"]

@@ -1,20 +1,18 @@
-"""Wrap a LazyConfig model node, and find the packaged configs."""
+"""Wrapping a LazyConfig model node, and loading packaged configs."""
 
 from __future__ import annotations
 
 import importlib.resources
 import os
 from collections.abc import Mapping
-from copy import deepcopy
 from typing import Any
 
 from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig
-from detectron2.utils.registry import locate
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 from torch import nn
 
+from d2kd.config.nodes import self_contained, target_of
 from d2kd.config.teacher_file import teacher_node
 from d2kd.methods import get_losses
 from d2kd.modeling import DistilledDetector
@@ -60,7 +58,7 @@ def _load_packaged(package: str, folder: str, path: str) -> DictConfig:
 def distill(
     model: DictConfig,
     *,
-    teacher: DictConfig | str | os.PathLike,
+    teacher: DictConfig | str | os.PathLike[str],
     teacher_checkpoint: str | None = None,
     method: str | None = None,
     losses: Mapping[str, Any] | None = None,
@@ -68,12 +66,12 @@ def distill(
     """
     Wrap a model node of a LazyConfig so that it is distilled; the rest of the config stays as it is.
 
-    The node moves under ``model.student``; references in it to the rest of the config are resolved here, since they
-    would point elsewhere from there. All keys of the result can be changed like any other of the config's. On a command
-    line a mapping is *merged* into what is there: ``"model.teacher.class_map={0:1,2:0}"`` (quoted, for the shell; ids
-    stay integers, which ``model.teacher.class_map.0=1`` would make text) sets the map where there was none, but adds to
-    one that the config has; ``model.teacher.class_map=null`` before it removes that. Likewise ``model.losses={}``
-    changes nothing; ``model.losses=null`` and ``model.losses.NAME=null`` do.
+    The node moves under ``model.student``. Its references to the rest of the config are resolved here, since they would
+    point elsewhere from there. Every key of the result can be changed like any other key of the config. On a command
+    line a mapping is *merged* into the existing one: ``"model.teacher.class_map={0:1,2:0}"`` (quoted for the shell)
+    sets the map if there is none and adds to it otherwise; put ``model.teacher.class_map=null`` before it to replace
+    the map. (``model.teacher.class_map.0=1`` would make the id a text.) Likewise ``model.losses={}`` changes nothing;
+    ``model.losses=null`` and ``model.losses.NAME=null`` do.
 
     Args:
         model: the student's node, e.g. ``cfg.model``: RetinaNet, FCOS, GFL, ATSS or a subclass.
@@ -81,64 +79,51 @@ def distill(
             ``.yaml``), whose ``model`` is taken, or a yacs config (``.yaml``). The file is read when training starts
             (:func:`d2kd.config.teacher_file.build_teacher`).
         teacher_checkpoint: path or URL that Detectron2 can read; None if ``model.teacher.checkpoint`` is set later.
-        method: name of a preset of :data:`d2kd.methods.METHODS`, that of the student's family; crossed losses are those
-            of the teacher's where ``teacher`` is a node, since a crossed output is in the teacher's coding ...
-        losses: ... or the losses themselves, name -> node.
+        method: a name in :data:`d2kd.methods.METHODS`, whose preset for the student's family is taken. If ``teacher``
+            is a node of another family, crossed losses are those of its preset, since a crossed output is in the
+            teacher's coding.
+        losses: instead of ``method``, the losses: name -> node.
 
     Returns:
         a node of :class:`DistilledDetector`.
 
     Raises:
         ValueError: not exactly one of ``method`` and ``losses``, an unknown method, no preset for the student's
-            family, a reference that cannot be resolved, or a path of no config file.
+            family, a reference that cannot be resolved, or a path that is no config file's.
         TypeError: ``model`` is no node of a detector that d2kd reads, or the teacher or a loss is already built.
     """
     if (method is None) == (losses is None):
         raise ValueError(f"distill() got method={method!r} and losses={losses!r}, expected exactly one of them.")
-    student = _self_contained(model, "model")
-    if method is not None:
-        losses = _preset(method, student, teacher)
-    for name, loss in losses.items():
+    student = _checked_node(model, "model")
+    nodes = _preset(method, student, teacher) if method is not None else losses or {}
+    for name, loss in nodes.items():
         _refuse_built(loss, f"losses[{name!r}]", "its node, L(...)(...)", f"losses={{{name!r}: module, ...}}")
     return L(DistilledDetector)(
         student=student,
         teacher=dict(model=_teacher_model(teacher), checkpoint=teacher_checkpoint, input_format=None, class_map=None),
-        losses=losses,
+        losses=nodes,
         input_format=None,
         tap_projector_channels=None,
     )
 
 
-def _preset(method: str, student: DictConfig, teacher: Any) -> dict[str, DictConfig]:
-    teacher_class = _target_of(teacher) if isinstance(teacher, DictConfig) else None
-    # Of a file, which is not read here, or of a function that builds, the family is not known.
-    theirs = preset_families(teacher_class) if isinstance(teacher_class, type) else ()
-    return get_losses(method, *preset_families(_target_of(student)), teacher=theirs)
-
-
-def _target_of(node: DictConfig) -> Any:
-    target = node.get("_target_")
-    return locate(target) if isinstance(target, str) else target
-
-
-def _teacher_model(teacher: DictConfig | str | os.PathLike) -> DictConfig:
-    if isinstance(teacher, (str, os.PathLike)):
-        return teacher_node(os.fspath(teacher), "distill()'s teacher")
-    _refuse_built(teacher, "teacher", "its node, or the path of its config file", "teacher={'model': module}")
-    return _self_contained(teacher, "teacher")
-
-
-def _refuse_built(value: Any, name: str, expected: str, argument: str) -> None:
-    if isinstance(value, nn.Module):
+def _preset(method: str, student: DictConfig, teacher: object) -> dict[str, DictConfig]:
+    student_class = target_of(student)
+    if not isinstance(student_class, type):
         raise TypeError(
-            f"distill() got a {type(value).__name__} that is already built as {name}, but a config must stay text, to "
-            f"be saved and overridden: give {expected}; or call DistilledDetector(..., {argument}) yourself."
+            f"model._target_ is {student_class}, expected the class of a detector, whose family decides the preset of "
+            f"method={method!r}: give losses={{...}} instead of method."
         )
+    teacher_class = target_of(teacher) if isinstance(teacher, DictConfig) else None
+    # The family of a file, which is not read here, or of a function's result is not known.
+    teacher_families = preset_families(teacher_class) if isinstance(teacher_class, type) else ()
+    return get_losses(method, *preset_families(student_class), teacher=teacher_families)
 
 
 def preset_families(detector_class: type) -> list[str]:
     """
-    Names of the classes that a preset may be for: the detector's own, up to the one that an adapter reads.
+    The names under which a method may have a preset for a detector, the nearest first: those of its class and of the
+    classes that it derives from, up to the one that an adapter reads.
 
     Raises:
         TypeError: no adapter reads it.
@@ -147,54 +132,23 @@ def preset_families(detector_class: type) -> list[str]:
     return names[: names.index(family_of(detector_class)) + 1]
 
 
-def _self_contained(node: DictConfig, name: str) -> DictConfig:
-    """A copy of ``node`` in which every interpolation that leads out of it is replaced by its value."""
+def _teacher_model(teacher: DictConfig | str | os.PathLike[str]) -> DictConfig:
+    if isinstance(teacher, (str, os.PathLike)):
+        return teacher_node(os.fspath(teacher), "distill()'s teacher")
+    _refuse_built(teacher, "teacher", "its node, or the path of its config file", "teacher={'model': module}")
+    return _checked_node(teacher, "teacher")
+
+
+def _checked_node(node: DictConfig, name: str) -> DictConfig:
     if not isinstance(node, DictConfig) or "_target_" not in node:
         or_path = " or the path of a config file" if name == "teacher" else ""
         raise TypeError(f"Expected {name} to be a model node with a _target_{or_path}, found {type(node).__name__}.")
-    return _detached(node, name, f"{name} moves under model.{'student' if name == 'model' else 'teacher.model'}")
+    return self_contained(node, name, f"{name} moves under model.{'student' if name == 'model' else 'teacher.model'}")
 
 
-def _detached(node: DictConfig | ListConfig, name: str, move: str) -> DictConfig | ListConfig:
-    copy = deepcopy(node)
-    copy._set_parent(None)
-    for path, depth, child in _interpolations(node):
-        references = OmegaConf.to_container(child._get_parent(), resolve=False)[child._key()]
-        if not _leads_out(references, depth):
-            continue
-        try:
-            value = child._dereference_node()
-        except OmegaConfBaseException as error:
-            raise ValueError(
-                f"{name}.{path} is {references!r}, which cannot be resolved before {move}: give it a value."
-            ) from error
-        # A node brings references of its own, which mean something only where it stands.
-        is_node = isinstance(value, (DictConfig, ListConfig))
-        value = _detached(value, f"{name}.{path}", move) if is_node else deepcopy(value)
-        OmegaConf.update(copy, path, value, merge=False, force_add=True)
-    return copy
-
-
-def _interpolations(node: DictConfig | ListConfig, prefix: str = "", depth: int = 1):
-    """(path, number of containers above it inside the model, child node) of every interpolation below ``node``."""
-    keys = range(len(node)) if isinstance(node, ListConfig) else list(node.keys())
-    for key in keys:
-        child = node._get_node(key)
-        path = f"{prefix}[{key}]" if isinstance(node, ListConfig) else f"{prefix}.{key}" if prefix else str(key)
-        if child is None:
-            continue
-        if child._is_interpolation():
-            yield path, depth, child
-        elif isinstance(child, (DictConfig, ListConfig)) and not child._is_none():
-            yield from _interpolations(child, path, depth + 1)
-
-
-def _leads_out(reference: str, depth: int) -> bool:
-    """Whether any ``${...}`` of the value is absolute, or climbs out of the model with its dots."""
-    for inside in (part.split("}")[0].strip() for part in reference.split("${")[1:]):
-        if ":" in inside:  # a resolver such as ${oc.env:X} does not depend on the place
-            continue
-        dots = len(inside) - len(inside.lstrip("."))
-        if dots == 0 or dots > depth:
-            return True
-    return False
+def _refuse_built(value: object, name: str, expected: str, argument: str) -> None:
+    if isinstance(value, nn.Module):
+        raise TypeError(
+            f"distill() got a {type(value).__name__} that is already built as {name}, but a config must stay text, to "
+            f"be saved and overridden: give {expected}; or call DistilledDetector(..., {argument}) yourself."
+        )

@@ -1,25 +1,26 @@
-"""A teacher that is given by the path of its own config file, yacs or LazyConfig."""
+"""A teacher given by the path of its own config file, yacs or LazyConfig."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Callable
 
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.config import LazyCall as L
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils.file_io import PathManager
-from detectron2.utils.registry import locate
 from omegaconf import DictConfig
+from torch import nn
 
+from d2kd.config.nodes import target_of
 from d2kd.modeling import DistilledDetector, get_adapter
 from d2kd.modeling.adapters import family_of
 from d2kd.modeling.detectors import add_atss_config, add_gfl_config
 
 __all__ = ["build_registered", "build_teacher", "teacher_node"]
 
-#: Where the path stands.
+#: The config field of the path, for messages.
 _KEY = "model.teacher.model.config (in a yacs config: MODEL.DISTILLATION.TEACHER_CONFIG)"
 _DISTILLED = DistilledDetector.__name__
 
@@ -33,7 +34,7 @@ def teacher_node(config: str, key: str) -> DictConfig:
         key: where it was given, for the message.
 
     Raises:
-        ValueError: ``config`` has the name of no config file.
+        ValueError: the name does not end in .yaml, .yml or .py.
     """
     if os.path.splitext(config)[1] not in (".yaml", ".yml", ".py"):
         raise ValueError(
@@ -47,54 +48,54 @@ def build_teacher(config: str) -> DenseDetector:
     The detector of a config file, on the CPU and not loaded; of a distilled run, that run's student.
 
     Args:
-        config: path or URL of a yacs ``.yaml`` (keys of other projects are taken as they stand), or of a LazyConfig
-            ``.py`` or dumped ``.yaml``, whose ``model`` is taken.
+        config: path or URL of a yacs ``.yaml`` (keys that a project added are accepted), or of a LazyConfig ``.py`` or
+            dumped ``.yaml``, whose ``model`` is taken.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a file without keys, a LazyConfig without a model, or a yacs config whose model is not registered
-            or no dense detector.
-        TypeError: a model that no adapter reads.
+        ValueError: the file has no keys, the LazyConfig has no model, or the yacs config's model is not registered or
+            is no dense detector.
+        TypeError: no adapter reads the model.
     """
     path = PathManager.get_local_path(config)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{_KEY} is {config!r}, but there is no such file.")
-    lazy = LazyConfig.load(path)  # of a yacs file, no more than its text
+    lazy = LazyConfig.load(path)  # of a yacs file, this reads the text alone
     is_mapping = isinstance(lazy, DictConfig) and len(lazy) > 0
     if path.endswith(".py") or (is_mapping and "model" in lazy):
         return _build_lazy(lazy, f"{_KEY} is {config!r}")
     if not is_mapping:
         raise ValueError(f"{_KEY} is {config!r}, a file without keys.")
     cfg = get_cfg()
-    for add_keys in (add_gfl_config, add_atss_config):
-        add_keys(cfg)
+    add_gfl_config(cfg)
+    add_atss_config(cfg)
     cfg.set_new_allowed(True)
     cfg.merge_from_file(path)
-    cfg.MODEL.DEVICE = "cpu"  # the student's device is Teacher.load's to follow
+    cfg.MODEL.DEVICE = "cpu"  # Teacher.load moves it to the student's device
     name, where = cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE"
     if name == _DISTILLED:
         name = cfg.MODEL.get("DISTILLATION", {}).get("STUDENT_META_ARCHITECTURE", "")
         where = "MODEL.DISTILLATION.STUDENT_META_ARCHITECTURE"
     detector = build_registered(cfg, name, f"{_KEY} is {config!r}, in which {where}")
-    if getattr(detector, "input_format", None) is None:
-        detector.input_format = cfg.INPUT.FORMAT  # what its images were read in, if the class does not keep it
+    if getattr(detector, "input_format", None) is None:  # a detector that does not keep the order of its images
+        detector.input_format = cfg.INPUT.FORMAT
     return detector
 
 
 def build_registered(cfg: CfgNode, name: str, key: str) -> DenseDetector:
     """
-    The detector that a yacs config would be of with ``MODEL.META_ARCHITECTURE: name``.
+    The detector that a yacs config describes if ``MODEL.META_ARCHITECTURE`` is ``name``.
 
     Args:
-        cfg: a whole config; left as it is.
+        cfg: a whole config; not changed.
         name: a name in Detectron2's registry.
-        key: where the name stood, for messages.
+        key: where the name was given, for messages.
 
     Raises:
-        ValueError: it is not registered, or is no dense detector that d2kd reads.
-        TypeError: what it builds is none.
+        ValueError: ``name`` is not registered, or is the name of no dense detector that d2kd reads.
+        TypeError: ``name`` is a function that builds no such detector.
     """
-    known = [entry for entry, target in META_ARCH_REGISTRY if _may_be_read(target)]
+    known = [entry for entry, builder in META_ARCH_REGISTRY if entry != _DISTILLED and _may_be_read(builder)]
     if name not in known:
         raise ValueError(
             f"{key} is {name!r}, expected a registered dense detector that d2kd reads, of {', '.join(known)}."
@@ -112,27 +113,27 @@ def _build_lazy(cfg: DictConfig, what: str) -> DenseDetector:
     if not isinstance(model, DictConfig) or "_target_" not in model:
         found = ", ".join(map(str, cfg)) or "nothing"
         raise ValueError(f"{what}, a LazyConfig without a `model` node to instantiate; it has {found}.")
-    # The nodes stay where they are: references in them to the rest of that config hold.
-    if (locate(model._target_) if isinstance(model._target_, str) else model._target_) is DistilledDetector:
+    # The nodes stay where they are, so their references to the rest of that config hold.
+    if target_of(model) is DistilledDetector:
         model = model.student
     detector = instantiate(model)
     _check_readable(detector, what)
     return detector
 
 
-def _check_readable(detector: Any, what: str) -> None:
+def _check_readable(detector: DenseDetector, what: str) -> None:
     try:
         get_adapter(detector)
     except TypeError as error:
         raise TypeError(f"{what}: {error}") from error
 
 
-def _may_be_read(target: Any) -> bool:
-    """Whether a registered meta-architecture may be a detector of a family with an adapter."""
-    if not isinstance(target, type):
-        return target.__name__ != _DISTILLED  # another function: what it builds is checked
+def _may_be_read(builder: Callable[[CfgNode], nn.Module]) -> bool:
+    """Whether a registered class or function may build a detector that an adapter reads."""
+    if not isinstance(builder, type):
+        return True  # a function: what it builds is checked
     try:
-        family_of(target)
+        family_of(builder)
     except TypeError:
         return False
     return True

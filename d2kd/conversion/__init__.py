@@ -3,10 +3,10 @@ OpenMMLab's checkpoints of the papers' detectors become Detectron2 checkpoints o
 ``configs/common/models``: the same boxes and scores from the same images.
 """
 
-from d2kd.conversion.convert import Conversion, convert
 from d2kd.conversion.errors import ConversionError
 from d2kd.conversion.families import FAMILIES, STYLES
 from d2kd.conversion.files import check_output, read_state, write_checkpoint
+from d2kd.conversion.placement import Conversion, convert
 from d2kd.conversion.report import summary
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""What the shapes and names of an OpenMMLab checkpoint tell about its detector."""
+"""The architecture of an OpenMMLab detector, read from the names and shapes of its checkpoint."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 from d2kd.conversion.errors import ConversionError
 from d2kd.conversion.families import FAMILIES, Family
 
-__all__ = ["Layout", "read_layout"]
+__all__ = ["Architecture", "read_architecture"]
 
 #: (blocks of each stage, whether they are bottlenecks) -> depth
-_DEPTHS = {
+_DEPTHS: Mapping[tuple[tuple[int, ...], bool], int] = {
     ((2, 2, 2, 2), False): 18,
     ((3, 4, 6, 3), False): 34,
     ((3, 4, 6, 3), True): 50,
@@ -23,7 +23,7 @@ _DEPTHS = {
 
 
 @dataclass(frozen=True)
-class Layout:
+class Architecture:
     """
     Attributes:
         depth: of the ResNet.
@@ -46,17 +46,17 @@ class Layout:
     reg_max: int | None
 
 
-def read_layout(state: Mapping[str, Tensor], detector: str, *, depth: int, p6_from: str | None) -> Layout:
+def read_architecture(state: Mapping[str, Tensor], detector: str, *, depth: int, p6_from: str | None) -> Architecture:
     """
     Args:
         state: the checkpoint's weights.
         detector: a key of :data:`FAMILIES`.
-        depth: what the user says; must be what the file has.
-        p6_from: what the user says; None leaves it to the file.
+        depth: given by the user; must be that of the file.
+        p6_from: given by the user; None: taken from the file.
 
     Raises:
         ConversionError: the file is of another family or depth, has no plain ResNet, has deformable stages, lacks
-            what tells its layout, or contradicts ``p6_from``.
+            a key that tells the architecture, or contradicts ``p6_from``.
     """
     family = FAMILIES[detector]
     _check_family(state, detector)
@@ -71,11 +71,13 @@ def read_layout(state: Mapping[str, Tensor], detector: str, *, depth: int, p6_fr
     num_classes, reg_max = _predictions(family, detector, cls, box)
     tower_norm = "bbox_head.cls_convs.0.gn.weight" in state
     if tower_norm and detector == "retinanet":
-        raise ConversionError("The towers of the file's RetinaNet have group norms, which the published ones do not.")
-    return Layout(
+        raise ConversionError(
+            "The towers of the file's RetinaNet have group norms; those of the published ones have none."
+        )
+    return Architecture(
         depth=found,
         width=width,
-        p6_from=_p6_source(p6_channels, width, _c5_channels(found), p6_from),
+        p6_from=_p6_input(p6_channels, width, _c5_channels(found), p6_from),
         p6_channels=p6_channels,
         conv_dims=_conv_dims(state),
         tower_norm=tower_norm,
@@ -86,7 +88,7 @@ def read_layout(state: Mapping[str, Tensor], detector: str, *, depth: int, p6_fr
 
 def _shape(state: Mapping[str, Tensor], key: str) -> tuple[int, ...]:
     if key not in state:
-        raise ConversionError(f"The file lacks {key}, which tells the layout of the detector.")
+        raise ConversionError(f"The file lacks {key}, which tells the architecture of its detector.")
     if state[key].dim() != 4:
         raise ConversionError(f"{key} is {tuple(state[key].shape)}, expected the weights of a convolution.")
     return tuple(state[key].shape)
@@ -128,7 +130,7 @@ def _depth(state: Mapping[str, Tensor]) -> int:
 
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    """One more than the highest index that ``pattern`` captures: a gap is a missing key, not a shallower network."""
+    """The highest index that ``pattern`` captures, plus one: a gap is a missing key, not a shallower network."""
     return max((int(match[1]) + 1 for match in map(re.compile(pattern).fullmatch, state) if match), default=0)
 
 
@@ -136,7 +138,7 @@ def _c5_channels(depth: int) -> int:
     return 2048 if depth >= 50 else 512
 
 
-def _p6_source(channels: int, width: int, c5: int, wanted: str | None) -> str:
+def _p6_input(channels: int, width: int, c5: int, wanted: str | None) -> str:
     possible = [name for name, size in (("c5", c5), ("p5", width)) if size == channels]
     if wanted in possible or (wanted is None and len(possible) == 1):
         return wanted or possible[0]
@@ -152,7 +154,7 @@ def _conv_dims(state: Mapping[str, Tensor]) -> tuple[int, ...]:
 
 
 def _predictions(family: Family, detector: str, cls: int, box: int) -> tuple[int, int | None]:
-    """Classes and last bin that the predictors' channels mean."""
+    """(number of classes, last bin) that follow from the predictors' channels."""
     anchors = family.num_anchors
     per_side, rest = divmod(box, 4 * anchors)
     if rest or cls % anchors or (per_side > 1) != (detector == "gfl"):

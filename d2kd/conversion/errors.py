@@ -1,4 +1,4 @@
-"""What a user can put right."""
+"""The error for what a user can correct."""
 
 from __future__ import annotations
 

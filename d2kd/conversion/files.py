@@ -1,4 +1,4 @@
-"""Reading a checkpoint with as little trust as possible; writing one whole or not at all."""
+"""Reading OpenMMLab's checkpoint without running its code, and writing Detectron2's."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _refused(path: str | Path, error: pickle.UnpicklingError) -> str:
 
 
 class _Absent:
-    """Stands for an object of a class that is not installed; takes whatever a pickle tells it and keeps nothing."""
+    """Takes the place of a class that is not installed: accepts all that a pickle does to an object, keeps nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -105,18 +105,23 @@ _LENIENT_PICKLE = SimpleNamespace(
 )
 
 
-def check_output(path: str | Path, *, source: str | Path, force: bool = False) -> None:
+def check_output(path: str | Path, *, checkpoint: str | Path, force: bool = False) -> None:
     """
-    Check what can be known about the output before anything is read.
+    Check the output's path before anything is read.
+
+    Args:
+        path: of the output.
+        checkpoint: the input.
+        force: an existing file may be replaced.
 
     Raises:
-        ConversionError: it is the input, or no .pth (Detectron2 reads .pkl and .pyth otherwise), or it exists and
-            ``force`` is not set.
+        ConversionError: the output is the input, a folder, or no .pth (Detectron2 reads .pkl and .pyth in other ways),
+            or it exists and ``force`` is not set.
     """
     path = Path(path)
     if path.suffix != ".pth":
         raise ConversionError(f"The output is {path}, expected a name that ends in .pth: Detectron2 goes by it.")
-    if path.exists() and os.path.exists(source) and os.path.samefile(path, source):
+    if path.exists() and os.path.exists(checkpoint) and os.path.samefile(path, checkpoint):
         raise ConversionError(f"The output {path} is the input: give it another name.")
     if path.is_dir():
         raise ConversionError(f"The output {path} is a folder, expected the name of a file.")
@@ -133,5 +138,5 @@ def write_checkpoint(model: Mapping[str, Tensor], path: str | Path) -> None:
         path: replaced if it exists; its folder is made.
     """
     with whole_file(path) as partial, open(partial, "wb") as file:
-        # No matching_heuristics: Detectron2 would guess at names that are exact.
+        # Without "matching_heuristics", with which Detectron2 would guess names that are exact already.
         torch.save({"model": dict(model), "__author__": "d2kd.conversion"}, file)

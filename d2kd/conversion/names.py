@@ -1,4 +1,4 @@
-"""Where in an OpenMMLab checkpoint each tensor of a Detectron2 detector comes from."""
+"""The name in an OpenMMLab checkpoint of each tensor of a Detectron2 detector."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from torch import Tensor
 
 from d2kd.conversion.families import Family
 
-__all__ = ["SourceNames", "reorder_anchors"]
+__all__ = ["OpenMMLabNames", "reorder_anchors"]
 
 _RES = r"backbone\.bottom_up\.res(\d)\.(\d+)\."
 
 
-class SourceNames:
+class OpenMMLabNames:
     """
+    Maps a key of the Detectron2 detector's state dict to the key of OpenMMLab's file.
+
     Args:
         family: whose predictors they are.
         tower_norm: whether the towers' blocks have a norm between convolution and ReLU.
     """
 
     def __init__(self, family: Family, *, tower_norm: bool) -> None:
-        per_block = 3 if tower_norm else 2  # modules a block in the target's nn.Sequential
+        per_block = 3 if tower_norm else 2  # modules per block in Detectron2's nn.Sequential
 
         def tower(match: re.Match) -> str:
             block, place = divmod(int(match[2]), per_block)
@@ -52,15 +54,15 @@ class SourceNames:
             (r"head\.scales\.(\d+)\.scale", lambda m: f"bbox_head.scales.{m[1]}.scale"),
         ]
 
-    def __call__(self, target: str) -> str:
+    def __call__(self, key: str) -> str:
         """
         Raises:
-            KeyError: no rule reads that tensor of the target.
+            KeyError: no rule for this key.
         """
-        for pattern, source in self._rules:
-            if match := re.fullmatch(pattern, target):
-                return source(match)
-        raise KeyError(target)
+        for pattern, name in self._rules:
+            if match := re.fullmatch(pattern, key):
+                return name(match)
+        raise KeyError(key)
 
 
 def reorder_anchors(predictor: Tensor, *, ratios: int = 3, scales: int = 3) -> Tensor:

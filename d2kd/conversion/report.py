@@ -1,11 +1,11 @@
-"""What the tool prints about a conversion."""
+"""The summary of a conversion that the command prints."""
 
 from __future__ import annotations
 
 from collections import Counter
 
-from d2kd.conversion.convert import Conversion
 from d2kd.conversion.families import FAMILIES
+from d2kd.conversion.placement import Conversion
 
 __all__ = ["summary"]
 
@@ -14,16 +14,17 @@ def summary(conversion: Conversion, *, keys: bool = False) -> str:
     """
     Args:
         conversion: what was done.
-        keys: list every tensor, not their numbers.
+        keys: list every tensor instead of counting them.
 
     Returns:
         lines that say what was placed and dropped, why, and which model and images the checkpoint is for.
     """
-    layout, fit = conversion.layout, conversion.fit
-    bins = "" if layout.reg_max is None else f", distances in {layout.reg_max + 1} bins"
+    architecture, target = conversion.architecture, conversion.target
+    bins = "" if architecture.reg_max is None else f", distances in {architecture.reg_max + 1} bins"
     lines = [
-        f"{FAMILIES[conversion.detector].title}, ResNet-{layout.depth} ({fit.style} style), FPN of {layout.width} "
-        f"channels, P6 from {layout.p6_from.upper()}, {layout.num_classes} classes{bins}",
+        f"{FAMILIES[conversion.detector].title}, ResNet-{architecture.depth} ({target.style} style), "
+        f"FPN of {architecture.width} channels, P6 from {architecture.p6_from.upper()}, "
+        f"{architecture.num_classes} classes{bins}",
         f"Placed: {len(conversion.placed)} tensors",
         *(_listed(conversion.placed, " <- ") if keys else _parts(conversion)),
         f"Dropped: {len(conversion.dropped)}",
@@ -34,14 +35,14 @@ def summary(conversion: Conversion, *, keys: bool = False) -> str:
             f"Filled: {len(conversion.filled)}",
             *(_listed(conversion.filled) if keys else _reasons(conversion.filled)),
         ]
-    statements = fit.statements()
-    lines.append(f"Fits the model of configs/{fit.config}" + (" with" if statements else " as it is"))
+    statements = target.statements()
+    lines.append(f"Fits the model of configs/{target.config}" + (" with" if statements else " as it is"))
     lines += [f"  {line}" for line in statements]
     lines += [
-        f"Its images ({fit.style} style: the file does not say, see --style)",
-        f"  input_format = {fit.input_format!r}",
-        f"  pixel_mean = {list(fit.pixel_mean)}",
-        f"  pixel_std = {list(fit.pixel_std)}",
+        f"Its images ({target.style} style: the file does not say, see --style)",
+        f"  input_format = {target.input_format!r}",
+        f"  pixel_mean = {list(target.pixel_mean)}",
+        f"  pixel_std = {list(target.pixel_std)}",
     ]
     return "\n".join(lines)
 
@@ -59,7 +60,7 @@ def _parts(conversion: Conversion) -> list[str]:
 
 
 def _reasons(entries: dict[str, str]) -> list[str]:
-    """One line a reason, with the keys where they are few."""
+    """One line per reason, with its keys if they are few."""
     lines = []
     for reason, count in Counter(entries.values()).items():
         keys = [key for key, value in entries.items() if value == reason]

@@ -11,16 +11,16 @@ from detectron2.config import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from d2kd.config import get_config
-from d2kd.conversion.architecture import Layout
+from d2kd.conversion.architecture import Architecture
 from d2kd.conversion.families import FAMILIES, STYLES
 
-__all__ = ["Fit", "find_fit"]
+__all__ = ["Target", "find_target"]
 
 _STRIDE = "backbone.bottom_up.stages.stride_in_1x1"
 
 
 @dataclass(frozen=True)
-class Fit:
+class Target:
     """
     Attributes:
         config: file below d2kd's configs with a ``model``.
@@ -54,54 +54,54 @@ class Fit:
             return dict(instantiate(self.model).state_dict())
 
 
-def find_fit(
-    layout: Layout, detector: str, *, style: str, centerness_on_reg: bool = False, norm_on_bbox: bool = False
-) -> Fit:
+def find_target(
+    architecture: Architecture, detector: str, *, style: str, centerness_on_reg: bool, norm_on_bbox: bool
+) -> Target:
     """
     Args:
-        layout: what the file tells.
+        architecture: what the file tells.
         detector: a key of :data:`FAMILIES`.
         style: a key of :data:`STYLES`.
-        centerness_on_reg: FCOS's centerness hangs on the regression tower.
+        centerness_on_reg: FCOS's centerness is predicted from the regression tower.
         norm_on_bbox: FCOS's boxes are ReLUs in strides, not exponentials in pixels.
     """
     config = FAMILIES[detector].config
     model = get_config(config).model
     pixels = STYLES[style]
     wanted: dict[str, Any] = {
-        "num_classes": layout.num_classes,
-        "backbone.bottom_up.stages.depth": layout.depth,
-        "backbone.out_channels": layout.width,
-        "backbone.top_block.in_feature": "res5" if layout.p6_from == "c5" else "p5",
-        "backbone.top_block.in_channels": layout.p6_channels,
-        "head.conv_dims": list(layout.conv_dims),
+        "num_classes": architecture.num_classes,
+        "backbone.bottom_up.stages.depth": architecture.depth,
+        "backbone.out_channels": architecture.width,
+        "backbone.top_block.in_feature": "res5" if architecture.p6_from == "c5" else "p5",
+        "backbone.top_block.in_channels": architecture.p6_channels,
+        "head.conv_dims": list(architecture.conv_dims),
         "pixel_mean": list(pixels.pixel_mean),
         "pixel_std": list(pixels.pixel_std),
     }
-    removals = ()
-    if layout.depth >= 50:
+    removals: tuple[str, ...] = ()
+    if architecture.depth >= 50:
         if _value(model, _STRIDE, False) != pixels.stride_in_1x1:
             wanted[_STRIDE] = pixels.stride_in_1x1
-    elif _value(model, _STRIDE) is not None:  # basic blocks have no 1x1 and know no such argument
+    elif _value(model, _STRIDE) is not None:  # basic blocks have no 1x1 convolution and take no such argument
         removals = (_STRIDE,)
         del model.backbone.bottom_up.stages.stride_in_1x1
     if detector != "retinanet":  # Detectron2's own head, whose towers have no norm
-        wanted["head.norm"] = "GN" if layout.tower_norm else ""
-    if detector != "fcos":  # Detectron2's FCOS does not say; DistilledDetector does
+        wanted["head.norm"] = "GN" if architecture.tower_norm else ""
+    if detector != "fcos":  # Detectron2's FCOS has no such argument; DistilledDetector has
         wanted["input_format"] = pixels.input_format
     if detector == "gfl":
-        wanted["head.reg_max"] = layout.reg_max
+        wanted["head.reg_max"] = architecture.reg_max
     if detector == "fcos":
         wanted["head.centerness_on"] = "box" if centerness_on_reg else "cls"
         wanted["head.box_activation"] = None if norm_on_bbox else "exp"
         wanted["box2box_transform.normalize_by_size"] = norm_on_bbox
 
     changes = {}
-    for path, value in wanted.items():  # in this order: some values follow others by interpolation
+    for path, value in wanted.items():  # in this order: some values refer to others
         if _value(model, path) != value:
             changes[path] = value
             OmegaConf.update(model, path, value, merge=False, force_add=True)
-    return Fit(config, model, changes, removals, style, pixels.input_format, pixels.pixel_mean, pixels.pixel_std)
+    return Target(config, model, changes, removals, style, pixels.input_format, pixels.pixel_mean, pixels.pixel_std)
 
 
 def _value(model: DictConfig, path: str, default: Any = None) -> Any:

@@ -1,4 +1,4 @@
-"""Which of the teacher's classes is which of the student's, by their names."""
+"""Matching the teacher's classes to the student's by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 __all__ = ["class_map"]
 
-# Below Detectron2's logger: whichever trainer runs has set that one up, and what is matched must be seen.
+# A child of Detectron2's logger, which every trainer sets up: the map must be seen in the log.
 logger = logging.getLogger(f"detectron2.{__name__}")
 
 
@@ -19,23 +19,23 @@ def class_map(
     teacher: str | Sequence[str], student: str | Sequence[str], rename: Mapping[str, str] | None = None
 ) -> dict[int, int]:
     """
-    The student's class for each class of the teacher that has the same name, to the letter; others take no part in
+    Match each class of the teacher to the student's class of exactly the same name; the others take no part in
     distillation. In a config, ``cfg.model.teacher.class_map = L(class_map)(teacher="coco_2017_train",
-    student="my_train")``: it runs when the teacher is loaded, and not in evaluation.
+    student="my_train")``: it is called when the teacher is loaded, and not in evaluation.
 
     Args:
-        teacher: name of a dataset that the teacher was trained on, or its classes in the order of their ids. The names
-            of a dataset are the ``thing_classes`` of its metadata; the annotations of a registered dataset without
-            them are read first, since ``register_coco_instances`` has the names from there.
-        student: the same of the student.
-        rename: teacher's name -> student's name, of classes that are called otherwise.
+        teacher: name of a dataset that the teacher was trained on, or its class names in the order of their ids. The
+            names of a dataset are the ``thing_classes`` of its metadata; if a registered dataset has none yet, its
+            annotations are read first, from which ``register_coco_instances`` takes them.
+        student: the same for the student.
+        rename: teacher's name -> student's name, for classes that have different names.
 
     Returns:
         teacher's class id -> student's class id, in the order of the teacher's ids.
 
     Raises:
-        ValueError: no such dataset, one without class names, a name that stands there twice, a name in ``rename``
-            that is not there, several classes of the teacher for one of the student, or none at all.
+        ValueError: an unknown dataset, one without class names, two classes of one name, an unknown name in
+            ``rename``, two classes of the teacher for one of the student, or no class in common.
     """
     their_names, our_names = _names(teacher, "teacher"), _names(student, "student")
     rename = dict(rename or {})
@@ -72,8 +72,8 @@ def class_map(
     return matches
 
 
-def _names(source: str | Sequence[str], who: str) -> list[str]:
-    names = _names_of_dataset(source, who) if isinstance(source, str) else list(source)
+def _names(classes: str | Sequence[str], who: str) -> list[str]:
+    names = _names_of_dataset(classes, who) if isinstance(classes, str) else list(classes)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"class_map()'s {who} has classes of one name: {', '.join(map(repr, twice))}; give an id map.")
@@ -81,7 +81,7 @@ def _names(source: str | Sequence[str], who: str) -> list[str]:
 
 
 def _names_of_dataset(dataset: str, who: str) -> list[str]:
-    known = {*MetadataCatalog.list(), *DatasetCatalog.list()}  # MetadataCatalog.get would add a name that is not there
+    known = {*MetadataCatalog.list(), *DatasetCatalog.list()}  # MetadataCatalog.get would add an unknown name
     if dataset not in known:
         raise ValueError(
             f"class_map()'s {who} is {dataset!r}, which is no registered dataset{_hint(dataset, known)} (or give the "

@@ -17,25 +17,25 @@ from torch.utils import data as torchdata
 
 from d2kd.data.unlabeled import without_labels
 
-__all__ = ["build_train_loader", "derive_seed", "isolated_rng"]
+__all__ = ["build_train_loader", "derive_seed"]
 
-# First element of the key given to derive_seed(): streams of random numbers that must not meet.
+# First element of the key given to derive_seed(): independent streams of random numbers.
 _PERMUTATION, _SAMPLE, _WORKERS, _UNLABELED = range(4)
 
 
 def derive_seed(seed: int, *key: int) -> int:
     """
-    A 63-bit seed for the stream ``key`` of a run seeded with ``seed``; all integers are >= 0. Neighbouring
-    seeds and keys give unrelated results, the same on every platform (:class:`numpy.random.SeedSequence`).
+    A 63-bit seed for the stream ``key`` of a run seeded with ``seed``; all integers are >= 0. Neighbouring seeds and
+    keys give unrelated results, the same on every platform (:class:`numpy.random.SeedSequence`).
     """
     return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 @contextmanager
-def isolated_rng(seed: int) -> Iterator[None]:
+def _isolated_rng(seed: int) -> Iterator[None]:
     """
-    Seed the CPU generators that data mappers draw from (``random``, ``numpy.random``, ``torch``), and put
-    them back as they were on exit. CUDA generators are left alone.
+    Seed the CPU generators that data mappers draw from (``random``, ``numpy.random``, ``torch``), and restore their
+    states on exit. CUDA generators are not touched.
     """
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
@@ -55,7 +55,7 @@ class _RunSamples(torchdata.Dataset):
     Sample n of a run: map-style over n = 0, 1, 2, ... without end.
 
     Args:
-        key: the argument of :func:`build_train_loader` that the dataset is, for messages.
+        key: which argument of :func:`build_train_loader` the dataset is, for messages.
     """
 
     def __init__(self, dataset: list[dict], mapper: Callable[[dict], Any], seed: int, key: str = "dataset") -> None:
@@ -76,7 +76,7 @@ class _RunSamples(torchdata.Dataset):
 
     def __getitem__(self, n: int) -> Any:
         index = self._index(n)
-        with isolated_rng(derive_seed(self._seed, _SAMPLE, n)):
+        with _isolated_rng(derive_seed(self._seed, _SAMPLE, n)):
             sample = self._mapper(self._dataset[index])
         if sample is None:
             # Detectron2's MapDataset would draw another image from a generator whose state cannot be resumed.
@@ -89,8 +89,8 @@ class _RunSamples(torchdata.Dataset):
 
 class _MixedSamples(torchdata.Dataset):
     """
-    Sample n of a run whose every iteration takes the next ``counts[0]`` labelled samples, then the next ``counts[1]``
-    unlabeled ones.
+    Sample n of a run in which every iteration takes the next ``counts[0]`` labelled samples, then the next
+    ``counts[1]`` unlabeled ones.
     """
 
     def __init__(self, labelled: _RunSamples, unlabeled: _RunSamples, counts: tuple[int, int]) -> None:
@@ -102,7 +102,7 @@ class _MixedSamples(torchdata.Dataset):
         if place < labelled:
             return self._labelled[iteration * labelled + place]
         sample = self._unlabeled[iteration * unlabeled + place - labelled]
-        # A mapper may drop the mark, and what it makes of no labels may look like an image without objects.
+        # The mapper may have dropped the mark and made empty labels, as of an image without objects.
         return {**sample, "unlabeled": True}
 
 
@@ -129,20 +129,19 @@ def build_train_loader(
     unlabeled_batch_size: int = 0,
 ) -> torchdata.DataLoader:
     """
-    Like :func:`detectron2.data.build_detection_train_loader`, but resumable and the same for every run of one
-    seed.
+    Like :func:`detectron2.data.build_detection_train_loader`, but resumable and the same for every run of one seed.
 
     Sample n of the run (n = 0, 1, 2, ... over all ranks) depends on ``(seed, n)`` only: its image is entry
     ``n % len(dataset)`` of the permutation of epoch ``n // len(dataset)``, and what the mapper draws from
-    ``random``, ``numpy.random`` and ``torch`` is seeded by ``(seed, n)``. The number of workers changes
-    nothing, nor does the number of ranks to the samples that make up an iteration; the training process's
-    generators are not touched. A mapper with a generator of its own is outside this promise.
+    ``random``, ``numpy.random`` and ``torch`` is seeded by ``(seed, n)``. So neither the number of workers nor the
+    number of ranks changes the samples of an iteration, and the generators of the training process are not touched.
+    This does not hold for a mapper with a generator of its own.
 
     There is no aspect-ratio grouping: its half-filled buckets are part of the order and cannot be resumed.
 
     With ``unlabeled``, every iteration has ``unlabeled_batch_size`` images of that dataset beside its labelled ones,
-    and every rank its share of both. The two datasets are permuted each on its own, so the labelled samples are those,
-    in that order, of a run without ``unlabeled`` whose ``total_batch_size`` is smaller by as much.
+    and every rank its share of both. Each dataset has its own permutation, so the labelled samples and their order
+    are those of a run without ``unlabeled`` and with ``total_batch_size - unlabeled_batch_size`` images.
 
     Args:
         dataset: Detectron2's dataset dicts, e.g. from :func:`detectron2.data.get_detection_dataset_dicts`.
@@ -151,8 +150,8 @@ def build_train_loader(
         num_workers: worker processes a rank; 0 loads in the training process.
         seed: >= 0.
         start: the first n to load: iterations done x ``total_batch_size``.
-        unlabeled: dataset dicts of images to train on without labels; labels that they have are withheld
-            (:func:`d2kd.data.unlabeled.without_labels`). The mapper gets them without "annotations".
+        unlabeled: dataset dicts of images to train on without labels. The mapper does not see the labels that they have
+            (:func:`d2kd.data.without_labels`).
         unlabeled_batch_size: how many of ``total_batch_size`` are of ``unlabeled``.
 
     Returns:
@@ -175,12 +174,14 @@ def build_train_loader(
             f"dataloader.train.total_batch_size is {total_batch_size}, expected a positive multiple of the "
             f"{ranks} process(es) of this run."
         )
-    samples: torchdata.Dataset = _RunSamples(dataset, mapper, seed)
+    labelled = _RunSamples(dataset, mapper, seed)
+    samples: torchdata.Dataset = labelled
     if unlabeled is not None or unlabeled_batch_size:
-        _check_unlabeled(unlabeled, unlabeled_batch_size, total_batch_size, start)
-        # Streams of its own, which follow from the run's seed.
-        others = _RunSamples(without_labels(unlabeled), mapper, derive_seed(seed, _UNLABELED), "unlabeled")
-        samples = _MixedSamples(samples, others, (total_batch_size - unlabeled_batch_size, unlabeled_batch_size))
+        images = without_labels(unlabeled or ())
+        _check_unlabeled(images, unlabeled_batch_size, total_batch_size, start)
+        # Random streams of its own, derived from the run's seed.
+        others = _RunSamples(images, mapper, derive_seed(seed, _UNLABELED), "unlabeled")
+        samples = _MixedSamples(labelled, others, (total_batch_size - unlabeled_batch_size, unlabeled_batch_size))
     return build_batch_data_loader(
         samples,
         _RunSampler(start),
@@ -191,8 +192,8 @@ def build_train_loader(
     )
 
 
-def _check_unlabeled(unlabeled: list[dict] | None, batch_size: int, total_batch_size: int, start: int) -> None:
-    """Raise ValueError where the arguments of :func:`build_train_loader` make no batches of a fixed mixture."""
+def _check_unlabeled(unlabeled: list[dict], batch_size: int, total_batch_size: int, start: int) -> None:
+    """Raise ValueError if the arguments of :func:`build_train_loader` do not give every batch the same mixture."""
     ranks = comm.get_world_size()
     if not unlabeled:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What d2kd adds to Detectron2's trainer, hooks and defaults."""
+"""Training and evaluation: additions to Detectron2's trainer, hooks and defaults, and ``do_train`` made of them."""
 
 from d2kd.engine.defaults import (
     ConfigError,

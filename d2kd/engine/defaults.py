@@ -1,13 +1,15 @@
-"""Small steps between a config and a running trainer, and the checks that come first."""
+"""From a config to a running trainer: checks, device, precision, wrapping, writers."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 
 import torch
 from detectron2 import engine as d2_engine
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, TensorboardXWriter
 from omegaconf import DictConfig, OmegaConf
@@ -39,16 +41,17 @@ class ConfigError(ValueError):
 
 def check_config(cfg: DictConfig, *, resume: bool = False) -> None:
     """
-    Check what can be known before anything is built.
+    Check a run's config before anything is built.
 
     Args:
-        cfg: a run's config.
-        resume: continue from the last checkpoint in ``train.output_dir``; if there is one, ``train.init_checkpoint`` is
-            not read and may be gone.
+        cfg: see :func:`d2kd.engine.do_train`.
+        resume: the run continues from the last checkpoint in ``train.output_dir``; if there is one,
+            ``train.init_checkpoint`` is not read and need not exist.
 
     Raises:
-        ConfigError: missing keys, a negative seed, an unknown device or dtype, float16 on a CPU.
-        FileNotFoundError: ``train.init_checkpoint`` is a path to no file.
+        ConfigError: missing keys, a seed that is no integer >= 0, an unknown device or dtype, float16 on a CPU, or
+            several CPU processes beside a visible GPU.
+        FileNotFoundError: ``train.init_checkpoint`` is a path, and there is no such file.
     """
     absent = object()
     keys = [*_REQUIRED, *(f"train.{key}" for key in _REQUIRED_TRAIN)]
@@ -73,19 +76,19 @@ def check_config(cfg: DictConfig, *, resume: bool = False) -> None:
             "Detectron2's launcher picks NCCL where it sees one: set CUDA_VISIBLE_DEVICES to nothing."
         )
     path = train.init_checkpoint
-    if resume and os.path.isfile(os.path.join(train.output_dir, "last_checkpoint")):
+    if resume and DetectionCheckpointer(nn.Module(), train.output_dir).has_checkpoint():
         path = ""
-    # A query ("x.pkl?matching_heuristics=True") is the checkpointer's grammar; URLs are its to read.
+    # The checkpointer reads URLs, and takes queries off paths ("x.pkl?matching_heuristics=True").
     if path and "://" not in path and not os.path.isfile(path.split("?")[0]):
         raise FileNotFoundError(f"train.init_checkpoint is {path!r}, but there is no such file.")
 
 
 def resolve_device(name: str) -> torch.device:
     """
-    "auto": CUDA's current device if CUDA is available, else the CPU.
+    The device of ``train.device``; "auto" is CUDA's current device if CUDA is available, else the CPU.
 
     Raises:
-        ConfigError: neither "auto", "cpu" nor "cuda"; or "cuda" where there is none.
+        ConfigError: neither "auto", "cpu" nor "cuda", or "cuda" without a GPU.
     """
     available = torch.cuda.is_available()
     if name == "auto":
@@ -101,7 +104,7 @@ def resolve_device(name: str) -> torch.device:
 
 def amp_dtype(amp: Mapping) -> torch.dtype | None:
     """
-    The dtype of ``train.amp`` (``enabled``, ``dtype``), or None where it is off.
+    The dtype of ``train.amp`` (``enabled``, ``dtype``), or None if it is off.
 
     Raises:
         ConfigError: a dtype other than "float16" and "bfloat16".
@@ -116,7 +119,7 @@ def check_image_format(cfg: DictConfig, model: nn.Module) -> None:
     Check that the data mappers read images in the channel order that the model expects.
 
     Raises:
-        ConfigError: they do not; both values and keys are named.
+        ConfigError: they do not; the message has both values and keys.
     """
     expected = getattr(model, "input_format", None)
     for split in ("train", "test"):
@@ -128,10 +131,10 @@ def check_image_format(cfg: DictConfig, model: nn.Module) -> None:
 
 def create_ddp_model(model: nn.Module, device: torch.device, **kwargs: object) -> nn.Module:
     """
-    :func:`detectron2.engine.defaults.create_ddp_model`, which names a GPU for every process, for CPU as well.
+    :func:`detectron2.engine.defaults.create_ddp_model`, for the CPU as well: Detectron2's passes a GPU's index.
 
     Args:
-        model: on ``device``; returned as it is where there is one process.
+        model: on ``device``; returned as it is if there is one process.
         device: where it trains.
         kwargs: ``train.ddp``: ``fp16_compression`` and the arguments of ``DistributedDataParallel``.
     """
@@ -141,11 +144,9 @@ def create_ddp_model(model: nn.Module, device: torch.device, **kwargs: object) -
 
 
 def default_writers(output_dir: str, max_iter: int) -> list[EventWriter]:
-    """:func:`detectron2.engine.default_writers`, without TensorBoard's where the package is not installed."""
+    """:func:`detectron2.engine.default_writers`, without TensorBoard's if the package is not installed."""
     writers = d2_engine.default_writers(output_dir, max_iter)
-    try:
-        import torch.utils.tensorboard  # noqa: F401, PLC0415 - optional
-    except ImportError:
+    if find_spec("tensorboard") is None:
         logger.warning("tensorboard is not installed: metrics go to the console and metrics.json only.")
-        writers = [w for w in writers if not isinstance(w, TensorboardXWriter)]
+        writers = [writer for writer in writers if not isinstance(writer, TensorboardXWriter)]
     return writers

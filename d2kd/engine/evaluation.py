@@ -1,4 +1,4 @@
-"""Evaluation that has a number for every model, a teacher's included."""
+"""Evaluation of students and teachers, with an AP of 0 for a model that detects nothing."""
 
 from __future__ import annotations
 
@@ -32,9 +32,8 @@ def evaluate(
     evaluator: DatasetEvaluator | MutableSequence[DatasetEvaluator],
 ) -> dict[str, Any]:
     """
-    :func:`detectron2.evaluation.inference_on_dataset`, with AP, AP50 and AP75 of 0 where the model detected
-    nothing. ``COCOEvaluator`` then returns ``{}`` or NaN, which neither a table nor the choice of the best
-    checkpoint can use. Every rank must call it.
+    :func:`detectron2.evaluation.inference_on_dataset`, with AP, AP50 and AP75 of 0 if the model detects nothing:
+    ``COCOEvaluator`` then returns ``{}`` or NaN, from which no best checkpoint can be chosen. Every rank must call it.
 
     Args:
         model: maps a batch of ``data_loader`` to a list of ``{"instances": Instances}``.
@@ -54,16 +53,16 @@ def evaluate(
 
 def teacher_predictor(model: nn.Module) -> nn.Module | Callable[[Sequence[Mapping]], list[dict]]:
     """
-    The loaded teacher of a ``DistilledDetector``, as something to evaluate on the student's test loader: with
-    its channels in the order that it was trained with.
+    The loaded teacher of a ``DistilledDetector``, to be evaluated on the student's test loader: it gets images in its
+    own channel order.
 
     Raises:
-        ConfigError: the model has no teacher, or distils nothing.
+        ConfigError: the model has no teacher or no losses.
     """
     teacher = getattr(model, "teacher", None)
     if teacher is None:
         raise ConfigError(
-            "--check-teacher needs a model.teacher and at least one of model.losses: this model has none."
+            "There is no teacher to check (--check-teacher), expected a model.teacher and at least one of model.losses."
         )
     detector = teacher.detector
     if teacher.input_format == model.input_format:

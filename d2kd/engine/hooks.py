@@ -1,20 +1,20 @@
-"""Hooks that Detectron2 lacks: what training costs, the best weights, and randomness that can be resumed."""
+"""Hooks that Detectron2 lacks: the cost of training, the best weights across resumes, resumable randomness."""
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from torch import nn
 
+from d2kd.checkpoint import whole_file
 from d2kd.data.loader import derive_seed
 
 __all__ = ["BestCheckpointer", "SeedEachIteration", "TrainingCost"]
@@ -22,10 +22,9 @@ __all__ = ["BestCheckpointer", "SeedEachIteration", "TrainingCost"]
 
 class TrainingCost(HookBase):
     """
-    Logs what training has cost since iteration 0, across resumes, as ``cost/cpu_seconds`` (all threads of
-    this process, not those of data workers) and ``cost/wall_seconds``, of the main rank. Only the training
-    steps count (data, forward, backward, optimizer), not evaluation, checkpoints and logs: register it before
-    other hooks that take time after a step.
+    Logs the time of training since iteration 0, across resumes, as ``cost/cpu_seconds`` (all threads of this process,
+    without data workers) and ``cost/wall_seconds``, of the main rank. Only training steps count (data, forward,
+    backward, optimizer), not evaluation, checkpoints and logs: register it before hooks that do those after a step.
     """
 
     def __init__(self) -> None:
@@ -57,9 +56,9 @@ class TrainingCost(HookBase):
 
 class SeedEachIteration(HookBase):
     """
-    Seeds the process's generators by (seed, iteration, rank) before every step. So a resumed run draws what
-    the uninterrupted one would have drawn, and a distilled run what its baseline draws, whatever the teacher,
-    the losses and evaluations have used before.
+    Seeds the process's generators by (seed, iteration, rank) before every step. So a resumed run draws the same
+    numbers as an uninterrupted one, and a distilled run the same as its baseline, whatever teacher, losses and
+    evaluations drew before.
     """
 
     def __init__(self, seed: int) -> None:
@@ -73,7 +72,7 @@ class SeedEachIteration(HookBase):
 
 
 class _WeightsCheckpointer(DetectionCheckpointer):
-    """Saves a model without becoming the checkpoint that ``--resume`` continues from."""
+    """Saves a model, but not as the checkpoint that a resumed run continues from."""
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         pass
@@ -81,28 +80,27 @@ class _WeightsCheckpointer(DetectionCheckpointer):
 
 class BestCheckpointer(hooks.BestCheckpointer):
     """
-    :class:`detectron2.engine.hooks.BestCheckpointer` (``model_best.pth``: the weights with the highest
-    ``metric``) that also writes ``model_best.json`` (metric, value, iteration), and reads it on resume:
-    Detectron2's forgets the best value and overwrites the file with the first evaluation after a resume. Its
-    checkpoint holds weights only. Register after ``EvalHook``, on the main rank.
+    :class:`detectron2.engine.hooks.BestCheckpointer` (``model_best.pth``: the weights with the highest ``metric``)
+    that also writes ``model_best.json`` (metric, value, iteration) and reads it on resume: Detectron2's forgets the
+    best value and replaces the file after the first evaluation of a resumed run. The checkpoint holds weights only.
+    Register it after ``EvalHook``, on the main rank.
 
     Args:
         eval_period: that of ``EvalHook``.
-        model: what to save; not wrapped.
-        output_dir: where to.
+        model: to save; not wrapped.
+        output_dir: folder of both files.
         metric: name in the event storage, e.g. "bbox/AP".
     """
 
     def __init__(self, eval_period: int, model: nn.Module, output_dir: str, metric: str) -> None:
         super().__init__(eval_period, _WeightsCheckpointer(model, output_dir), metric)
         self._metric = metric
-        self._record = os.path.join(output_dir, "model_best.json")
+        self._record = Path(output_dir, "model_best.json")
         self._recorded_iter: int | None = None
 
     def before_train(self) -> None:
-        if self.trainer.start_iter > 0 and PathManager.isfile(self._record):
-            with PathManager.open(self._record) as f:
-                record = json.load(f)
+        if self.trainer.start_iter > 0 and self._record.is_file():
+            record = json.loads(self._record.read_text())
             if record["metric"] == self._metric:
                 self.best_metric, self.best_iter = record["value"], record["iteration"]
                 self._recorded_iter = self.best_iter
@@ -118,6 +116,7 @@ class BestCheckpointer(hooks.BestCheckpointer):
     def _write_record(self) -> None:
         if self.best_iter == self._recorded_iter:
             return
-        with PathManager.open(self._record, "w") as f:
-            json.dump({"metric": self._metric, "value": self.best_metric, "iteration": self.best_iter}, f)
+        record = {"metric": self._metric, "value": self.best_metric, "iteration": self.best_iter}
+        with whole_file(self._record) as partial:
+            partial.write_text(json.dumps(record))
         self._recorded_iter = self.best_iter

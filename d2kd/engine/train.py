@@ -1,8 +1,15 @@
-"""Training and evaluating the model of a LazyConfig."""
+"""
+Training and evaluation of a LazyConfig, like Detectron2's tools/lazyconfig_train_net.py but as functions.
+
+Every rank calls them. Before that the caller calls :func:`check_config` and Detectron2's ``default_setup``, which seeds
+the process and sets up logs and ``train.output_dir``, inside Detectron2's ``launch`` if there are several ranks.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterable
+from copy import deepcopy
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
@@ -10,11 +17,11 @@ from detectron2.config import instantiate
 from detectron2.engine import hooks
 from detectron2.evaluation import print_csv_format
 from detectron2.utils import comm
-from detectron2.utils.registry import locate
 from omegaconf import DictConfig
 from torch import nn
 
-from d2kd.data.loader import build_train_loader
+from d2kd.config.nodes import target_of
+from d2kd.data import build_train_loader
 from d2kd.engine.defaults import (
     ConfigError,
     amp_dtype,
@@ -26,87 +33,56 @@ from d2kd.engine.defaults import (
 from d2kd.engine.evaluation import evaluate, teacher_predictor
 from d2kd.engine.hooks import BestCheckpointer, SeedEachIteration, TrainingCost
 from d2kd.engine.trainer import Trainer
+from d2kd.modeling import DistilledDetector
 
 __all__ = ["do_eval", "do_test", "do_train"]
 
 logger = logging.getLogger(__name__)
 
-
-def do_test(cfg: DictConfig, model: Any) -> dict[str, Any]:
-    """Evaluate ``model`` (or a callable on batches) on ``cfg.dataloader.test``; empty off the main rank."""
-    results = evaluate(model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator))
-    print_csv_format(results)
-    return results
+Results = dict[str, Any]  # task -> {metric -> value}; empty on all ranks but the main one
 
 
-def _ap(results: dict[str, Any]) -> str:
-    return f"{results['bbox']['AP']:.2f}" if "bbox" in results else "unknown"
-
-
-def _check_teacher(cfg: DictConfig, model: nn.Module) -> str:
-    predictor = teacher_predictor(model)
-    logger.info("Evaluating the teacher")
-    ap = _ap(do_test(cfg, predictor))
-    logger.info("teacher AP %s", ap)
-    return ap
-
-
-def _build_model(cfg: DictConfig, *, with_teacher: bool) -> nn.Module:
-    model = instantiate(cfg.model)
-    check_image_format(cfg, model)
-    # First of all that can fail: a missing teacher is known before data is read.
-    if with_teacher and hasattr(model, "load_teacher"):
-        model.load_teacher()
-    return model.to(resolve_device(cfg.train.device))
-
-
-def _build_train_loader(cfg: DictConfig, start_iter: int) -> Any:
-    node = cfg.dataloader.train
-    target = locate(node._target_) if isinstance(node._target_, str) else node._target_
-    if target is build_train_loader:
-        node.start = start_iter * node.total_batch_size
-    elif start_iter > 0:
-        logger.warning(
-            "dataloader.train is not d2kd.data.loader.build_train_loader: its data order starts anew, so "
-            "this run differs from one that was not interrupted."
-        )
-    return instantiate(node)
-
-
-def do_train(cfg: DictConfig, *, resume: bool = False, check_teacher: bool = False) -> dict[str, Any]:
+def do_train(cfg: DictConfig, *, resume: bool = False, check_teacher: bool = False) -> Results:
     """
-    Train ``cfg.model`` up to iteration ``cfg.train.max_iter`` and evaluate it.
+    Train ``cfg.model`` up to iteration ``cfg.train.max_iter`` and evaluate it. The teacher is loaded before data is
+    read.
 
     Args:
-        cfg: model, optimizer, lr_multiplier, dataloader.{train,test,evaluator}, train (see configs/common).
-        resume: go on from the last checkpoint in ``cfg.train.output_dir``, if there is one.
+        cfg: model, optimizer, lr_multiplier, dataloader.{train,test,evaluator} and train, as in configs/common; not
+            changed.
+        resume: continue from the last checkpoint in ``train.output_dir``, if there is one.
         check_teacher: evaluate the teacher first, on the student's test data, and log its AP.
 
     Returns:
-        The last evaluation's results (empty off the main rank).
+        the results of the last evaluation, as of :func:`d2kd.engine.evaluate`.
+
+    Raises:
+        ConfigError: the mappers' channel order is not the model's, or there is no teacher to check.
+        ValueError, FileNotFoundError: the teacher cannot be loaded or does not fit the student.
+        FloatingPointError: a loss or the gradient's norm is not finite; the weights are those before this step.
     """
-    train, output_dir = cfg.train, cfg.train.output_dir
-    model = _build_model(cfg, with_teacher=True)
+    cfg = deepcopy(cfg)
+    train = cfg.train
+    model = _build_model(cfg, load_teacher=True)
     logger.info("Model:\n%s", model)
-    teacher_ap = _check_teacher(cfg, model) if check_teacher else None
+    teacher_ap = _teacher_ap(cfg, model) if check_teacher else None
 
     cfg.optimizer.params.model = model  # the student's parameters: the teacher is not in its module tree
-    optimizer = instantiate(cfg.optimizer)
     trainer = Trainer(
         create_ddp_model(model, resolve_device(train.device), **train.ddp),
-        None,  # the loader comes when the first iteration is known
-        optimizer,
+        None,  # the loader follows when the first iteration is known
+        instantiate(cfg.optimizer),
         amp_dtype=amp_dtype(train.amp),
         clip_grad=train.clip_grad,
     )
-    results: dict[str, Any] = {}
+    results: Results = {}
 
-    def test() -> dict[str, Any]:
+    def test() -> Results:
         results.clear()
         results.update(do_test(cfg, model))
         return results
 
-    checkpointer = DetectionCheckpointer(trainer.model, output_dir, trainer=trainer)
+    checkpointer = DetectionCheckpointer(trainer.model, train.output_dir, trainer=trainer)
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
@@ -119,9 +95,9 @@ def do_train(cfg: DictConfig, *, resume: bool = False, check_teacher: bool = Fal
     if comm.is_main_process():
         trainer.register_hooks(
             [
-                BestCheckpointer(train.eval_period, model, output_dir, train.best_metric),
+                BestCheckpointer(train.eval_period, model, train.output_dir, train.best_metric),
                 hooks.PeriodicCheckpointer(checkpointer, **train.checkpointer),
-                hooks.PeriodicWriter(default_writers(output_dir, train.max_iter), period=train.log_period),
+                hooks.PeriodicWriter(default_writers(train.output_dir, train.max_iter), period=train.log_period),
             ]
         )
 
@@ -139,18 +115,81 @@ def do_train(cfg: DictConfig, *, resume: bool = False, check_teacher: bool = Fal
     return results
 
 
-def do_eval(cfg: DictConfig, *, resume: bool = False, check_teacher: bool = False) -> dict[str, Any]:
-    """Evaluate ``train.init_checkpoint``, or with ``--resume`` the last one in ``train.output_dir``."""
-    model = _build_model(cfg, with_teacher=check_teacher)
+def do_eval(cfg: DictConfig, *, resume: bool = False, check_teacher: bool = False) -> Results:
+    """
+    Evaluate ``train.init_checkpoint``. The teacher's files are read only if it is evaluated too.
+
+    Args:
+        cfg: model, dataloader.{test,evaluator}, train (see configs/common).
+        resume: evaluate the last checkpoint in ``train.output_dir`` instead, if there is one.
+        check_teacher: evaluate the teacher first, and log its AP.
+
+    Returns:
+        the results, as of :func:`d2kd.engine.evaluate`.
+
+    Raises:
+        ConfigError: there are no weights to evaluate or no teacher to check, or the mappers' channel order is not the
+            model's.
+        ValueError, FileNotFoundError: the teacher cannot be loaded.
+    """
+    model = _build_model(cfg, load_teacher=check_teacher)
     checkpointer = DetectionCheckpointer(model, cfg.train.output_dir)
     if not cfg.train.init_checkpoint and not (resume and checkpointer.has_checkpoint()):
         raise ConfigError(
-            "--eval-only found no weights to evaluate: add train.init_checkpoint=PATH, or --resume for the "
-            f"last checkpoint in train.output_dir={cfg.train.output_dir}."
+            "train.init_checkpoint is empty, expected the weights to evaluate: add train.init_checkpoint=PATH, or "
+            f"--resume for the last checkpoint in train.output_dir={cfg.train.output_dir}."
         )
-    teacher_ap = _check_teacher(cfg, model) if check_teacher else None
+    teacher_ap = _teacher_ap(cfg, model) if check_teacher else None
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
     results = do_test(cfg, model)
     if teacher_ap is not None:
         logger.info("teacher AP %s, student AP %s", teacher_ap, _ap(results))
     return results
+
+
+def do_test(cfg: DictConfig, model: nn.Module | Callable) -> Results:
+    """
+    Evaluate ``model`` on ``cfg.dataloader.test`` with ``cfg.dataloader.evaluator``, and log the results.
+
+    Args:
+        cfg: only ``dataloader`` is read.
+        model: see :func:`d2kd.engine.evaluate`.
+
+    Returns:
+        the results, as of :func:`d2kd.engine.evaluate`.
+    """
+    results = evaluate(model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator))
+    print_csv_format(results)
+    return results
+
+
+def _teacher_ap(cfg: DictConfig, model: nn.Module) -> str:
+    predictor = teacher_predictor(model)
+    logger.info("Evaluating the teacher")
+    ap = _ap(do_test(cfg, predictor))
+    logger.info("teacher AP %s", ap)
+    return ap
+
+
+def _ap(results: Results) -> str:
+    return f"{results['bbox']['AP']:.2f}" if "bbox" in results else "unknown"
+
+
+def _build_model(cfg: DictConfig, *, load_teacher: bool) -> nn.Module:
+    model = instantiate(cfg.model)
+    check_image_format(cfg, model)
+    if load_teacher and isinstance(model, DistilledDetector):
+        model.load_teacher()
+    return model.to(resolve_device(cfg.train.device))
+
+
+def _build_train_loader(cfg: DictConfig, start_iter: int) -> Iterable:
+    node = cfg.dataloader.train
+    if target_of(node) is build_train_loader:
+        node.start = start_iter * node.total_batch_size
+    elif start_iter > 0:
+        logger.warning(
+            "dataloader.train is not d2kd.data.build_train_loader: its data order starts anew, so this run differs "
+            "from one that was not interrupted."
+        )
+    return instantiate(node)

@@ -15,8 +15,8 @@ __all__ = ["Trainer"]
 
 class Trainer(SimpleTrainer):
     """
-    :class:`detectron2.engine.SimpleTrainer` plus automatic mixed precision and clipping by norm. Detectron2's
-    ``AMPTrainer`` needs CUDA and has no place between backward and step where gradients are unscaled.
+    :class:`detectron2.engine.SimpleTrainer` with automatic mixed precision and clipping by norm. Detectron2's
+    ``AMPTrainer`` needs CUDA, and cannot clip unscaled gradients between backward and step.
 
     Args:
         model: returns a dict of scalar losses in training; possibly wrapped in ``DistributedDataParallel``.
@@ -55,7 +55,7 @@ class Trainer(SimpleTrainer):
             raise ValueError(f"train.clip_grad is {dict(clip_grad)}, expected None or max_norm > 0 and norm_type.")
         self.amp_dtype = amp_dtype
         self.clip_grad = clip_grad
-        # Disabled (all but float16), it hands everything through unchanged.
+        # Disabled, unless the dtype is float16, it changes nothing.
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=amp_dtype == torch.float16)
 
     def run_step(self) -> None:
@@ -72,10 +72,10 @@ class Trainer(SimpleTrainer):
         self.grad_scaler.scale(losses).backward()
         self.after_backward()
         if self.clip_grad is not None:
-            # Loss scaling multiplied the gradients: clip what the optimizer will see.
+            # Undo the loss scaling first: the limit is for the gradients that the optimizer uses.
             self.grad_scaler.unscale_(self.optimizer)
             params = [p for group in self.optimizer.param_groups for p in group["params"]]
-            norm = nn.utils.clip_grad_norm_(params, **self.clip_grad)
+            norm = nn.utils.clip_grad_norm_(params, self.clip_grad["max_norm"], self.clip_grad.get("norm_type", 2.0))
             self.storage.put_scalar("grad_norm", norm)
         # Before the step: a non-finite loss raises here and leaves the weights as they were.
         self._write_metrics(loss_dict, data_time)
@@ -93,6 +93,6 @@ class Trainer(SimpleTrainer):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        # Empty where the checkpoint's run did not scale: this run then begins with the default scale.
+        # Empty if the checkpoint's run did not scale losses: this run then begins with the default scale.
         if state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

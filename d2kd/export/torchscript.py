@@ -1,4 +1,4 @@
-"""A TorchScript model of the student that is shown to detect the same."""
+"""A TorchScript model of the student, written only if it detects the same as the student."""
 
 from __future__ import annotations
 
@@ -27,12 +27,11 @@ __all__ = [
     "write_torchscript",
 ]
 
-#: What rounding may do to the detections of the traced model (on a CPU they are bit-identical as a rule): pixels,
-#: probability.
+#: Largest differences that count as rounding, in pixels and in probability (on a CPU there is usually none).
 BOX_TOLERANCE = 1e-2
 SCORE_TOLERANCE = 1e-5
 
-#: What a traced model returns, in this order.
+#: Outputs of the traced model, in this order.
 OUTPUTS = ("pred_boxes", "pred_classes", "scores", "image_size")
 
 
@@ -76,12 +75,12 @@ class Comparison:
 @dataclass(frozen=True)
 class Proof:
     """
-    What a traced model was compared on.
+    Comparisons of a traced model with the student.
 
     Attributes:
-        image: the comparison on the image that it was traced with: the worse of two, since TorchScript optimises a
-            model after its first run.
-        other_size: the one on an image of another size; None if the traced model fails there.
+        image: on the image that it was traced with: the worse of two, since TorchScript optimises a model after its
+            first run.
+        other_size: on an image of another size; None if the traced model fails there.
     """
 
     image: Comparison
@@ -98,23 +97,24 @@ def _detect(detector: DenseDetector, image: Tensor) -> Instances:
 
 
 def compare(expected: Instances, found: Instances) -> Comparison:
-    """Both of one image, with "pred_boxes", "scores" and "pred_classes", best first; equal scores in any order."""
-    size = tuple(map(int, expected.image_size))
+    """Compare detections of one image, "pred_boxes", "scores" and "pred_classes", best first; ties in any order."""
+    height, width = expected.image_size
+    size = (int(height), int(width))
     if len(expected) != len(found) or len(expected) == 0:
         return Comparison(size, len(expected), len(found))
-    found = found[_pair_up(expected, found)]
+    order = _pair_up(expected, found)
     return Comparison(
         size,
         len(expected),
         len(found),
-        box=(expected.pred_boxes.tensor - found.pred_boxes.tensor).abs().max().item(),
-        score=(expected.scores - found.scores).abs().max().item(),
-        classes=int((expected.pred_classes != found.pred_classes).sum()),
+        box=(expected.pred_boxes.tensor - found.pred_boxes.tensor[order]).abs().max().item(),
+        score=(expected.scores - found.scores[order]).abs().max().item(),
+        classes=int((expected.pred_classes != found.pred_classes[order]).sum()),
     )
 
 
 def _pair_up(expected: Instances, found: Instances) -> Tensor:
-    """(D,) indices into ``found``: its order, but, in each run of equal scores, nearest to that of ``expected``."""
+    """(D,) indices into ``found``: its own order, except that ties are paired with the nearest box of ``expected``."""
     distance = (expected.pred_boxes.tensor[:, None] - found.pred_boxes.tensor).abs().amax(dim=-1).tolist()
     classes, found_classes = expected.pred_classes.tolist(), found.pred_classes.tolist()
     ends = (expected.scores.diff() < -SCORE_TOLERANCE).nonzero().flatten() + 1
@@ -122,14 +122,14 @@ def _pair_up(expected: Instances, found: Instances) -> Tensor:
     for run in torch.arange(len(expected)).tensor_split(ends):
         left = run.tolist()
         for i in run.tolist():
-            nearest = min(left, key=lambda j, i=i: (classes[i] != found_classes[j], distance[i][j]))
+            *_, nearest = min((classes[i] != found_classes[j], distance[i][j], j) for j in left)
             left.remove(nearest)
             order.append(nearest)
     return torch.tensor(order)
 
 
 def random_image(channels: int, size: tuple[int, int], seed: int) -> Tensor:
-    """(C, H, W) values of 0 to 255 with contrasts from pixels up to large patches, so that detectors find something."""
+    """(C, H, W) values of 0 to 255 with contrasts of all sizes, so that detectors find something."""
     generator = torch.Generator().manual_seed(seed)
     layers = [
         F.interpolate(torch.rand(1, channels, -(-size[0] // cell), -(-size[1] // cell), generator=generator), size)
@@ -143,7 +143,7 @@ def _image_with_detections(detector: DenseDetector) -> Tensor:
     square = detector.backbone.padding_constraints.get("square_size", 0)
     size = (min(320, square), min(416, square)) if square else (320, 416)
     for seed in range(5):
-        image = random_image(len(detector.pixel_mean), size, seed)
+        image = random_image(detector.get_buffer("pixel_mean").numel(), size, seed)
         if len(_detect(detector, image)):
             return image
     raise ExportError(
@@ -156,30 +156,30 @@ def _trace(detector: DenseDetector, image: Tensor) -> tuple[torch.jit.ScriptModu
     adapter = TracingAdapter(detector, [{"image": image}])
     try:
         return torch.jit.trace(adapter, adapter.flattened_inputs, check_trace=False), adapter
-    except Exception as error:  # the detector's own code runs: anything can come out of it
+    except Exception as error:  # the detector's own code can raise anything
         found = f"{type(error).__name__}: {error}"
         raise ExportError(f"{type(detector).__name__} cannot be traced, nothing was written: {found}") from error
 
 
 def write_torchscript(detector: DenseDetector, path: str | Path, image: Tensor | None = None) -> Proof:
     """
-    Trace the student by Detectron2's ``TracingAdapter``, write it, and compare what was written with the student.
+    Trace the student with Detectron2's ``TracingAdapter``, write it, and compare the written model with the student.
 
-    The file takes one image, (C, H, W) of 0 to 255 in the student's channel order, and returns :data:`OUTPUTS`:
+    The model takes one image, (C, H, W) of 0 to 255 in the student's channel order, and returns :data:`OUTPUTS`:
     (D, 4) absolute x1, y1, x2, y2, (D,) classes, (D,) scores, and (H, W). Thresholds are those of the config.
 
     Args:
         detector: on the CPU, in eval mode.
         path: replaced if it exists, whole or not at all.
-        image: what to compare on, (C, H, W) of 0 to 255; None: a random one in which something is detected.
+        image: to compare on, (C, H, W) of 0 to 255; None: a random one in which something is detected.
 
     Raises:
-        ExportError: the student cannot be traced, the traced model detects something else in ``image`` (the message
-            says by how much), or there is nothing to detect in it; nothing was written.
+        ExportError: the student cannot be traced, the traced model differs on ``image`` (the message says by how much),
+            or the student detects nothing there; nothing was written.
     """
     with whole_file(path) as partial, warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # the comparisons say what it warns of
-        warnings.simplefilter("ignore", FutureWarning)  # that TorchScript is old: docs/embedding.md says so
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # the comparisons show what it warns of
+        warnings.simplefilter("ignore", FutureWarning)  # that TorchScript is deprecated: see docs/embedding.md
         warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)  # in Detectron2's anchors
         if image is None:
             image = _image_with_detections(detector)
@@ -196,7 +196,7 @@ def write_torchscript(detector: DenseDetector, path: str | Path, image: Tensor |
         first = compare_on(image)
         try:
             other_size = compare_on(part)
-        except RuntimeError:  # so TorchScript reports a shape that tracing has fixed
+        except RuntimeError:  # TorchScript's for a shape that tracing has fixed
             other_size = None
         again = compare_on(image)
         for comparison in (first, again):

@@ -1,4 +1,4 @@
-"""The student's weights alone, out of any checkpoint of a run."""
+"""The student's weights alone, from any checkpoint of a run."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ __all__ = ["ExportError", "LoadedStudent", "load_student", "write_weights"]
 
 
 class ExportError(ValueError):
-    """A student that cannot be exported; its message says what was found and needs no traceback."""
+    """A student that cannot be exported; the message says why and needs no traceback."""
 
 
 @dataclass
 class LoadedStudent:
     """
+    A run's student and what its checkpoint has beside it.
+
     Attributes:
         detector: the plain detector with its weights, on the CPU, in eval mode.
         input_format: channel order of its images.
-        distillation: keys of the checkpoint that belong to distillation and were left out.
-        entries: what else was left out: the checkpoint's entries beside the model.
+        distillation: the keys of the checkpoint's model that belong to distillation.
+        entries: the checkpoint's entries beside the model, such as the optimizer.
     """
 
     detector: DenseDetector
@@ -40,15 +42,15 @@ class LoadedStudent:
 
 def load_student(cfg: DictConfig, checkpoint: str) -> LoadedStudent:
     """
-    The student of a run, from any checkpoint of it. Neither its teacher nor its data is read.
+    Load the student of a run. Neither its teacher nor its data is read.
 
     Args:
         cfg: the run's config; only ``model`` is read.
-        checkpoint: path or URL that Detectron2 can read.
+        checkpoint: any checkpoint of the run, a path or URL that Detectron2 can read.
 
     Raises:
-        ExportError: ``cfg.model`` is no dense detector, or the checkpoint lacks keys of the student, or has other
-            ones (except ``distillation.*``) or some of another shape; they are listed.
+        ExportError: ``cfg.model`` is missing or no dense detector, or the checkpoint cannot be read, lacks keys of the
+            student, or has other ones (except ``distillation.*``) or some of another shape; the message lists them.
         FileNotFoundError: there is no such checkpoint.
     """
     if "model" not in cfg:
@@ -57,7 +59,7 @@ def load_student(cfg: DictConfig, checkpoint: str) -> LoadedStudent:
     try:
         detector = student(model)
     except TypeError as error:
-        raise ExportError(f"The config's model is not what can be exported. {error}") from error
+        raise ExportError(f"The config's model cannot be exported. {error}") from error
     try:
         loaded = load_strictly(
             detector,
@@ -72,7 +74,7 @@ def load_student(cfg: DictConfig, checkpoint: str) -> LoadedStudent:
         raise
     except Exception as error:  # a file that is no checkpoint can raise anything
         raise ExportError(f"{checkpoint} cannot be loaded: {type(error).__name__}: {error}") from error
-    own_format = getattr(model, "input_format", None)  # a DistilledDetector knows it even if its FCOS does not
+    own_format = getattr(model, "input_format", None)  # FCOS has none, a DistilledDetector of FCOS has
     return LoadedStudent(
         detector=detector.cpu().eval(),
         input_format=own_format or input_format_of(detector, None, "model.input_format"),

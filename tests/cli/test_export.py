@@ -150,7 +150,7 @@ def test_a_missing_checkpoint_is_named(fcos):
 
 def test_a_config_of_something_else_is_refused(fcos):
     fcos.config.write_text("from detectron2.config import LazyCall as L\nfrom torch.nn import ReLU\nmodel = L(ReLU)()")
-    with pytest.raises(ExportError, match="not what can be exported.* given a ReLU, expected a DistilledDetector"):
+    with pytest.raises(ExportError, match="model cannot be exported.* given a ReLU, expected a DistilledDetector"):
         fcos()
     fcos.config.write_text("data = dict(a=1)\n")
     with pytest.raises(ExportError, match="has no 'model'; it has data"):

@@ -11,7 +11,7 @@ from torch import nn
 
 import d2kd
 from d2kd.config import distill, get_config, get_detectron2_config
-from d2kd.data.class_maps import class_map
+from d2kd.data import class_map
 from d2kd.losses import BinaryClassificationKD
 from d2kd.methods import get_losses
 from d2kd.modeling import DistilledDetector
@@ -74,6 +74,15 @@ def test_what_is_built_already_is_refused_in_a_sentence():
         distill(fcos(), teacher=build_detector("FCOS"), method="bckd")
     with pytest.raises(TypeError, match=r"KD that is already built as losses\['a'\], .*, losses={'a': module, ...}\)"):
         distill(fcos(), teacher=fcos(), losses=dict(a=BinaryClassificationKD()))
+
+
+def test_a_student_that_a_function_builds_has_no_known_family():
+    node = L(build_detector)(family="FCOS")
+    with pytest.raises(TypeError, match="model._target_ is .*build_detector.*: give losses={...} instead of method"):
+        distill(node, teacher=fcos(), method="bckd")
+    losses = dict(mine=L(BinaryClassificationKD)())
+    model = instantiate(distill(node, teacher=fcos(), teacher_checkpoint="t.pth", losses=losses))
+    assert list(model.losses) == ["mine"]
 
 
 @pytest.mark.parametrize("kwargs", [dict(), dict(method="bckd", losses={})])

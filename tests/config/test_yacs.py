@@ -7,7 +7,6 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.modeling.meta_arch import RetinaNet
 
 import d2kd
-from d2kd.config.yacs import constructor_arguments
 from d2kd.modeling import DistilledDetector
 from d2kd.modeling.detectors import GFL, add_gfl_config
 from tests.helpers import LEVELS, make_batch, run_step
@@ -195,33 +194,32 @@ def test_a_method_needs_a_teacher(key):
 # ---- pairs that do not match -----------------------------------------------------------------------------------------
 
 
-def arguments(**keys):
-    return constructor_arguments(wrapped(METHOD="crosskd", **ABSENT, **keys))
+def crossed(**keys):
+    return build_model(wrapped(METHOD="crosskd", **ABSENT, **keys))
 
 
 @pytest.mark.parametrize("text", [False, True], ids=["list", "command line"])
 def test_class_map_and_tap_projectors(text):
     said = str if text else list
-    found = arguments(CLASS_MAP=said([[5, 0], [0, 2]]), TAP_PROJECTOR_CHANNELS=said([8, 16]))
-    assert found["teacher"]["class_map"] == {5: 0, 0: 2}
-    assert list(found["tap_projector_channels"]) == [8, 16]
-    assert build_model(wrapped(METHOD="crosskd", CLASS_MAP=[[0, 0]], TAP_PROJECTOR_CHANNELS=[8, 8], **ABSENT)).losses
+    model = crossed(CLASS_MAP=said([[5, 0], [0, 2]]), TAP_PROJECTOR_CHANNELS=said([8, 16]))
+    assert model.teacher.class_map == {5: 0, 0: 2}
+    assert list(model.tap_projector_channels) == [8, 16]
 
 
 def test_without_them():
-    found = arguments()
-    assert found["teacher"]["class_map"] is None and found["tap_projector_channels"] is None
+    model = crossed()
+    assert model.teacher.class_map is None and model.tap_projector_channels is None
 
 
 @pytest.mark.parametrize("pairs", [[0, 1], [[0, 1, 2]], [[0, "1"]], [[0.0, 1]], ["01"]])
 def test_what_is_no_class_map(pairs):
     with pytest.raises(ValueError, match=rf"{KEY}.CLASS_MAP has .*, expected pairs \[teacher's class id, student's"):
-        arguments(CLASS_MAP=pairs)
+        crossed(CLASS_MAP=pairs)
 
 
 def test_a_class_of_the_teacher_twice():
     with pytest.raises(ValueError, match=rf"{KEY}.CLASS_MAP is \[\[1, 0\], \[1, 2\]\], which names .* twice"):
-        arguments(CLASS_MAP=[[1, 0], [1, 2]])
+        crossed(CLASS_MAP=[[1, 0], [1, 2]])
 
 
 def test_crossed_losses_of_another_familys_teacher(teacher):

@@ -49,7 +49,8 @@ def logs():
     logger = logging.getLogger("detectron2")
     before = logger.handlers[:], logger.propagate, logger.level
     yield
-    logger.handlers, logger.propagate, logger.level = before
+    logger.handlers, logger.propagate = before[:2]
+    logger.setLevel(before[2])
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ class Spec:
 
 
 class Network(NamedTuple):
-    """What it answers, per level; anchors and channels in the source's order."""
+    """What it answers, per level; anchors and channels in OpenMMLab's order."""
 
     features: list[Tensor]  # (N, C, H, W)
     logits: list[Tensor]  # (N, A, K, H, W)

@@ -130,7 +130,7 @@ def test_a_converted_teacher_teaches(spec, method, tmp_path):
         norm_on_bbox=spec.norm_on_bbox,
     )
     write_checkpoint(conversion.model, tmp_path / "x.pth")
-    node = conversion.fit.model
+    node = conversion.target.model
     model = instantiate(distill(node, teacher=node, teacher_checkpoint=str(tmp_path / "x.pth"), method=method))
     losses = run_step(model, make_batch(sizes=((96, 128), (128, 100)), objects=3))
     terms = {key: value for key, value in losses.items() if key.startswith("loss_kd_")}

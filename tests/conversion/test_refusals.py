@@ -39,7 +39,7 @@ def test_a_missing_key(state, key):
 
 
 @pytest.mark.parametrize("key", ["neck.fpn_convs.3.conv.weight", "bbox_head.gfl_reg.weight"])
-def test_a_missing_key_that_tells_the_layout(state, key):
+def test_a_missing_key_that_tells_the_architecture(state, key):
     del state[key]
     assert f"lacks {key}" in refusal(state)
 
@@ -109,18 +109,18 @@ def test_deformable_stages(state, conv):
     assert "Deformable" in message and f"backbone.layer3.0.{conv}" in message
 
 
-def test_a_source_of_p6_that_contradicts_the_weights(state):
+def test_an_input_of_p6_that_contradicts_the_weights(state):
     assert "--p6-from is c5, but neck.fpn_convs.3 reads 32 channels (C5 has 512, P5 32)" in refusal(state, p6_from="c5")
-    assert convert(state, "gfl", depth=18, p6_from="p5").layout.p6_from == "p5"
+    assert convert(state, "gfl", depth=18, p6_from="p5").architecture.p6_from == "p5"
     state["neck.fpn_convs.3.conv.weight"] = torch.zeros(32, 100, 3, 3)
     assert "reads 100 channels" in refusal(state)
 
 
-def test_a_source_of_p6_that_the_weights_do_not_tell():
+def test_an_input_of_p6_that_the_weights_do_not_tell():
     state = random_state(Spec("retinanet", width=512))
     assert "add --p6-from c5 or p5" in refusal(state, "retinanet")
-    for source, feature in (("c5", "res5"), ("p5", "p5")):
-        node = convert(state, "retinanet", depth=18, p6_from=source).fit.model
+    for p6_from, feature in (("c5", "res5"), ("p5", "p5")):
+        node = convert(state, "retinanet", depth=18, p6_from=p6_from).target.model
         assert node.backbone.top_block.in_feature == feature
 
 
@@ -178,9 +178,9 @@ def test_averaged_copies_are_taken(state, spell):
     state.pop("bbox_head.integral.project")
     copies = averaged(state, spell)
     conversion = convert(state | copies, "gfl", depth=18, ema=True)
-    for key, source in conversion.placed.items():
-        assert source.startswith("ema_")
-        assert torch.equal(conversion.model[key], copies[source])
+    for key, file_key in conversion.placed.items():
+        assert file_key.startswith("ema_")
+        assert torch.equal(conversion.model[key], copies[file_key])
     assert conversion.dropped.keys() == state.keys()
 
 

@@ -1,4 +1,4 @@
-"""A converted checkpoint answers what the source network answers, tensor by tensor."""
+"""A converted checkpoint answers what OpenMMLab's network answers, tensor by tensor."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -55,7 +55,7 @@ def converted(spec, state=None, **kwargs):
 def loaded(conversion, path):
     """The detector of the node that the conversion names, loaded by Detectron2."""
     write_checkpoint(conversion.model, path)
-    detector = instantiate(conversion.fit.model).eval()
+    detector = instantiate(conversion.target.model).eval()
     checkpointer = DetectionCheckpointer(detector)
     found = []
     checkpointer._log_incompatible_keys = found.append
@@ -95,22 +95,22 @@ def test_every_map_and_box_is_the_same(spec, tmp_path):
     conversion = converted(spec, state)
     detector = loaded(conversion, tmp_path / "x.pth")
     images = torch.randint(0, 256, (2, 3, 128, 160)).float()
-    features, output = answers(detector, images, conversion.fit.input_format)
-    source = run(state, spec, images)
-    assert len(features) == len(source.features) == 5
+    features, output = answers(detector, images, conversion.target.input_format)
+    expected = run(state, spec, images)
+    assert len(features) == len(expected.features) == 5
     for level in range(5):
-        close(features[level], source.features[level])
-        order = same_anchors(output.anchors[level], source.anchors[level])
-        close(output.logits[level], source.logits[level][:, order])
-        close(output.box_params[level], source.boxes[level][:, order])
-        close(output.boxes[level], source.decoded[level][:, order])
-        if source.centerness is not None:
-            close(output.centerness[level], source.centerness[level])
-    assert (output.centerness is None) == (source.centerness is None)
+        close(features[level], expected.features[level])
+        order = same_anchors(output.anchors[level], expected.anchors[level])
+        close(output.logits[level], expected.logits[level][:, order])
+        close(output.box_params[level], expected.boxes[level][:, order])
+        close(output.boxes[level], expected.decoded[level][:, order])
+        if expected.centerness is not None:
+            close(output.centerness[level], expected.centerness[level])
+    assert (output.centerness is None) == (expected.centerness is None)
 
 
 def test_the_comparison_sees_what_a_conversion_can_get_wrong():
-    """Each fact that the cases vary changes the source network's answer."""
+    """Each fact that the cases vary changes OpenMMLab's answer."""
     images = torch.randint(0, 256, (1, 3, 128, 160)).float()
     spec = Spec("fcos", depth=50, style="caffe")
     state = random_state(spec)
@@ -118,11 +118,11 @@ def test_the_comparison_sees_what_a_conversion_can_get_wrong():
     def differs(one, other):
         return any((x - y).abs().max() > 1e-2 * x.abs().max() for x, y in zip(one, other))
 
-    levels, source = pyramid(state, spec, images), run(state, spec, images)
+    levels, expected = pyramid(state, spec, images), run(state, spec, images)
     assert differs(levels, pyramid(state, replace(spec, style="pytorch"), images))
     assert differs(levels, pyramid(state, replace(spec, family="gfl"), images))  # no ReLU before P7
-    assert differs(source.decoded, run(state, replace(spec, norm_on_bbox=True), images).decoded)
-    assert differs(source.centerness, run(state, replace(spec, centerness_on_reg=True), images).centerness)
+    assert differs(expected.decoded, run(state, replace(spec, norm_on_bbox=True), images).decoded)
+    assert differs(expected.centerness, run(state, replace(spec, centerness_on_reg=True), images).centerness)
 
 
 @pytest.mark.parametrize("family", ["gfl", "atss", "retinanet", "fcos"])
@@ -132,13 +132,13 @@ def test_every_tensor_of_deeper_backbones_has_its_place(family, depth):
     state = random_state(spec)
     conversion = convert(state, family, depth=depth)
     assert sorted([*conversion.placed.values(), *conversion.dropped]) == sorted(state)
-    target = conversion.fit.state_dict()
-    assert conversion.model.keys() == target.keys() == conversion.placed.keys()
-    assert all(conversion.model[key].shape == value.shape for key, value in target.items())
+    wanted = conversion.target.state_dict()
+    assert conversion.model.keys() == wanted.keys() == conversion.placed.keys()
+    assert all(conversion.model[key].shape == value.shape for key, value in wanted.items())
     several = {"cls_score", "bbox_pred"} if family == "retinanet" else set()  # predictors of more than one anchor
     reordered = [key for key in conversion.placed if key.split(".")[1] in several]
-    for key, source in conversion.placed.items():
-        assert torch.equal(conversion.model[key], state[source]) != (key in reordered)
+    for key, file_key in conversion.placed.items():
+        assert torch.equal(conversion.model[key], state[file_key]) != (key in reordered)
 
 
 def test_a_published_student_needs_no_change_but_its_depth():
@@ -146,7 +146,7 @@ def test_a_published_student_needs_no_change_but_its_depth():
     published = (("gfl", 101, "p5"), ("atss", 101, "p5"), ("retinanet", 101, "c5"), ("fcos", 50, "p5"))
     for family, depth, p6_from in published:
         state = random_state(Spec(family, depth=depth, width=256, num_classes=80, p6_from=p6_from))
-        changes = convert(state, family, depth=depth).fit.changes
+        changes = convert(state, family, depth=depth).target.changes
         assert changes == ({} if depth == 50 else {"backbone.bottom_up.stages.depth": 101})
 
 
@@ -155,9 +155,9 @@ def test_a_teacher_loads_it(family, tmp_path):
     spec = Spec(family, style="caffe" if family == "fcos" else "pytorch")
     conversion = converted(spec)
     write_checkpoint(conversion.model, tmp_path / "x.pth")
-    teacher = Teacher(conversion.fit.model, str(tmp_path / "x.pth"), "BGR" if family == "fcos" else None)
+    teacher = Teacher(conversion.target.model, str(tmp_path / "x.pth"), "BGR" if family == "fcos" else None)
     teacher.load(torch.device("cpu"), torch.float32)
-    assert teacher.input_format == conversion.fit.input_format
+    assert teacher.input_format == conversion.target.input_format
     weights = teacher.detector.state_dict()
     assert all(torch.equal(weights[key], value) for key, value in conversion.model.items())
 
@@ -200,8 +200,8 @@ def test_the_statements_are_the_node():
     """What the tool prints, in a config file, gives the model that the checkpoint fits."""
     spec = Spec("fcos", num_classes=2, style="pytorch", norm_on_bbox=True)
     conversion = converted(spec)
-    assert Path(conversion.fit.config).name == "fcos_openmmlab.py"
-    names = {"model": get_config(conversion.fit.config).model}
-    exec("\n".join(conversion.fit.statements()), names)
+    assert Path(conversion.target.config).name == "fcos_openmmlab.py"
+    names = {"model": get_config(conversion.target.config).model}
+    exec("\n".join(conversion.target.statements()), names)
     instantiate(names["model"]).load_state_dict(conversion.model)
-    assert names["model"] == conversion.fit.model
+    assert names["model"] == conversion.target.model

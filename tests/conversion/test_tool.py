@@ -18,7 +18,7 @@ SMALL = Spec("gfl", width=32)
 
 
 @pytest.fixture
-def source(tmp_path):
+def file(tmp_path):
     return save(tmp_path / "in.pth")
 
 
@@ -30,8 +30,8 @@ def save(path, spec=SMALL, change=lambda content: None, **kwargs):
     return path
 
 
-def call(source, output, *options, detector="gfl", depth=18):
-    tool.run([str(source), str(output), "--detector", detector, "--depth", str(depth), *options])
+def call(file, output, *options, detector="gfl", depth=18):
+    tool.run([str(file), str(output), "--detector", detector, "--depth", str(depth), *options])
 
 
 def read(path):
@@ -44,9 +44,9 @@ def leftovers(folder):
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
 def test_it_writes_a_detectron2_checkpoint_and_says_what_it_did(tmp_path, capsys, zipped):
-    source = save(tmp_path / "in.pth", _use_new_zipfile_serialization=zipped)
+    file = save(tmp_path / "in.pth", _use_new_zipfile_serialization=zipped)
     output = tmp_path / "folder" / "out.pth"
-    call(source, output)
+    call(file, output)
     written = read(output)
     assert written.keys() == {"model", "__author__"}
     said = capsys.readouterr().out
@@ -65,8 +65,8 @@ def test_it_writes_a_detectron2_checkpoint_and_says_what_it_did(tmp_path, capsys
     assert leftovers(output.parent) == ["out.pth"]
 
 
-def test_it_lists_every_tensor_on_demand(source, tmp_path, capsys):
-    call(source, tmp_path / "out.pth", "--keys")
+def test_it_lists_every_tensor_on_demand(file, tmp_path, capsys):
+    call(file, tmp_path / "out.pth", "--keys")
     said = capsys.readouterr().out
     assert "  head.cls_subnet.9.weight <- bbox_head.cls_convs.3.conv.weight\n" in said
     assert "  bbox_head.integral.project: constant" in said
@@ -89,8 +89,8 @@ def test_a_bare_state_dict_will_do(tmp_path):
     ],
 )
 def test_options_reach_the_conversion(tmp_path, capsys, options, found):
-    source = save(tmp_path / "in.pth", Spec("fcos", width=32))
-    call(source, tmp_path / "out.pth", *options, detector="fcos")
+    file = save(tmp_path / "in.pth", Spec("fcos", width=32))
+    call(file, tmp_path / "out.pth", *options, detector="fcos")
     assert found in capsys.readouterr().out
 
 
@@ -100,9 +100,9 @@ def test_averaged_weights_are_taken_on_demand(tmp_path):
         del weights["bbox_head.integral.project"]
         weights |= {f"ema_{key.replace('.', '_')}": value + 1 for key, value in weights.items()}
 
-    source = save(tmp_path / "in.pth", change=change)
-    call(source, tmp_path / "plain.pth")
-    call(source, tmp_path / "ema.pth", "--ema")
+    file = save(tmp_path / "in.pth", change=change)
+    call(file, tmp_path / "plain.pth")
+    call(file, tmp_path / "ema.pth", "--ema")
     plain, ema = (read(tmp_path / name)["model"]["head.cls_score.bias"] for name in ("plain.pth", "ema.pth"))
     assert torch.equal(ema, plain + 1)
 
@@ -111,13 +111,13 @@ def test_averaged_weights_are_taken_on_demand(tmp_path):
 
 
 def test_what_does_not_convert_leaves_nothing(tmp_path):
-    source = save(tmp_path / "in.pth", change=lambda content: content["state_dict"].update(extra=torch.zeros(1)))
+    file = save(tmp_path / "in.pth", change=lambda content: content["state_dict"].update(extra=torch.zeros(1)))
     with pytest.raises(ConversionError, match="neither placed nor dropped, 1: extra"):
-        call(source, tmp_path / "folder" / "out.pth")
+        call(file, tmp_path / "folder" / "out.pth")
     assert leftovers(tmp_path) == ["in.pth"]
 
 
-def test_a_write_that_fails_leaves_nothing(source, tmp_path, monkeypatch):
+def test_a_write_that_fails_leaves_nothing(file, tmp_path, monkeypatch):
     output = tmp_path / "out.pth"
 
     def full_disk(content, file):
@@ -127,40 +127,40 @@ def test_a_write_that_fails_leaves_nothing(source, tmp_path, monkeypatch):
     output.write_bytes(b"before")
     monkeypatch.setattr(torch, "save", full_disk)
     with pytest.raises(OSError, match="No space"):
-        call(source, output, "--force")
+        call(file, output, "--force")
     assert output.read_bytes() == b"before"
     assert leftovers(tmp_path) == ["in.pth", "out.pth"]
 
 
-def test_an_existing_output_is_replaced_only_on_demand(source, tmp_path):
+def test_an_existing_output_is_replaced_only_on_demand(file, tmp_path):
     output = tmp_path / "out.pth"
     output.write_bytes(b"before")
     with pytest.raises(ConversionError, match="exists: add --force"):
-        call(source, output)
+        call(file, output)
     assert output.read_bytes() == b"before"
-    call(source, output, "--force")
+    call(file, output, "--force")
     assert read(output)["model"]
 
 
-def test_the_input_is_never_replaced(source, tmp_path):
-    before = source.read_bytes()
-    (tmp_path / "link.pth").symlink_to(source)
-    for output in (source, tmp_path / "link.pth"):
+def test_the_input_is_never_replaced(file, tmp_path):
+    before = file.read_bytes()
+    (tmp_path / "link.pth").symlink_to(file)
+    for output in (file, tmp_path / "link.pth"):
         with pytest.raises(ConversionError, match="is the input"):
-            call(source, output, "--force")
-    assert source.read_bytes() == before
+            call(file, output, "--force")
+    assert file.read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["out.pkl", "out.pyth", "out"])
-def test_names_that_detectron2_would_read_otherwise(source, tmp_path, name):
+def test_names_that_detectron2_would_read_otherwise(file, tmp_path, name):
     with pytest.raises(ConversionError, match="ends in .pth"):
-        call(source, tmp_path / name)
+        call(file, tmp_path / name)
 
 
-def test_a_folder_is_no_output(source, tmp_path):
+def test_a_folder_is_no_output(file, tmp_path):
     (tmp_path / "folder.pth").mkdir()
     with pytest.raises(ConversionError, match="is a folder"):
-        call(source, tmp_path / "folder.pth", "--force")
+        call(file, tmp_path / "folder.pth", "--force")
 
 
 # What is read
@@ -177,11 +177,11 @@ class Harmful:
 
 
 def test_a_file_that_runs_code_is_refused_and_named(tmp_path):
-    source = save(tmp_path / "in.pth", change=lambda content: content.update(log=Harmful(tmp_path / "made")))
+    file = save(tmp_path / "in.pth", change=lambda content: content.update(log=Harmful(tmp_path / "made")))
     with pytest.raises(ConversionError, match=r"mkdir.*--trust-pickle"):
-        call(source, tmp_path / "out.pth")
+        call(file, tmp_path / "out.pth")
     assert leftovers(tmp_path) == ["in.pth"]
-    call(source, tmp_path / "out.pth", "--trust-pickle")
+    call(file, tmp_path / "out.pth", "--trust-pickle")
     assert leftovers(tmp_path) == ["in.pth", "made", "out.pth"]
 
 
@@ -215,11 +215,11 @@ def with_logs(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
 def test_logs_beside_the_weights_need_trust_but_not_their_package(with_logs, tmp_path, zipped):
-    source = with_logs(tmp_path / "in.pth", _use_new_zipfile_serialization=zipped)
+    file = with_logs(tmp_path / "in.pth", _use_new_zipfile_serialization=zipped)
     with pytest.raises(ConversionError, match=r"absent_engine\.logging\.History.*--trust-pickle"):
-        call(source, tmp_path / "out.pth")
+        call(file, tmp_path / "out.pth")
     assert leftovers(tmp_path) == ["in.pth"]
-    call(source, tmp_path / "out.pth", "--trust-pickle")
+    call(file, tmp_path / "out.pth", "--trust-pickle")
     expected = save(tmp_path / "plain.pth")
     call(expected, tmp_path / "plain_out.pth")
     one, other = read(tmp_path / "out.pth")["model"], read(tmp_path / "plain_out.pth")["model"]
@@ -239,11 +239,11 @@ def test_no_checkpoint(tmp_path, content):
             call(tmp_path / "in.pth", tmp_path / "out.pth", *options)
 
 
-def test_half_a_download(source, tmp_path):
-    content = source.read_bytes()
-    source.write_bytes(content[: len(content) // 2])
+def test_half_a_download(file, tmp_path):
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
     with pytest.raises(ConversionError, match="in.pth is no checkpoint"):
-        call(source, tmp_path / "out.pth")
+        call(file, tmp_path / "out.pth")
 
 
 @pytest.mark.parametrize(

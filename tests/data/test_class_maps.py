@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from omegaconf import OmegaConf
 
-from d2kd.data.class_maps import class_map
+from d2kd.data import class_map
 
 TEACHER = ["person", "bicycle", "car", "dog"]
 

@@ -9,7 +9,7 @@ from detectron2.data import DatasetMapper, build_detection_train_loader
 from detectron2.data.datasets import load_coco_json
 from PIL import Image
 
-from d2kd.data.unlabeled import without_labels
+from d2kd.data import without_labels
 
 BOX = {"bbox": [2.0, 3.0, 20.0, 10.0], "bbox_mode": 1, "category_id": 0, "iscrowd": 0}
 

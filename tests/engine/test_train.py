@@ -60,7 +60,8 @@ def run(output, *argv, config=CONFIG):
         return cli.run(cli.argument_parser().parse_args(argv))
     finally:  # Detectron2's set-up of logs would outlive the test
         for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
-            logger.handlers, logger.propagate, logger.level = handlers, propagate, level
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
 
 
 def metrics(output):
@@ -151,7 +152,7 @@ def test_eval_only(trained, tmp_path):
     results = run(tmp_path, "--eval-only", f"train.init_checkpoint={final}", "model.test_score_thresh=0.0")
     assert 0.0 <= results["bbox"]["AP"] <= 100.0
     assert run(trained[0], "--eval-only", "--resume")["bbox"]["AP"] == 0.0
-    with pytest.raises(ConfigError, match="--eval-only"):
+    with pytest.raises(ConfigError, match="train.init_checkpoint is empty"):
         run(tmp_path, "--eval-only")
 
 

@@ -24,7 +24,7 @@ from detectron2.solver.build import get_default_optimizer_params
 from fvcore.common.param_scheduler import LinearParamScheduler
 
 import d2kd
-from d2kd.data.loader import build_train_loader
+from d2kd.data import build_train_loader
 
 _folder = os.environ["TINY_DATASET"]
 _name = f"tiny:{_folder}"

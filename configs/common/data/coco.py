@@ -3,7 +3,7 @@
 from detectron2.config import LazyCall as L
 
 from d2kd.config import get_detectron2_config
-from d2kd.data.loader import build_train_loader
+from d2kd.data import build_train_loader
 
 dataloader = get_detectron2_config("COCO-Detection/retinanet_R_50_FPN_1x.py").dataloader
 dataloader.train = L(build_train_loader)(

@@ -4,8 +4,8 @@ from detectron2.config import LazyCall as L
 from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator
 
+from d2kd.data import build_train_loader
 from d2kd.data.digits import get_digits
-from d2kd.data.loader import build_train_loader
 
 dataloader = dict(
     train=L(build_train_loader)(

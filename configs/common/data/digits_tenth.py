@@ -1,4 +1,4 @@
-"""A tenth of the digits' labels: the first 800 of the 8000 images, a random choice since every image is."""
+"""A tenth of the digits' labels: the first 800 of the 8000 images, whose order is random."""
 
 from .digits import dataloader
 

@@ -1,4 +1,4 @@
-"""ATSS R50-FPN as the papers train it, and the node that converted OpenMMLab checkpoints of it fit: GFL's otherwise."""
+"""ATSS R50-FPN as the papers train it, which converted OpenMMLab checkpoints fit: GFL's node with changes."""
 
 from detectron2.config import LazyCall as L
 from detectron2.modeling.box_regression import Box2BoxTransform

@@ -1,4 +1,4 @@
-"""A small ATSS with a distribution for each side of the box, which LD needs: the GFL of the digits otherwise."""
+"""The digits' GFL as an ATSS with a distribution for each side of the box, which LD needs."""
 
 from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec

@@ -1,4 +1,4 @@
-"""Narrow ResNets with an FPN of 48 channels for 96-pixel images: three students' and teachers' sizes."""
+"""Narrow ResNets with an FPN of 48 channels for 96-pixel images: two for students, one for teachers."""
 
 from detectron2.config import LazyCall as L
 from detectron2.modeling.backbone import FPN, BasicStem, ResNet

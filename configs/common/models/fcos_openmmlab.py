@@ -1,12 +1,12 @@
 """
 FCOS R50-FPN as CrossKD trains it, and the node that converted OpenMMLab checkpoints of it fit. It is Detectron2's FCOS
-with another parameterisation: distances are exponentials in pixels, each level has a learned scale, centerness hangs
-on the classification tower, every point in a box is a candidate. The backbone is of caffe style: BGR images, std 1,
-stride in the first 1x1 convolution, batch norm wholly frozen.
+with another parameterisation: distances are exponentials in pixels, each level has a learned scale, centerness is
+predicted from the classification tower, every point in a box is a candidate. The backbone is of caffe style: BGR
+images, std 1, stride in the first 1x1 convolution, batch norm frozen.
 
-Detectron2's losses remain (GIoU, each positive alike, for -ln IoU weighted by centerness), and so does its score, the
-square root of class x centerness: the order of detections is the same, the threshold is lower than Detectron2's 0.2
-because OpenMMLab's 0.05 is one of the class score alone.
+The losses are Detectron2's (unweighted GIoU in place of -ln IoU weighted by centerness), and so is the score, the
+square root of class x centerness: the order of detections is the same. The threshold is lower than Detectron2's 0.2
+because OpenMMLab's 0.05 is for the class score alone.
 """
 
 from detectron2.config import LazyCall as L

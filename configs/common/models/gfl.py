@@ -1,7 +1,7 @@
 """
-GFL R50-FPN as the papers train it, and the node that converted OpenMMLab checkpoints of it fit (docs/converting.md):
-torchvision's ResNet, whose bottlenecks stride in the 3x3 convolution (Detectron2's default), statistics of batch norm
-frozen, RGB images.
+GFL R50-FPN as the papers train it, which converted OpenMMLab checkpoints fit (docs/converting.md): torchvision's
+ResNet, whose bottlenecks stride in the 3x3 convolution (Detectron2's default), frozen statistics of batch norm, RGB
+images.
 """
 
 from detectron2.config import LazyCall as L

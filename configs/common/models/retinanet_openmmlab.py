@@ -1,6 +1,6 @@
 """
-RetinaNet R50-FPN with the backbone that the papers train, and the node that converted OpenMMLab checkpoints of it fit:
-Detectron2's otherwise. P6 comes from C5, and P7 from P6 without a ReLU.
+RetinaNet R50-FPN with the backbone that the papers train, which converted OpenMMLab checkpoints fit: Detectron2's node
+with changes. P6 comes from C5, and P7 from P6 without a ReLU.
 """
 
 from d2kd.config import get_detectron2_config

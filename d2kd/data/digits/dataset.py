@@ -28,17 +28,20 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data.datasets import register_coco_instances
 from PIL import Image
 
-from d2kd.data.digits.compose import CLASSES, IMAGE_SIZE, PHOTOS, Composition, compose, load_sources, split_samples
+from d2kd.data.digits.composition import CLASSES, IMAGE_SIZE, PHOTOS, Composition, compose, load_material, split_samples
 
 __all__ = ["DATASET_VERSION", "SEED", "SIZES", "get_digits", "prepare_digits", "register_digits"]
 
 logger = logging.getLogger(__name__)
 
-DATASET_VERSION = 2  # to be raised by every change that makes other images or annotations
+DATASET_VERSION = 2  # increase it with every change of the images or annotations
 SEED = 2024
 SIZES: dict[str, int] = {"train": 8000, "val": 400, "test": 400}  # images by split
 
@@ -49,8 +52,8 @@ _OUR_FILES = re.compile(r"manifest\.json|annotations/digits_(train|val|test)\.js
 
 def prepare_digits(root: str | Path | None = None) -> Path:
     """
-    Make the dataset, or verify by checksum the one that is there; a set that was altered or is of another
-    version is made again. The folder is either complete or absent, never half-written.
+    Make the dataset, or verify the checksums of an existing one; one that was altered or is of another version is made
+    again. The folder is complete or absent, never half-written.
 
     Args:
         root: the folder; by default ``$DETECTRON2_DATASETS/digits``, or ``datasets/digits`` without it.
@@ -60,18 +63,32 @@ def prepare_digits(root: str | Path | None = None) -> Path:
         ValueError: the folder holds files that are not this dataset's. They are left alone.
         ImportError: the dataset has to be made and scikit-learn or scikit-image is missing.
     """
-    return _prepare(_resolve(root), SIZES)
+    root = _resolve(root)
+    fault = _find_fault(root)
+    if fault is None:
+        return root
+    if root.exists() and any(root.iterdir()):
+        _refuse_unknown_files(root)
+        logger.warning("The digits dataset in %s is made again: %s.", root, fault)
+    start = time.perf_counter()
+    root.parent.mkdir(parents=True, exist_ok=True)
+    # A sibling: the same filesystem, so that the finished folder is moved into place in one step.
+    workspace = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    try:
+        _write(workspace / "new")
+        _install(workspace, root)
+    finally:
+        shutil.rmtree(workspace)
+    logger.info("Made the digits dataset in %s (%.1f s).", root, time.perf_counter() - start)
+    return root
 
 
 def register_digits(root: str | Path | None = None) -> None:
     """
     Register ``digits_train``, ``digits_val`` and ``digits_test`` with Detectron2, for the files in ``root``
-    (default: see :func:`prepare_digits`). Does nothing where this was done for the same folder; another one
-    replaces the former. Files are neither made nor read here.
+    (default: see :func:`prepare_digits`). Another folder replaces one that was registered before. Files are neither
+    made nor read here.
     """
-    from detectron2.data import DatasetCatalog, MetadataCatalog
-    from detectron2.data.datasets import register_coco_instances
-
     root = _resolve(root)
     for split in SIZES:
         name, images = f"digits_{split}", str(root / split)
@@ -91,22 +108,20 @@ def get_digits(
     images: Sequence[int] | None = None,
 ) -> list[dict]:
     """
-    What a config's data loader calls: prepare, register, load. So importing a config has no side effect, and
-    the first run makes its data.
+    Prepare, register and load the dataset. A config's data loader calls it, so importing a config has no side effect,
+    and the first run makes its data.
 
     Args:
         names: one or several of ``digits_train``, ``digits_val``, ``digits_test``.
         filter_empty: as in Detectron2; every image of this dataset has an object.
         root: see :func:`prepare_digits`.
-        images: (start, stop): only these, counted from 0. Every image is drawn on its own, so any range is a random
-            choice of images. None: all.
+        images: (start, stop): only these, counted from 0. Images are independent of each other, so any range
+            is a random sample. None: all.
     Returns:
         Detectron2's dataset dicts.
     Raises:
         ValueError: there are no such ``images``.
     """
-    from detectron2.data import get_detection_dataset_dicts
-
     root = prepare_digits(root)
     register_digits(root)
     dataset = get_detection_dataset_dicts(names, filter_empty=filter_empty)
@@ -124,42 +139,21 @@ def _resolve(root: str | Path | None) -> Path:
     return Path(root).expanduser().resolve()
 
 
-def _prepare(root: Path, sizes: dict[str, int]) -> Path:
-    """:func:`prepare_digits` for any number of images by split."""
-    fault = _find_fault(root, sizes)
-    if fault is None:
-        return root
-    if root.exists() and any(root.iterdir()):
-        _refuse_unknown_files(root)
-        logger.warning("The digits dataset in %s is made again: %s.", root, fault)
-    start = time.perf_counter()
-    root.parent.mkdir(parents=True, exist_ok=True)
-    # A sibling: the same filesystem, so that the finished folder is moved into place in one step.
-    workspace = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-    try:
-        _write(workspace / "new", sizes)
-        _install(workspace, root, sizes)
-    finally:
-        shutil.rmtree(workspace)
-    logger.info("Made the digits dataset in %s (%.1f s).", root, time.perf_counter() - start)
-    return root
-
-
-def _install(workspace: Path, root: Path, sizes: dict[str, int]) -> None:
+def _install(workspace: Path, root: Path) -> None:
     """Move ``workspace/new`` to ``root``, unless another process has put a good copy there meanwhile."""
-    if _find_fault(root, sizes) is None:
+    if _find_fault(root) is None:
         return
     try:
         if root.exists():
             root.rename(workspace / "old")
         (workspace / "new").rename(root)
-    except OSError:  # another process moved the same folder between our steps: then its copy must be good
-        if _find_fault(root, sizes) is not None:
+    except OSError:  # another process may have moved its own copy there between our steps
+        if _find_fault(root) is not None:
             raise
 
 
-def _find_fault(root: Path, sizes: dict[str, int]) -> str | None:
-    """Why the folder cannot be used as it is; None if it can. Raises ValueError if it was not made by us."""
+def _find_fault(root: Path) -> str | None:
+    """Why the folder cannot be used as it is; None if it can. Raises ValueError if d2kd did not make it."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return "it is not there"
     try:
@@ -172,11 +166,11 @@ def _find_fault(root: Path, sizes: dict[str, int]) -> str | None:
             "made by d2kd and is left alone. Move it away, or choose another folder (root, --root or the "
             "environment variable DETECTRON2_DATASETS)."
         )
-    wanted = _identity(sizes)
+    wanted = _identity()
     differing = [key for key in wanted if manifest.get(key) != wanted[key]]
     if differing:
         return ", ".join(f"its {key} is {manifest.get(key)}, wanted is {wanted[key]}" for key in differing)
-    found, recorded = _checksums(root, sizes), manifest.get("sha256")
+    found, recorded = _checksums(root), manifest.get("sha256")
     altered = [key for key in found if not isinstance(recorded, dict) or found[key] != recorded.get(key)]
     return f"files were altered or are missing in {', '.join(altered)}" if altered else None
 
@@ -193,14 +187,14 @@ def _refuse_unknown_files(root: Path) -> None:
         )
 
 
-def _identity(sizes: dict[str, int]) -> dict:
-    return {"name": _NAME, "version": DATASET_VERSION, "seed": SEED, "images": dict(sizes)}
+def _identity() -> dict[str, Any]:
+    return {"name": _NAME, "version": DATASET_VERSION, "seed": SEED, "images": dict(SIZES)}
 
 
-def _checksums(root: Path, sizes: dict[str, int]) -> dict[str, str | None]:
+def _checksums(root: Path) -> dict[str, str | None]:
     """sha256 of each annotation file, and one over all images of each split; None where a file is missing."""
-    groups = {f"annotations/digits_{split}.json": [f"annotations/digits_{split}.json"] for split in sizes}
-    for split, count in sizes.items():
+    groups = {f"annotations/digits_{split}.json": [f"annotations/digits_{split}.json"] for split in SIZES}
+    for split, count in SIZES.items():
         groups[split] = [f"{split}/{_file_name(i)}" for i in range(1, count + 1)]
     sums: dict[str, str | None] = {}
     for key, files in groups.items():
@@ -218,32 +212,33 @@ def _file_name(image_id: int) -> str:
     return f"{image_id:06d}.jpg"
 
 
-def _write(root: Path, sizes: dict[str, int]) -> None:
+def _write(root: Path) -> None:
     """Write the whole dataset into ``root``, which must not exist."""
-    sources = load_sources()
-    pools = split_samples(sources.labels, SEED)
+    material = load_material()
+    pools = split_samples(material.labels, SEED)
     (root / "annotations").mkdir(parents=True)
-    for number, (split, count) in enumerate(sizes.items()):
+    for number, (split, count) in enumerate(SIZES.items()):
         (root / split).mkdir()
         compositions = []
         for i in range(1, count + 1):
             # One generator an image: image i is the same whatever the number of images.
             rng = np.random.default_rng([SEED, number, i])
-            composition = compose(sources, PHOTOS[split], pools[split], rng)
+            composition = compose(material, PHOTOS[split], pools[split], rng)
             Image.fromarray(composition.pixels).save(root / split / _file_name(i), quality=92)
             compositions.append(composition)
-        annotations = _coco(split, compositions, sources.labels)
+        annotations = _coco(split, compositions, material.labels)
         (root / "annotations" / f"digits_{split}.json").write_text(json.dumps(annotations))
-    manifest = _identity(sizes) | {
+    manifest = _identity() | {
         "libraries": {library: importlib.metadata.version(library) for library in _LIBRARIES},
-        "sha256": _checksums(root, sizes),
+        "sha256": _checksums(root),
     }
     (root / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
 
 
-def _coco(split: str, compositions: list[Composition], labels: np.ndarray) -> dict:
+def _coco(split: str, compositions: list[Composition], labels: np.ndarray) -> dict[str, Any]:
     """The content of a COCO annotation file. Images, annotations and categories are numbered from 1."""
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for image_id, composition in enumerate(compositions, start=1):
         images.append(
             {

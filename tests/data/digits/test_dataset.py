@@ -13,7 +13,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from pycocotools.coco import COCO
 
-from d2kd.data.digits import compose as digits_compose
+from d2kd.data.digits import __main__ as command
+from d2kd.data.digits import composition
 from d2kd.data.digits import dataset as digits
 
 TINY = {"train": 12, "val": 4, "test": 4}
@@ -21,10 +22,18 @@ NAMES = [f"digits_{split}" for split in TINY]
 CONFIGS = Path(__file__).parents[3] / "configs" / "digits"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def tiny():
+    """Sets of a few images."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digits, "SIZES", TINY)
+        yield
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
     """A tiny set that no test alters."""
-    return digits._prepare(tmp_path_factory.mktemp("made") / "digits", TINY)
+    return digits.prepare_digits(tmp_path_factory.mktemp("made") / "digits")
 
 
 @pytest.fixture
@@ -34,9 +43,8 @@ def copy(made, tmp_path) -> Path:
 
 
 @pytest.fixture
-def tiny(monkeypatch):
-    """The public functions make tiny sets, and what they register is forgotten."""
-    monkeypatch.setattr(digits, "SIZES", TINY)
+def unregistered():
+    """What a test registers is removed after it."""
     yield
     for name in NAMES:
         if name in DatasetCatalog:
@@ -45,8 +53,8 @@ def tiny(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def sources() -> digits_compose.Sources:
-    return digits_compose.load_sources()
+def material() -> composition.Material:
+    return composition.load_material()
 
 
 def annotations(root: Path, split: str) -> dict:
@@ -59,16 +67,17 @@ def state(root: Path) -> dict[str, bytes]:
 
 class TestContent:
     def test_two_makes_are_equal(self, made, tmp_path):
-        again = digits._prepare(tmp_path / "again", TINY)
+        again = digits.prepare_digits(tmp_path / "again")
         assert state(again) == state(made)
 
     def test_another_seed_makes_other_images(self, made, tmp_path, monkeypatch):
         monkeypatch.setattr(digits, "SEED", digits.SEED + 1)
-        other = state(digits._prepare(tmp_path / "other", TINY))
+        other = state(digits.prepare_digits(tmp_path / "other"))
         assert all(other[file] != content for file, content in state(made).items())
 
-    def test_an_image_does_not_depend_on_how_many_there_are(self, made, tmp_path):
-        fewer = digits._prepare(tmp_path / "fewer", {"train": 3, "val": 1, "test": 1})
+    def test_an_image_does_not_depend_on_how_many_there_are(self, made, tmp_path, monkeypatch):
+        monkeypatch.setattr(digits, "SIZES", {"train": 3, "val": 1, "test": 1})
+        fewer = digits.prepare_digits(tmp_path / "fewer")
         for file in ("train/000003.jpg", "val/000001.jpg", "test/000001.jpg"):
             assert (fewer / file).read_bytes() == (made / file).read_bytes()
 
@@ -100,39 +109,39 @@ class TestContent:
             assert annotation["area"] == width * height
             assert annotation["iscrowd"] == 0
 
-    def test_splits_share_neither_samples_nor_photos(self, made, sources):
+    def test_splits_share_neither_samples_nor_photos(self, made, material):
         samples, photos = {}, {}
         for split in TINY:
             content = annotations(made, split)
             samples[split] = {a["sample"] for a in content["annotations"]}
             samples[split] |= {i["distractor"] for i in content["images"]} - {None}
             photos[split] = {i["photo"] for i in content["images"]}
-            assert samples[split] <= set(digits_compose.split_samples(sources.labels, digits.SEED)[split])
-            assert photos[split] <= set(digits_compose.PHOTOS[split])
+            assert samples[split] <= set(composition.split_samples(material.labels, digits.SEED)[split])
+            assert photos[split] <= set(composition.PHOTOS[split])
         for found in (samples, photos):
             assert not found["train"] & found["val"]
             assert not found["train"] & found["test"]
             assert not found["val"] & found["test"]
 
-    def test_only_the_five_classes_are_annotated(self, made, sources):
+    def test_only_the_five_classes_are_annotated(self, made, material):
         content = annotations(made, "train")
         for annotation in content["annotations"]:
-            assert sources.labels[annotation["sample"]] == annotation["category_id"] - 1
+            assert material.labels[annotation["sample"]] == annotation["category_id"] - 1
         distractors = [i["distractor"] for i in content["images"] if i["distractor"] is not None]
-        assert distractors and all(sources.labels[sample] >= 5 for sample in distractors)
+        assert distractors and all(material.labels[sample] >= 5 for sample in distractors)
 
 
 class TestReuse:
     def test_a_good_set_is_kept_silently(self, copy, caplog):
         caplog.set_level(logging.INFO)
         inode = (copy / "manifest.json").stat().st_ino
-        assert digits._prepare(copy, TINY) == copy
+        assert digits.prepare_digits(copy) == copy
         assert (copy / "manifest.json").stat().st_ino == inode
         assert not caplog.records
 
     def test_making_is_one_line(self, tmp_path, caplog):
         caplog.set_level(logging.INFO)
-        digits._prepare(tmp_path / "deep" / "digits", TINY)
+        digits.prepare_digits(tmp_path / "deep" / "digits")
         (record,) = caplog.records
         assert "Made the digits dataset" in record.getMessage()
 
@@ -145,7 +154,7 @@ class TestReuse:
             (copy / file).write_bytes(content)
         else:
             (copy / file).unlink()
-        digits._prepare(copy, TINY)
+        digits.prepare_digits(copy)
         assert state(copy) == state(made)
         assert "altered or are missing" in caplog.text
         assert list(copy.parent.iterdir()) == [copy]
@@ -155,14 +164,14 @@ class TestReuse:
         content = first.read_bytes()
         first.write_bytes(second.read_bytes())
         second.write_bytes(content)
-        digits._prepare(copy, TINY)
+        digits.prepare_digits(copy)
         assert state(copy) == state(made)
 
     @pytest.mark.parametrize("key, value", [("version", 0), ("seed", 1), ("images", {"train": 1})])
     def test_another_version_is_made_again(self, made, copy, caplog, key, value):
         manifest = json.loads((copy / "manifest.json").read_text())
         (copy / "manifest.json").write_text(json.dumps(manifest | {key: value}))
-        digits._prepare(copy, TINY)
+        digits.prepare_digits(copy)
         assert state(copy) == state(made)
         assert f"its {key} is {value}" in caplog.text
 
@@ -170,12 +179,12 @@ class TestReuse:
         manifest = json.loads((copy / "manifest.json").read_text())
         del manifest["sha256"]
         (copy / "manifest.json").write_text(json.dumps(manifest))
-        digits._prepare(copy, TINY)
+        digits.prepare_digits(copy)
         assert state(copy) == state(made)
 
     def test_an_empty_folder_is_filled(self, made, tmp_path, caplog):
         (tmp_path / "digits").mkdir()
-        digits._prepare(tmp_path / "digits", TINY)
+        digits.prepare_digits(tmp_path / "digits")
         assert state(tmp_path / "digits") == state(made)
         assert "again" not in caplog.text
 
@@ -184,27 +193,27 @@ class TestForeignFiles:
     def test_a_foreign_folder_is_refused(self, tmp_path):
         (tmp_path / "thesis.txt").write_text("the only copy")
         with pytest.raises(ValueError, match="not made by d2kd.*Move it away"):
-            digits._prepare(tmp_path, TINY)
+            digits.prepare_digits(tmp_path)
         assert state(tmp_path) == {"thesis.txt": b"the only copy"}
 
     @pytest.mark.parametrize("manifest", ['{"name": "a web page"}', "[]", "not json"])
     def test_a_foreign_manifest_is_refused(self, tmp_path, manifest):
         (tmp_path / "manifest.json").write_text(manifest)
         with pytest.raises(ValueError, match="not made by d2kd"):
-            digits._prepare(tmp_path, TINY)
+            digits.prepare_digits(tmp_path)
         assert state(tmp_path) == {"manifest.json": manifest.encode()}
 
     def test_a_file_in_the_place_of_the_folder_is_refused(self, tmp_path):
         (tmp_path / "digits").write_text("a file")
         with pytest.raises(ValueError, match="not made by d2kd"):
-            digits._prepare(tmp_path / "digits", TINY)
+            digits.prepare_digits(tmp_path / "digits")
 
     def test_a_foreign_file_is_never_deleted(self, copy):
         (copy / "train" / "notes.txt").write_text("mine")
-        digits._prepare(copy, TINY)  # a good set is not made again, so nothing is in danger
+        digits.prepare_digits(copy)  # a good set is not made again, so nothing is in danger
         (copy / "train/000001.jpg").unlink()
         with pytest.raises(ValueError, match=r"1 that are not its own.*train/notes\.txt"):
-            digits._prepare(copy, TINY)
+            digits.prepare_digits(copy)
         assert (copy / "train" / "notes.txt").read_text() == "mine"
 
 
@@ -217,35 +226,35 @@ class TestNeverHalfWritten:
             calls.append(args)
             if len(calls) == 14:  # in the second split
                 raise KeyboardInterrupt
-            return digits_compose.compose(*args)
+            return composition.compose(*args)
 
         monkeypatch.setattr(digits, "compose", compose)
 
     def test_an_interruption_leaves_nothing(self, tmp_path, interrupted):
         with pytest.raises(KeyboardInterrupt):
-            digits._prepare(tmp_path / "digits", TINY)
+            digits.prepare_digits(tmp_path / "digits")
         assert list(tmp_path.iterdir()) == []
 
     def test_an_interruption_leaves_the_former_set(self, copy, interrupted):
         (copy / "train/000001.jpg").write_bytes(b"")
         before = state(copy)
         with pytest.raises(KeyboardInterrupt):
-            digits._prepare(copy, TINY)
+            digits.prepare_digits(copy)
         assert state(copy) == before
         assert list(copy.parent.iterdir()) == [copy]
 
     def test_the_copy_of_a_faster_process_is_kept(self, made, tmp_path, monkeypatch):
         root = tmp_path / "digits"
-        write = digits._write
 
-        def slow(folder, sizes):
-            write(folder, sizes)
-            shutil.copytree(made, root)  # meanwhile another process finished
-            slow.inode = (root / "manifest.json").stat().st_ino
+        def compose(*args):
+            if not root.exists():
+                shutil.copytree(made, root)  # meanwhile another process finished
+            return composition.compose(*args)
 
-        monkeypatch.setattr(digits, "_write", slow)
-        digits._prepare(root, TINY)
-        assert (root / "manifest.json").stat().st_ino == slow.inode
+        monkeypatch.setattr(digits, "compose", compose)
+        digits.prepare_digits(root)
+        times = [(folder / "manifest.json").stat().st_mtime_ns for folder in (root, made)]
+        assert times[0] == times[1]  # the copy's
         assert list(tmp_path.iterdir()) == [root]
 
     def test_a_process_that_wins_at_the_last_moment(self, made, tmp_path, monkeypatch):
@@ -258,7 +267,7 @@ class TestNeverHalfWritten:
             return rename(self, target)
 
         monkeypatch.setattr(Path, "rename", late)
-        digits._prepare(root, TINY)
+        digits.prepare_digits(root)
         assert state(root) == state(made)
         assert list(tmp_path.iterdir()) == [root]
 
@@ -268,11 +277,11 @@ class TestNeverHalfWritten:
 
         monkeypatch.setattr(Path, "rename", full)
         with pytest.raises(OSError, match="no space left"):
-            digits._prepare(tmp_path / "digits", TINY)
+            digits.prepare_digits(tmp_path / "digits")
         assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.usefixtures("tiny")
+@pytest.mark.usefixtures("unregistered")
 class TestDetectron2:
     def test_get_digits(self, made):
         dicts = digits.get_digits("digits_val", root=made)
@@ -335,7 +344,6 @@ class TestDetectron2:
         assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.usefixtures("tiny")
 class TestDefaults:
     def test_folder_of_detectron2(self, made, tmp_path, monkeypatch):
         monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
@@ -349,7 +357,7 @@ class TestDefaults:
 
     def test_command(self, made, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["digits", "--root", str(tmp_path / "here")])
-        digits.main()
+        command.main()
         assert capsys.readouterr().out == f"{tmp_path / 'here'}\n"
         assert state(tmp_path / "here") == state(made)
 
@@ -359,15 +367,15 @@ class TestMissingLibraries:
     def test_the_error_says_what_to_install(self, tmp_path, monkeypatch, module):
         monkeypatch.setitem(sys.modules, module, None)
         with pytest.raises(ImportError, match=r"pip install scikit-learn scikit-image.*\[demo\]"):
-            digits._prepare(tmp_path / "digits", TINY)
+            digits.prepare_digits(tmp_path / "digits")
         assert list(tmp_path.iterdir()) == []
 
     def test_a_made_set_needs_neither(self, made, monkeypatch):
         monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
         monkeypatch.setitem(sys.modules, "skimage", None)
-        assert digits._prepare(made, TINY) == made
+        assert digits.prepare_digits(made) == made
 
     def test_a_photo_that_is_not_bundled(self, monkeypatch):
-        monkeypatch.setitem(digits_compose.PHOTOS, "val", ("nowhere.png",))
+        monkeypatch.setitem(composition.PHOTOS, "val", ("nowhere.png",))
         with pytest.raises(ImportError, match=r"nowhere\.png.*scikit-image>="):
-            digits_compose.load_sources()
+            composition.load_material()

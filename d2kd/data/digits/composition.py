@@ -1,7 +1,7 @@
 """
-How one image of the ``digits`` dataset is made: handwritten digits (scikit-learn's ``load_digits``) drawn on
-crops of the photographs that lie inside scikit-image's wheel. Whatever is random comes from the generator
-that a function is given; :mod:`d2kd.data.digits` seeds it and writes the files.
+Composes one image of the ``digits`` dataset: handwritten digits (scikit-learn's ``load_digits``) drawn on crops of the
+photographs in scikit-image's wheel. All randomness comes from the generator that a function is given;
+:mod:`d2kd.data.digits.dataset` seeds it and writes the files.
 """
 
 import importlib.resources
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-# Photographs only: no drawings, and no pages of text, which may show digits that nobody has annotated.
+# Photographs only: no drawings, and no pages of text, which may show digits without annotations.
 # ``motorcycle_right`` shows the same scene as ``motorcycle_left``. Split by hand so that each split has
 # scenes in colour and grey textures.
 PHOTOS: dict[str, tuple[str, ...]] = {
@@ -45,7 +45,7 @@ Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, x1 and y1 exclusive
 
 
 @dataclass(frozen=True)
-class Sources:
+class Material:
     """
     Attributes:
         samples: (N, 8, 8) float32 in [0, 1], ink of the handwritten digits, in the order of ``load_digits``.
@@ -60,7 +60,7 @@ class Sources:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A digit that was drawn: which sample, as an index into ``load_digits``, and its tight box."""
+    """A digit in the image: the index of its sample in ``load_digits``, and its tight box."""
 
     sample: int
     box: Box
@@ -82,7 +82,7 @@ class Composition:
     distractor: Drawn | None
 
 
-def load_sources() -> Sources:
+def load_material() -> Material:
     """
     Read the digits and photographs of the installed scikit-learn and scikit-image. Nothing is downloaded.
 
@@ -110,13 +110,13 @@ def load_sources() -> Sources:
                 f"The installed scikit-image does not bundle the photograph {name}, which the digits dataset "
                 "needs. Install one that does: `pip install 'scikit-image>=0.20'`."
             ) from error
-    return Sources(samples=(digits.images / 16.0).astype(np.float32), labels=digits.target, photos=photos)
+    return Material(samples=(digits.images / 16.0).astype(np.float32), labels=digits.target, photos=photos)
 
 
 def split_samples(labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     """
-    Deal the samples of each digit out to train, val and test. The bundled data do not name the writers, so
-    one person's handwriting can be in several splits; one sample never is.
+    Distribute the samples of each digit over train, val and test. The data do not name the writers, so one person's
+    handwriting can be in several splits; one sample never is.
 
     Args:
         labels: (N,) digit of each sample.
@@ -138,7 +138,7 @@ def background(photo: Image.Image, rng: np.random.Generator) -> np.ndarray:
     side = math.exp(rng.uniform(math.log(IMAGE_SIZE), math.log(min(MAX_CROP, *photo.size))))
     x, y = rng.uniform(0, photo.width - side), rng.uniform(0, photo.height - side)
     crop = photo.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR, box=(x, y, x + side, y + side))
-    pixels = np.rot90(np.asarray(crop, dtype=np.float32) / 255.0, k=rng.integers(4))
+    pixels = np.rot90(np.asarray(crop, dtype=np.float32) / 255.0, k=int(rng.integers(4)))
     if rng.random() < 0.5:
         pixels = pixels[:, ::-1]
     return pixels.copy()
@@ -166,7 +166,7 @@ def glyph(sample: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     drawn = Image.fromarray(ink).transform(
         (canvas, canvas), Image.Transform.AFFINE, coefficients, resample=Image.Resampling.BICUBIC
     )
-    # The samples are block counts of a bitmap; steepening the interpolation gives strokes with an edge again.
+    # The samples are block counts of a bitmap; a steeper interpolation makes the edges of strokes sharp again.
     coverage = np.clip((np.asarray(drawn) - 0.25) / 0.4, 0, 1)
     coverage[coverage < MIN_COVERAGE] = 0
     rows, columns = np.flatnonzero(coverage.any(axis=1)), np.flatnonzero(coverage.any(axis=0))
@@ -203,22 +203,22 @@ def draw(pixels: np.ndarray, coverage: np.ndarray, box: Box, rng: np.random.Gene
     behind += weight * (colour - behind)
 
 
-def compose(sources: Sources, photos: tuple[str, ...], pool: np.ndarray, rng: np.random.Generator) -> Composition:
+def compose(material: Material, photos: tuple[str, ...], pool: np.ndarray, rng: np.random.Generator) -> Composition:
     """
-    Make one image: 1 to 4 digits to detect and, in half of the images, a distractor. What finds no place is
-    left out.
+    Make one image: 1 to 4 digits to detect and, in half of the images, a distractor. A digit without room is left
+    out.
 
     Args:
         photos: names of the photographs to choose from.
         pool: indices of the samples to choose from.
     """
     photo = str(rng.choice(photos))
-    pixels = background(sources.photos[photo], rng)
+    pixels = background(material.photos[photo], rng)
     taken: list[Box] = []
 
     def add(candidates: np.ndarray) -> Drawn | None:
         sample = int(rng.choice(candidates))
-        coverage = glyph(sources.samples[sample], rng)
+        coverage = glyph(material.samples[sample], rng)
         box = place(coverage.shape, taken, rng)
         if box is None:
             return None
@@ -226,7 +226,7 @@ def compose(sources: Sources, photos: tuple[str, ...], pool: np.ndarray, rng: np
         taken.append(box)
         return Drawn(sample, box)
 
-    wanted = sources.labels[pool] < len(CLASSES)
+    wanted = material.labels[pool] < len(CLASSES)
     objects = [add(pool[wanted]) for _ in range(rng.integers(1, MAX_OBJECTS + 1))]
     distractor = add(pool[~wanted]) if rng.random() < 0.5 else None
     pixels += rng.normal(0, 0.02, pixels.shape)

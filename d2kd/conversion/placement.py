@@ -1,4 +1,4 @@
-"""The conversion: every tensor of the target filled, every tensor of the source placed or dropped with a reason."""
+"""The conversion: every tensor of the model is filled, every tensor of the file is placed or dropped with a reason."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from d2kd.conversion.architecture import Layout, read_layout
+from d2kd.conversion.architecture import Architecture, read_architecture
 from d2kd.conversion.errors import ConversionError
 from d2kd.conversion.families import FAMILIES, STYLES
-from d2kd.conversion.names import SourceNames, reorder_anchors
-from d2kd.conversion.target import Fit, find_fit
+from d2kd.conversion.names import OpenMMLabNames, reorder_anchors
+from d2kd.conversion.target import Target, find_target
 
 __all__ = ["Conversion", "convert"]
 
@@ -26,17 +26,17 @@ class Conversion:
 
     Attributes:
         detector: a key of :data:`FAMILIES`.
-        layout: what the file told.
-        fit: the model node that ``model`` loads into without missing or unexpected keys.
+        architecture: what the file tells.
+        target: the model node that ``model`` loads into without missing or unexpected keys.
         model: its state dict.
-        placed: key of ``model`` -> key of the source.
-        dropped: key of the source -> why it is not in ``model``.
-        filled: key of ``model`` that the source lacks -> with what and why.
+        placed: key of ``model`` -> key of the file.
+        dropped: key of the file -> why it is not in ``model``.
+        filled: key of ``model`` that the file lacks -> with what and why.
     """
 
     detector: str
-    layout: Layout
-    fit: Fit
+    architecture: Architecture
+    target: Target
     model: dict[str, Tensor] = field(repr=False)
     placed: dict[str, str] = field(repr=False)
     dropped: dict[str, str] = field(repr=False)
@@ -66,7 +66,7 @@ def convert(
         ema: take the averaged copies ``ema_*``.
 
     Raises:
-        ConversionError: the weights do not fit these options, or a key is left that nobody knows; keys are listed.
+        ConversionError: the weights do not fit these options, or a key is unknown; the message lists the keys.
     """
     if detector not in FAMILIES:
         raise ConversionError(f"--detector is {detector!r}, expected one of {', '.join(FAMILIES)}.")
@@ -77,16 +77,18 @@ def convert(
         name = "--centerness-on-reg" if centerness_on_reg else "--norm-on-bbox"
         raise ConversionError(f"{name} is an option of FCOS, but --detector is {detector}: remove it.")
     state, names, aside = _without_averages(state, ema)
-    layout = read_layout(state, detector, depth=depth, p6_from=p6_from)
-    fit = find_fit(layout, detector, style=style, centerness_on_reg=centerness_on_reg, norm_on_bbox=norm_on_bbox)
-    conversion = Conversion(detector, layout, fit, model={}, placed={}, dropped={}, filled={})
+    architecture = read_architecture(state, detector, depth=depth, p6_from=p6_from)
+    target = find_target(
+        architecture, detector, style=style, centerness_on_reg=centerness_on_reg, norm_on_bbox=norm_on_bbox
+    )
+    conversion = Conversion(detector, architecture, target, model={}, placed={}, dropped={}, filled={})
     problems = _place(state, conversion)
     _drop(state, conversion)
     unknown = [key for key in state if key not in conversion.dropped and key not in conversion.placed.values()]
     problems["not known, so neither placed nor dropped"] = unknown
     if any(problems.values()):
         raise ConversionError(_explained(problems, conversion))
-    conversion.placed = {target: names.get(source, source) for target, source in conversion.placed.items()}
+    conversion.placed = {key: names.get(file_key, file_key) for key, file_key in conversion.placed.items()}
     conversion.dropped = {names.get(key, key): why for key, why in conversion.dropped.items()} | aside
     return conversion
 
@@ -94,7 +96,7 @@ def convert(
 def _without_averages(
     state: Mapping[str, Tensor], ema: bool
 ) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
-    """Weights to convert by plain name; the keys of those that stand under another; what is dropped for them."""
+    """(weights by plain name, plain name -> key where that differs, key -> why it is left out)."""
     averages = [key for key in state if key.startswith("ema_")]
     plain = [key for key in state if not key.startswith("ema_")]
     if not ema:
@@ -119,33 +121,33 @@ def _without_averages(
 
 
 def _place(state: Mapping[str, Tensor], conversion: Conversion) -> dict[str, list[str]]:
-    """Fill the target; return what is missing and what has another shape."""
+    """Fill the model; return what the file lacks and what has another shape there."""
     family = FAMILIES[conversion.detector]
-    source_of = SourceNames(family, tower_norm=conversion.layout.tower_norm)
+    name_in_file = OpenMMLabNames(family, tower_norm=conversion.architecture.tower_norm)
     missing, mismatched = [], []
-    for key, wanted in conversion.fit.state_dict().items():
-        source = source_of(key)
-        if source not in state:
+    for key, wanted in conversion.target.state_dict().items():
+        file_key = name_in_file(key)
+        if file_key not in state:
             if key.endswith(_COUNTER):
                 conversion.filled[key] = "0, as the file has no counter of training batches"
                 conversion.model[key] = torch.zeros_like(wanted, device="cpu")
             else:
-                missing.append(f"{source} ({tuple(wanted.shape)})")
+                missing.append(f"{file_key} ({tuple(wanted.shape)})")
             continue
-        conversion.placed[key] = source
-        value = state[source]
+        conversion.placed[key] = file_key
+        value = state[file_key]
         if value.shape != wanted.shape:
-            mismatched.append(f"{source} (file {tuple(value.shape)}, expected {tuple(wanted.shape)})")
+            mismatched.append(f"{file_key} (file {tuple(value.shape)}, expected {tuple(wanted.shape)})")
             continue
         if family.num_anchors == 9 and key.startswith(("head.cls_score.", "head.bbox_pred.")):
             value = reorder_anchors(value)
-        # Contiguous and alone in its storage: a view would be saved with all that it is a view of.
+        # A contiguous copy: torch.save writes the whole storage of a view.
         conversion.model[key] = value.to(wanted.dtype, copy=True, memory_format=torch.contiguous_format)
     return {"missing": missing, "of another shape": mismatched}
 
 
 def _drop(state: Mapping[str, Tensor], conversion: Conversion) -> None:
-    """Note what is left over for a reason."""
+    """Record the tensors that are left out, with the reason."""
     placed = set(conversion.placed.values())
     for key, value in state.items():
         if key in placed:
@@ -154,15 +156,16 @@ def _drop(state: Mapping[str, Tensor], conversion: Conversion) -> None:
             conversion.dropped[key] = "counter of training batches, which a frozen norm does not have"
         elif key == "bbox_head.integral.project":
             bins = torch.arange(len(value) if value.dim() else 0)
-            if conversion.layout.reg_max != len(bins) - 1 or not torch.equal(value.float().cpu(), bins.float()):
+            reg_max = conversion.architecture.reg_max
+            if reg_max != len(bins) - 1 or not torch.equal(value.float().cpu(), bins.float()):
                 raise ConversionError(
-                    f"{key} is {value.tolist()}, expected the whole numbers from 0 to {conversion.layout.reg_max}: "
+                    f"{key} is {value.tolist()}, expected the whole numbers from 0 to {reg_max}: "
                     "distributions over other distances are not converted."
                 )
-            conversion.dropped[key] = f"constant: the distances 0 to {len(bins) - 1}"
+            conversion.dropped[key] = f"constant: the distances 0 to {reg_max}"
 
 
 def _explained(problems: Mapping[str, list[str]], conversion: Conversion) -> str:
     lines = [f"  {kind}, {len(keys)}: {', '.join(keys)}" for kind, keys in problems.items() if keys]
-    title, depth = FAMILIES[conversion.detector].title, conversion.layout.depth
+    title, depth = FAMILIES[conversion.detector].title, conversion.architecture.depth
     return f"The file does not fit {title} with ResNet-{depth}; nothing was converted. Keys\n" + "\n".join(lines)
