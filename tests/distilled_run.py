@@ -7,10 +7,10 @@ from detectron2.config import LazyConfig, instantiate
 from d2kd.cli import export as tool
 from tests.helpers import build_detector, make_batch, run_step
 
-# A run with something learned in distillation.*: a temperature, and an adapter of features; its teacher is nowhere.
+# A run with something kept in distillation.*: a temperature, and an adapter of features; its teacher is nowhere.
 CONFIG = """
 from detectron2.config import LazyCall as L
-from d2kd.losses import {loss}, FeatureImitation
+from d2kd.losses import DynamicBoxKD, DynamicLocalizationDistillation, FeatureImitation
 from d2kd.modeling import DistilledDetector
 from tests.helpers import build_detector
 
@@ -18,7 +18,7 @@ model = L(DistilledDetector)(
     student=L(build_detector)(family="{family}", seed=9),
     teacher=dict(model=L(build_detector)(family="{family}", width=8), checkpoint="{teacher}", input_format=None),
     losses=dict(
-        box=L({loss})(kind="learned"),
+        box={box},
         features=L(FeatureImitation)(region="inside_box", normalizer="level_locations", projector_channels=[8, 8]),
     ),
     input_format=None,
@@ -29,11 +29,6 @@ from detectron2.config import LazyCall as L
 from tests.helpers import build_detector
 model = L(build_detector)(family="{family}", seed=9)
 """
-LEARNED = [
-    "distillation.losses.box.learned_temperature.theta",
-    "distillation.losses.features.adapter.bias",
-    "distillation.losses.features.adapter.weight",
-]
 
 
 class Run:
@@ -43,8 +38,13 @@ class Run:
         teacher = folder / "teacher.pth"
         self.folder, self.family = folder, family
         self.config = folder / "run.py"
-        loss = "DynamicLocalizationDistillation" if family == "GFL" else "DynamicBoxKD"
-        self.config.write_text(CONFIG.format(family=family, teacher=teacher, loss=loss))
+        box, temperature = "L(DynamicBoxKD)()", "running_temperature"
+        if family == "GFL":
+            box = 'L(DynamicLocalizationDistillation)(kind="learned")'
+            temperature = "learned_temperature.theta"
+        kept = (f"box.{temperature}", "features.adapter.bias", "features.adapter.weight")
+        self.kept = [f"distillation.losses.{name}" for name in kept]
+        self.config.write_text(CONFIG.format(family=family, teacher=teacher, box=box))
         DetectionCheckpointer(build_detector(family, width=8), str(folder)).save("teacher")
         self.model = instantiate(LazyConfig.load(str(self.config)).model)
         optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9)

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from d2kd.losses.base import LOSS_REGISTRY, DistillationLoss
-from d2kd.losses.kernel import (
-    check_axis,
-    check_floating,
-    check_reduction,
-    check_weight,
-    compute_dtype,
-    weigh_and_reduce,
-)
+from d2kd.losses.kernel import Context, check_inputs, check_number, compute_dtype, weigh_and_reduce
 from d2kd.structures import DenseOutput
 
 __all__ = ["BinaryClassificationKD", "binary_classification_kd", "gap_weighted_bce"]
@@ -29,7 +20,6 @@ def binary_classification_kd(
     teacher_logits: Tensor,
     *,
     beta: float = 1.0,
-    detach_gap: bool = False,
     weight: Tensor | None = None,
     dim: int = -1,
     reduction: str = "none",
@@ -41,7 +31,7 @@ def binary_classification_kd(
 
         l_i = weight_i * sum_k |p_ik - q_ik|^beta * BCE(p_ik, q_ik)
 
-    Two papers use this function:
+    Two papers use this function, both with beta = 1:
 
     * L_cls of "Bridging Cross-task Protocol Inconsistency for Distillation in Dense Object Detection"
       (BCKD, ICCV 2023): sum_i sum_k w_ik BCE(p_ik, q_ik) with w_ik = |q_ik - p_ik|;
@@ -49,45 +39,35 @@ def binary_classification_kd(
       2306.11369), where the student logits are the crossed ones. Its code calls the function KD quality
       focal loss.
 
-    Both use beta = 1. Taken from the authors' code, not from the text of the papers: the exponent beta,
-    and that the gradient flows through the gap |p - q| as well (``detach_gap=False``), which gives per
-    element
+    The exponent beta is from the authors' code, not from the text of the papers, and so is the gradient through the
+    gap |p - q|. Per element
 
         dl/dz = |d|^beta d + beta |d|^(beta-1) sign(d) p (1 - p) BCE(p, q),    d = p - q.
 
-    The second piece does not fade as p approaches q (BCE of a soft target stays at the target's
-    entropy), so it acts like an L1 pull; ``detach_gap=True`` drops it. The papers' normalisers are not
-    applied here.
+    The second piece does not vanish as p approaches q, since the BCE of a soft target stays at the target's entropy:
+    it acts like an L1 loss.
 
-    The teacher is detached. Equal logits give exactly zero loss and gradient for beta > 0. Computed in
-    float32 whatever the input dtype or autocast (float64 stays float64). The class axis may be any axis
-    of any view: nothing is permuted or copied to move it, and of the class maps only the two inputs are
-    kept for the backward pass, which recomputes the rest.
+    Equal logits give exactly zero loss and gradient for beta > 0. Of the class maps only the two inputs are kept for
+    the backward pass, which recomputes the rest.
 
     Args:
         student_logits: raw logits, any shape with K classes on axis ``dim``, for instance
             (N, R, K) or the head's own map seen as (N, A, K, H, W) with ``dim=2``.
         teacher_logits: raw logits, same shape.
         beta: exponent of the gap, >= 0. Zero is plain BCE, whose minimum is not zero.
-        detach_gap: treat the gap factor as a constant.
-        weight: a factor per location, of the inputs' shape without axis ``dim``; detached.
-        dim: the class axis.
-        reduction: "none" or "sum".
+        weight, dim, reduction: see :mod:`d2kd.losses`.
 
     Returns:
-        The loss in nats: per location (the inputs' shape without axis ``dim``) for "none", a scalar for
-        "sum". float32, or float64 if an input is float64.
+        The loss in nats.
 
-    Raises:
-        ValueError: shapes that differ, a non-floating dtype, a ``dim`` out of range, a negative or non-finite
-            ``beta``, an unknown ``reduction``, a ``weight`` of another shape or one that requires grad.
+    Example:
+        >>> student, teacher = torch.tensor([[0.0, 1.0], [2.0, 2.0]]), torch.tensor([[1.0, 1.0], [2.0, 0.0]])
+        >>> binary_classification_kd(student, teacher)
+        tensor([0.1602, 0.4291])
     """
-    logits = {"student_logits": student_logits, "teacher_logits": teacher_logits}
-    hint = ". A teacher with other classes or anchors can only be compared with the crossed output"
-    _check_inputs("binary_classification_kd", logits, hint, beta, weight, dim, reduction)
-    dim %= student_logits.dim()
-    loss = _GapWeightedBCE.apply(student_logits, teacher_logits.detach(), float(beta), detach_gap, True, dim)
-    return weigh_and_reduce(loss, weight, reduction)
+    check_inputs("binary_classification_kd", dim, student_logits=student_logits, teacher_logits=teacher_logits)
+    loss = _GapWeightedBCE.apply(student_logits, teacher_logits.detach(), beta, True, dim)
+    return weigh_and_reduce("binary_classification_kd", loss, weight, reduction)
 
 
 def gap_weighted_bce(
@@ -107,30 +87,28 @@ def gap_weighted_bce(
     With ``beta=2`` this is the quality focal loss of "Generalized Focal Loss: Learning Qualified and
     Distributed Bounding Boxes for Dense Object Detection" (NeurIPS 2020), where y is the IoU of the
     predicted box at the object's class and 0 elsewhere. As in the authors' code the gradient flows through
-    the gap too; the targets are detached. The normaliser is the caller's.
+    the gap too.
 
-    The function is :func:`binary_classification_kd` with probabilities for targets, and computes like it: in
-    float32, on any view, keeping the two inputs only. Equal probabilities give a zero only up to the rounding
-    of the sigmoid.
+    The function is :func:`binary_classification_kd` with probabilities for targets. Equal probabilities give a zero
+    only up to the rounding of the sigmoid.
 
     Args:
         logits: raw logits, any shape with K classes on axis ``dim``.
-        targets: probabilities in [0, 1], same shape; not checked, since that would wait for the device.
+        targets: probabilities in [0, 1], same shape; detached. Not checked, since that would wait for the device.
         beta: exponent of the gap, >= 0. Zero is plain BCE.
-        weight: a factor per location, of the inputs' shape without axis ``dim``; detached.
-        dim: the class axis.
-        reduction: "none" or "sum".
+        weight, dim, reduction: see :mod:`d2kd.losses`.
 
     Returns:
-        The loss in nats: per location (the inputs' shape without axis ``dim``) for "none", a scalar for
-        "sum". float32, or float64 if an input is float64.
+        The loss in nats.
 
-    Raises:
-        ValueError: as :func:`binary_classification_kd`.
+    Example:
+        >>> logits, targets = torch.tensor([[0.0, 1.0], [2.0, -2.0]]), torch.tensor([[0.5, 0.0], [1.0, 0.0]])
+        >>> gap_weighted_bce(logits, targets, beta=2)
+        tensor([0.7019, 0.0036])
     """
-    _check_inputs("gap_weighted_bce", {"logits": logits, "targets": targets}, "", beta, weight, dim, reduction)
-    loss = _GapWeightedBCE.apply(logits, targets.detach(), float(beta), False, False, dim % logits.dim())
-    return weigh_and_reduce(loss, weight, reduction)
+    check_inputs("gap_weighted_bce", dim, logits=logits, targets=targets)
+    loss = _GapWeightedBCE.apply(logits, targets.detach(), beta, False, dim)
+    return weigh_and_reduce("gap_weighted_bce", loss, weight, reduction)
 
 
 class _GapWeightedBCE(torch.autograd.Function):
@@ -143,11 +121,9 @@ class _GapWeightedBCE(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, logits: Tensor, other: Tensor, beta: float, detach_gap: bool, other_is_logits: bool, dim: int
-    ) -> Tensor:
+    def forward(ctx: Context, logits: Tensor, other: Tensor, beta: float, other_is_logits: bool, dim: int) -> Tensor:
         ctx.save_for_backward(logits, other)
-        ctx.beta, ctx.detach_gap, ctx.other_is_logits, ctx.dim = beta, detach_gap, other_is_logits, dim
+        ctx.beta, ctx.other_is_logits, ctx.dim = beta, other_is_logits, dim
         z, target, t = _unpack(logits, other, other_is_logits)
         if beta == 0:
             return _bce_(z, target).sum(dim)
@@ -158,16 +134,13 @@ class _GapWeightedBCE(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         logits, other = ctx.saved_tensors
         beta = ctx.beta
         z, target, t = _unpack(logits, other, ctx.other_is_logits)
         prob = z.sigmoid()
         if beta == 0:
             grad = prob.sub_(target)
-        elif ctx.detach_gap:
-            gap = _signed_gap(z, t, prob, target)
-            grad = gap.abs().pow_(beta).mul_(gap)
         else:
             # Both pieces of the gradient share a factor: sign(d) |d|^(beta-1) * (d^2 + beta p (1 - p) BCE).
             gap = _signed_gap(z, t, prob, target)
@@ -180,7 +153,7 @@ class _GapWeightedBCE(torch.autograd.Function):
                 # product zero; the floor keeps that zero from becoming NaN.
                 grad.mul_(gap.abs_().clamp_(min=torch.finfo(gap.dtype).tiny).pow_(beta - 1))
         grad.mul_(grad_output.unsqueeze(ctx.dim))
-        return grad.to(logits.dtype), None, None, None, None, None
+        return grad.to(logits.dtype), None, None, None, None
 
 
 def _unpack(logits: Tensor, other: Tensor, other_is_logits: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -210,25 +183,6 @@ def _bce_(z: Tensor, target: Tensor) -> Tensor:
     return target.add_(lost).add_(kept.add_(1).log_())
 
 
-def _check_inputs(
-    caller: str, inputs: dict[str, Tensor], hint: str, beta: float, weight: Tensor | None, dim: int, reduction: str
-) -> None:
-    (name, first), (other_name, other) = inputs.items()
-    if first.shape != other.shape or first.dim() == 0:
-        raise ValueError(
-            f"{caller}: {name} and {other_name} must have the same shape with a class axis; found "
-            f"{tuple(first.shape)} and {tuple(other.shape)}{hint}"
-        )
-    check_floating(caller, **inputs)
-    check_axis(caller, "logits", first.shape, dim)
-    if not (math.isfinite(beta) and beta >= 0):
-        raise ValueError(f"{caller}: beta must be a finite number >= 0, found {beta}")
-    check_reduction(caller, reduction)
-    expected = list(first.shape)
-    del expected[dim]
-    check_weight(caller, weight, expected, "the logits' shape without the class axis")
-
-
 @LOSS_REGISTRY.register()
 class BinaryClassificationKD(DistillationLoss):
     """
@@ -236,33 +190,26 @@ class BinaryClassificationKD(DistillationLoss):
     CrossKD's (KD-QFL) with ``source="crossed"``.
 
     Args:
-        beta: power of the gap; 1 in both papers' code.
-        detach_gap: whether the gap is a constant weight; both papers' code lets gradient through it.
+        beta: exponent of the gap, >= 0; 1 in both papers' code.
         kwargs: see :class:`DistillationLoss`.
     """
 
     task = "cls"
 
-    def __init__(self, *, beta: float = 1.0, detach_gap: bool = False, **kwargs: Any) -> None:
+    def __init__(self, *, beta: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        name = type(self).__name__
-        if isinstance(beta, bool) or not isinstance(beta, Real) or not (math.isfinite(beta) and beta >= 0):
-            raise ValueError(f"{name}.beta is {beta!r}, expected a finite number >= 0.")
-        if not isinstance(detach_gap, bool):
-            raise ValueError(f"{name}.detach_gap is {detach_gap!r}, expected true or false.")
+        check_number(type(self).__name__, "beta", beta, at_least=0)
         self.beta = beta
-        self.detach_gap = detach_gap
 
     def level_loss(self, source: DenseOutput, teacher: DenseOutput, level: int, region: Tensor) -> Tensor:
         return binary_classification_kd(
             source.logits[level],
             teacher.logits[level],
             beta=self.beta,
-            detach_gap=self.detach_gap,
             weight=region,
             dim=source.class_dim,
             reduction="sum",
         )
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, beta={self.beta}, detach_gap={self.detach_gap}"
+        return f"{super().extra_repr()}, beta={self.beta}"

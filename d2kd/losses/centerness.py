@@ -6,7 +6,6 @@ from torch import Tensor
 
 from d2kd.losses.base import LOSS_REGISTRY, DistillationLoss
 from d2kd.losses.binary_classification import binary_classification_kd
-from d2kd.losses.kernel import check_floating, check_reduction, check_weight, weigh_and_reduce
 from d2kd.structures import DenseOutput, OutputSpec
 
 __all__ = ["CenternessKD", "centerness_kd"]
@@ -24,32 +23,25 @@ def centerness_kd(
     2306.11369), which applies it to ATSS, on the positives and with the student's logits from the crossed output;
     the text has no such term.
 
-    Its minimum, at equal logits, is the entropy of the teacher's centerness, not zero. The teacher is detached.
-    Computed in float32 whatever the input dtype or autocast (float64 stays float64).
+    Its minimum, at equal logits, is the entropy of the teacher's centerness, not zero.
 
     Args:
         student_logits: raw logits, any shape, one value a location.
         teacher_logits: raw logits, same shape.
-        weight: a factor per location, of the same shape; detached.
-        reduction: "none", "sum" or "mean" over locations (not a weighted mean; zero if there are none).
+        weight, reduction: see :mod:`d2kd.losses`.
 
     Returns:
-        The loss in nats: of the inputs' shape for "none", else a scalar. float32, or float64 if an input is float64.
+        The loss in nats.
 
-    Raises:
-        ValueError: shapes that differ, a non-floating dtype, an unknown ``reduction``, a ``weight`` of another shape or
-            one that requires grad.
+    Example:
+        >>> import torch
+        >>> student, teacher = torch.tensor([0.0, 2.0, -1.0]), torch.tensor([0.0, 1.0, 1.0])
+        >>> centerness_kd(student, teacher)
+        tensor([0.6931, 0.6648, 1.0443])
     """
-    if student_logits.shape != teacher_logits.shape:
-        raise ValueError(
-            "centerness_kd: student_logits and teacher_logits must have the same shape, found "
-            f"{tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
-        )
-    check_floating("centerness_kd", student_logits=student_logits, teacher_logits=teacher_logits)
-    check_reduction("centerness_kd", reduction, ("none", "sum", "mean"))
-    check_weight("centerness_kd", weight, student_logits.shape, "the logits' shape")
-    loss = binary_classification_kd(student_logits[..., None], teacher_logits[..., None], beta=0)
-    return weigh_and_reduce(loss, weight, reduction)
+    return binary_classification_kd(
+        student_logits[..., None], teacher_logits[..., None], beta=0, weight=weight, reduction=reduction
+    )
 
 
 @LOSS_REGISTRY.register()
@@ -69,9 +61,10 @@ class CenternessKD(DistillationLoss):
             has = {True: "predicts it", False: "does not"}
             raise ValueError(
                 f"CenternessKD needs centerness on both sides, but {self.source} ({source.family}) "
-                f"{has[bool(source.centerness)]} and the teacher ({teacher.family}) {has[bool(teacher.centerness)]}: "
+                f"{has[source.centerness]} and the teacher ({teacher.family}) {has[teacher.centerness]}: "
                 "take detectors that do (ATSS, FCOS), or set this loss to null."
             )
 
     def level_loss(self, source: DenseOutput, teacher: DenseOutput, level: int, region: Tensor) -> Tensor:
+        assert source.centerness is not None and teacher.centerness is not None  # check_pair has refused others
         return centerness_kd(source.centerness[level], teacher.centerness[level], weight=region, reduction="sum")

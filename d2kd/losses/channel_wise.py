@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from d2kd.losses.base import LOSS_REGISTRY
 from d2kd.losses.feature import FeatureLoss
-from d2kd.losses.kernel import (
-    check_floating,
-    check_number,
-    check_positive,
-    check_reduction,
-    check_weight,
-    compute_dtype,
-    weigh_and_reduce,
-)
+from d2kd.losses.kernel import Context, check_inputs, check_maps, check_number, compute_dtype, weigh_and_reduce
 from d2kd.losses.temperature_kl import log_softmax
 from d2kd.structures import DenseOutput
 
@@ -39,44 +32,33 @@ def channel_wise_kd(
     (ICCV 2021, arXiv 2011.13256), T^2 / C sum_c KL(p_c || q_c), since p_c and q_c both sum to one. The two terms that
     cancel there are ours: with them every cell is >= 0 and zero where p = q, so that weights keep a loss whose least
     value is at the teacher's distributions; p ln(p / q) alone is negative where q > p, and its weighted sum falls below
-    zero as the student leaves the teacher. A weight is applied after the softmax, which is always over all cells: it
-    says whose difference counts, not which cells a channel's mass is shared among.
+    zero as the student moves away from the teacher. A weight is applied after the softmax, which is always over all
+    cells: it selects whose difference counts, not the cells that a channel's distribution is over.
 
-    The teacher is detached. A constant added to a channel of an image changes nothing; equal inputs, and a single cell,
-    give zero (up to rounding of the order of 1e-7 T^2). One value that is not finite makes all cells of its image NaN.
-    Computed in float32 whatever the input dtype or autocast (float64 stays float64); of the maps only the two inputs
-    are kept for the backward pass.
+    A constant added to a channel of an image changes nothing; equal inputs, and a single cell, give zero (up to
+    rounding of the order of 1e-7 T^2). One value that is not finite makes all cells of its image NaN. Of the maps only
+    the two inputs are kept for the backward pass.
 
     Args:
         student: (N, C, H, W).
         teacher: same shape.
         temperature: T > 0, in the unit of the features.
-        weight: a factor per cell, (N, H, W); detached.
-        reduction: "none" or "sum" over images and cells. There is no mean over cells: the distributions share a mass
-            of one among them.
+        weight, reduction: see :mod:`d2kd.losses`; a location is a cell.
 
     Returns:
-        The loss in nats times the squared unit of the features: (N, H, W) for "none", else a scalar. float32, or
-        float64 if an input is float64.
+        The loss in nats times the squared unit of the features, (N, H, W) or summed.
 
-    Raises:
-        ValueError: shapes that differ, are not four-dimensional or have no channel or no cell, a non-floating dtype, a
-            temperature that is not a finite number > 0, an unknown ``reduction``, a ``weight`` of another shape or one
-            that requires grad.
+    Example:
+        >>> student, teacher = torch.zeros(1, 1, 1, 3), torch.tensor([0.0, 1.0, 3.0]).view(1, 1, 1, 3)
+        >>> channel_wise_kd(student, teacher, temperature=2.0)
+        tensor([[[0.2867, 0.0702, 0.4138]]])
     """
     caller = "channel_wise_kd"
-    if student.shape != teacher.shape or student.dim() != 4 or 0 in student.shape[1:]:
-        raise ValueError(
-            f"{caller}: student and teacher must have the same shape (N, C, H, W) with one channel and one cell at "
-            f"least, found {tuple(student.shape)} and {tuple(teacher.shape)}; another width needs an adapter first"
-        )
-    check_floating(caller, student=student, teacher=teacher)
-    check_positive(caller, "temperature", temperature)
-    check_reduction(caller, reduction)
-    check_weight(caller, weight, (len(student), *student.shape[2:]), "the maps' shape without channels")
+    check_maps(caller, student=student, teacher=teacher)
+    check_inputs(caller, 1, student=student, teacher=teacher)
     # A softmax over two axes: the cells in one. A view, but for maps that were cropped.
-    cells = _ChannelWiseKD.apply(student.flatten(2), teacher.detach().flatten(2), float(temperature))
-    return weigh_and_reduce(cells.unflatten(1, student.shape[2:]), weight, reduction)
+    cells = _ChannelWiseKD.apply(student.flatten(2), teacher.detach().flatten(2), temperature)
+    return weigh_and_reduce(caller, cells.unflatten(1, student.shape[2:]), weight, reduction)
 
 
 class _ChannelWiseKD(torch.autograd.Function):
@@ -88,7 +70,7 @@ class _ChannelWiseKD(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    def forward(ctx: Context, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         ctx.save_for_backward(student, teacher)
         ctx.temperature = temperature
         log_q, log_p = _log_softmaxes(student, teacher, temperature)
@@ -98,7 +80,7 @@ class _ChannelWiseKD(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         student, teacher = ctx.saved_tensors
         q, p = (x.exp_() for x in _log_softmaxes(student, teacher, ctx.temperature))
         # By ln q, u = g T^2 (q - p); through the softmax, (u - q sum(u)) / T. Where g is one number, sum(u) is zero.
@@ -110,7 +92,7 @@ class _ChannelWiseKD(torch.autograd.Function):
 
 def _log_softmaxes(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     dtype = compute_dtype(student, teacher)
-    return tuple(log_softmax(x.to(dtype) / temperature, 2) for x in (student, teacher))
+    return log_softmax(student.to(dtype) / temperature, 2), log_softmax(teacher.to(dtype) / temperature, 2)
 
 
 @LOSS_REGISTRY.register()
@@ -128,17 +110,19 @@ class ChannelWiseKD(FeatureLoss):
     one. "level_locations" would divide by the cells again. Padding takes part in the softmax, whatever the region.
 
     Args:
-        temperature: see :func:`channel_wise_kd`.
+        temperature: T > 0, see :func:`channel_wise_kd`.
         region: weighs the cells' contributions, after the softmax over all of them.
         normalizer: see above.
         kwargs: see :class:`FeatureLoss`.
-
-    Raises:
-        ValueError: as :class:`FeatureLoss`, and for a ``temperature`` that is not a finite number > 0.
     """
 
     def __init__(
-        self, *, temperature: float = 1.0, region: Any = "everywhere", normalizer: str = "images", **kwargs: Any
+        self,
+        *,
+        temperature: float = 1.0,
+        region: str | Mapping[str, Any] = "everywhere",
+        normalizer: str = "images",
+        **kwargs: Any,
     ) -> None:
         super().__init__(region=region, normalizer=normalizer, **kwargs)
         check_number(type(self).__name__, "temperature", temperature)

@@ -5,23 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from d2kd.losses.base import LOSS_REGISTRY, DistillationLoss
-from d2kd.losses.edge_temperatures import entropy_temperature, sharpness_temperatures, std_temperature
-from d2kd.losses.kernel import check_number, check_reduction, check_weight, drop_unweighted, weigh_and_reduce
+from d2kd.losses.kernel import check_choice, check_number, compute_dtype, drop_unweighted, weigh_and_reduce
 from d2kd.losses.learned_temperature import LearnedTemperature
-from d2kd.losses.temperature_kl import GRAD_SCALES, temperature_kl
+from d2kd.losses.localization_distillation import check_equal_bins
+from d2kd.losses.temperature_kl import temperature_kl
 from d2kd.regions.quality import QUALITY
 from d2kd.structures import DenseOutput, OutputSpec
 
-__all__ = [
-    "DynamicLocalizationDistillation",
-    "dynamic_localization_kd",
-]
+__all__ = ["DynamicLocalizationDistillation", "dynamic_localization_kd", "std_temperature"]
 
-_KINDS = ("std", "sharpness", "entropy", "learned", "fixed")
-_SHARES = ("teacher", "each", "mean")
+_KINDS = ("std", "learned", "fixed")
 
 
 def dynamic_localization_kd(
@@ -29,11 +26,9 @@ def dynamic_localization_kd(
     teacher_bins: Tensor,
     *,
     temperature: float | Tensor,
-    student_temperature: float | Tensor | None = None,
     weight: Tensor | None = None,
-    grad_scale: str = "t2",
-    reduction: str = "none",
     dim: int = -1,
+    reduction: str = "none",
 ) -> Tensor:
     """
     Kullback-Leibler divergence between the distributions that student and teacher predict for a box edge, each edge at
@@ -48,44 +43,63 @@ def dynamic_localization_kd(
     more precisely and without setting one by hand; the formula, the temperatures and all numbers here are this
     library's, after related work.
 
-    Student and teacher share the teacher's temperature by default, so that equal bins are the minimum. With a
-    temperature each (``student_temperature``) a student whose bins are the teacher's times a factor has no loss, though
-    its expected edge, and so its box, is another.
+    Student and teacher share the temperature, so that equal bins are the minimum. With a temperature each, a student
+    whose bins are the teacher's times a factor would have no loss, though its expected edge, and so its box, is
+    another.
 
     Without ``weight``, at one fixed temperature, n + 1 times :func:`d2kd.losses.localization_distillation`, which takes
-    the mean over bins. The teacher is detached; how it is computed: :func:`d2kd.losses.temperature_kl`.
+    the mean over bins.
 
     Args:
         student_bins: raw logits, any shape with the n + 1 bins of an edge on axis ``dim``, for instance the head's own
             map seen as (N, A, 4, n+1, H, W) with ``dim=3``.
         teacher_bins: raw logits, same shape.
         temperature: T > 0: a number, or a tensor with size 1 on axis ``dim``, see :func:`d2kd.losses.temperature_kl`.
-        student_temperature: the student's own; None: ``temperature``.
-        weight: a factor per edge, of the inputs' shape without axis ``dim``; detached.
-        grad_scale: "t2" (the factor T^2, or T_t T_s) or "none" (without).
-        reduction: "none", "sum" or "mean" over the edges (not a weighted mean; zero if there are none).
-        dim: the axis of the bins.
+        weight, dim, reduction: see :mod:`d2kd.losses`; a location is an edge.
 
     Returns:
-        The loss: per edge (the inputs' shape without axis ``dim``) for "none", else a scalar. float32, or float64 if
-        an input is float64.
+        The loss in nats times the squared unit of the logits.
 
     Raises:
-        ValueError: see :func:`d2kd.losses.temperature_kl`; and for an unknown ``reduction``, a ``weight`` of another
-            shape or one that requires grad.
+        ValueError: see :func:`d2kd.losses.temperature_kl`, which computes it.
+
+    Example:
+        >>> student, teacher = torch.zeros(2, 3), torch.tensor([[0.0, 1.0, 2.0], [0.0, 10.0, 20.0]])
+        >>> dynamic_localization_kd(student, teacher, temperature=torch.tensor([[1.0], [10.0]]))
+        tensor([ 0.2662, 26.6217])
     """
-    loss = temperature_kl(
+    return temperature_kl(
         student_bins,
         teacher_bins,
         temperature=temperature,
-        student_temperature=student_temperature,
         bin_reduction="sum",
-        grad_scale=grad_scale,
+        weight=weight,
         dim=dim,
+        reduction=reduction,
     )
-    check_reduction("dynamic_localization_kd", reduction, ("none", "sum", "mean"))
-    check_weight("dynamic_localization_kd", weight, loss.shape, "the inputs' shape without the bins")
-    return weigh_and_reduce(loss, weight, reduction)
+
+
+@torch.no_grad()
+def std_temperature(bins: Tensor, *, kappa: float, t_min: float, t_max: float, dim: int = -1) -> Tensor:
+    """
+    T = clip(kappa * std_b(z_b), t_min, t_max), the population's standard deviation of an edge's logits: sharp
+    distributions are softened more than flat ones, and nothing is set by hand.
+
+    The temperature of "Logit Standardization in Knowledge Distillation" (CVPR 2024) and of "NormKD" (arXiv
+    2308.00520), there for class logits.
+
+    Args:
+        bins: raw logits with an edge's bins on axis ``dim``.
+        kappa: factor, > 0.
+        t_min, t_max: bounds, 0 < t_min < t_max, in the unit of the logits.
+        dim: the axis of the bins.
+
+    Returns:
+        T, the shape of ``bins`` with size 1 on axis ``dim``, detached. Not finite where a logit is not.
+    """
+    # Not std(), which on a CPU takes as long as the whole loss where the bins do not lie next to one another.
+    deviations = bins - bins.mean(dim, keepdim=True, dtype=compute_dtype(bins))
+    return deviations.square_().mean(dim, keepdim=True).sqrt_().mul_(kappa).clamp_(t_min, t_max)
 
 
 @LOSS_REGISTRY.register()
@@ -95,25 +109,17 @@ class DynamicLocalizationDistillation(DistillationLoss):
     edges: FTPD's localisation term on distribution heads, with this library's choice of region and normaliser (after
     Song et al., reconstructed from the abstract and related work). Plain heads: :class:`DynamicBoxKD`.
 
-    Both detectors need a distribution head with the same number of bins. Temperatures are constants of a step: no
-    gradient flows into the predictions through them.
+    Both detectors need a distribution head with the same number of bins.
 
     Args:
-        kind: where T comes from: "std" (:func:`std_temperature`), "sharpness" (:func:`sharpness_temperatures`),
-            "entropy" (:func:`entropy_temperature`), "learned" (:class:`LearnedTemperature`: a parameter of this loss)
-            or "fixed" (``temperature``, as LD; for comparison).
-        kappa: factor of "std".
-        t_min, t_max: bounds of "std", "sharpness" and "entropy", in the unit of the logits.
-        share: whose T "std" and "entropy" use: "teacher" (the teacher's on both sides), "each" (each its own, as
-            NormKD does; see :func:`dynamic_localization_kd` for what that forgives) or "mean" (theirs on both sides).
-        grad_scale: "t2" or "none".
-        tau: mean temperature of "sharpness".
-        temperature: T of "fixed".
-        per, num_levels, learn_iters, t_start, t_span: of "learned", see :class:`LearnedTemperature`.
+        kind: where T comes from: "std" (:func:`std_temperature` of the teacher's bins, a constant of the step),
+            "learned" (:class:`LearnedTemperature`: a parameter of this loss, one for all edges) or "fixed"
+            (``temperature``, as LD; for comparison).
+        kappa: factor of "std", > 0.
+        t_min, t_max: bounds of "std", 0 < t_min < t_max, in the unit of the logits.
+        temperature: T of "fixed", > 0.
+        learn_iters, t_start, t_span: of "learned", see :class:`LearnedTemperature`.
         region, normalizer, kwargs: see :class:`DistillationLoss`.
-
-    Raises:
-        ValueError: as :class:`DistillationLoss`, and for an unknown choice or a number out of its range.
     """
 
     task = "box"
@@ -125,12 +131,7 @@ class DynamicLocalizationDistillation(DistillationLoss):
         kappa: float = 1.0,
         t_min: float = 1.0,
         t_max: float = 10.0,
-        share: str = "teacher",
-        grad_scale: str = "t2",
-        tau: float = 4.0,
         temperature: float = 10.0,
-        per: str = "scalar",
-        num_levels: int | None = None,
         learn_iters: int = 4500,
         t_start: float = 1.0,
         t_span: float = 20.0,
@@ -140,95 +141,46 @@ class DynamicLocalizationDistillation(DistillationLoss):
     ) -> None:
         super().__init__(region=region, normalizer=normalizer, **kwargs)
         name = type(self).__name__
-        for field, value, known in (
-            ("kind", kind, _KINDS),
-            ("share", share, _SHARES),
-            ("grad_scale", grad_scale, GRAD_SCALES),
-        ):
-            if value not in known:
-                raise ValueError(f"{name}.{field} is {value!r}, expected one of {', '.join(known)}.")
-        for field, value in (("kappa", kappa), ("t_min", t_min), ("tau", tau), ("temperature", temperature)):
-            check_number(name, field, value)
+        check_choice(name, "kind", kind, _KINDS)
+        check_number(name, "kappa", kappa)
+        check_number(name, "t_min", t_min)
         check_number(name, "t_max", t_max, above=t_min, meaning="t_min")
+        check_number(name, "temperature", temperature)
+        if isinstance(learn_iters, bool) or not isinstance(learn_iters, int) or learn_iters < 0:
+            raise ValueError(f"{name}.learn_iters is {learn_iters!r}, expected a whole number of at least 0.")
+        check_number(name, "t_start", t_start)
+        check_number(name, "t_span", t_span)
         self.kind = kind
         self.kappa = kappa
         self.t_min = t_min
         self.t_max = t_max
-        self.share = share
-        self.grad_scale = grad_scale
-        self.tau = tau
         self.temperature = temperature
-        self.per = per
-        self.num_levels = num_levels
         self.learn_iters = learn_iters
         self.t_start = t_start
         self.t_span = t_span
-        learned = LearnedTemperature(
-            owner=name, per=per, num_levels=num_levels, learn_iters=learn_iters, t_start=t_start, t_span=t_span
+        self.learned_temperature = (
+            LearnedTemperature(learn_iters=learn_iters, t_start=t_start, t_span=t_span) if kind == "learned" else None
         )
-        self.learned_temperature = learned if kind == "learned" else None
 
     def check_pair(self, source: OutputSpec, teacher: OutputSpec) -> None:
-        if source.bins is None or source.bins != teacher.bins:
-            ours, theirs = (
-                "none" if output.bins is None else f"{output.bins} (reg_max={output.bins - 1})"
-                for output in (source, teacher)
-            )
-            raise ValueError(
-                "DynamicLocalizationDistillation compares the distributions of box edges and needs equal bins on both "
-                f"sides, but {self.source} ({source.family}) has {ours} and the teacher ({teacher.family}) has "
-                f"{theirs}: give both detectors a distribution head (GFL, DistributionRetinaNet, DistributionFCOS, "
-                "DistributionATSS) of the same head.reg_max, or use DynamicBoxKD where neither has one."
-            )
+        check_equal_bins(self, source, teacher, "or use DynamicBoxKD where neither has one")
 
-    def temperatures(
-        self, student_bins: Tensor, teacher_bins: Tensor, level: int
-    ) -> tuple[float | Tensor, float | Tensor | None]:
-        """
-        Args:
-            student_bins, teacher_bins: one level's maps, (..., 4, n+1, H, W).
-            level: of the pyramid.
-
-        Returns:
-            T of the teacher and of the student (None: the same), each a number, or a tensor that broadcasts to the
-            maps, size 1 on the axis of the bins.
-        """
+    def temperature_of(self, teacher_bins: Tensor) -> float | Tensor:
+        """T of one level's bins, (..., 4, n+1, H, W): a number, or a tensor that broadcasts to (..., 4, 1, H, W)."""
+        if self.learned_temperature is not None:
+            return self.learned_temperature(self.iteration)
         if self.kind == "fixed":
-            return self.temperature, None
-        if self.kind == "learned":
-            learned = self.learned_temperature(level=level, iteration=self.iteration)
-            return (learned.view(4, 1, 1, 1) if self.per == "edge" else learned), None
-        bounds = dict(t_min=self.t_min, t_max=self.t_max, dim=-3)
-        if self.kind == "sharpness":
-            return sharpness_temperatures(teacher_bins, student_bins, tau=self.tau, **bounds)
-
-        def of(bins: Tensor) -> Tensor:
-            if self.kind == "entropy":
-                return entropy_temperature(bins, **bounds)
-            return std_temperature(bins, kappa=self.kappa, **bounds)
-
-        if self.share == "teacher":
-            return of(teacher_bins), None
-        if self.share == "each":
-            return of(teacher_bins), of(student_bins)
-        return of(teacher_bins).add_(of(student_bins)).mul_(0.5), None
+            return self.temperature
+        return std_temperature(teacher_bins, kappa=self.kappa, t_min=self.t_min, t_max=self.t_max, dim=-3)
 
     def level_loss(self, source: DenseOutput, teacher: DenseOutput, level: int, region: Tensor) -> Tensor:
         region, student_bins, teacher_bins = drop_unweighted(
             region, source.box_params[level], teacher.box_params[level]
         )
-        temperature, student_temperature = self.temperatures(student_bins, teacher_bins, level)
-        edges = dynamic_localization_kd(
-            student_bins,
-            teacher_bins,
-            temperature=temperature,
-            student_temperature=student_temperature,
-            grad_scale=self.grad_scale,
-            dim=3,
-        )
-        return weigh_and_reduce(edges.mean(dim=2), region, "sum")
+        temperature = self.temperature_of(teacher_bins)
+        edges = dynamic_localization_kd(student_bins, teacher_bins, temperature=temperature, dim=3)
+        return weigh_and_reduce(type(self).__name__, edges.mean(dim=2), region, "sum")
 
     def extra_repr(self) -> str:
-        fields = ["kind", "kappa", "t_min", "t_max", "share", "grad_scale", "tau", "temperature"]
-        fields += ["per", "num_levels", "learn_iters", "t_start", "t_span"]
+        fields = ("kind", "kappa", "t_min", "t_max", "temperature", "learn_iters", "t_start", "t_span")
         return ", ".join([super().extra_repr(), *(f"{field}={getattr(self, field)}" for field in fields)])

@@ -6,14 +6,7 @@ from torch import Tensor
 
 from d2kd.losses.base import LOSS_REGISTRY
 from d2kd.losses.feature import FeatureLoss
-from d2kd.losses.kernel import (
-    check_floating,
-    check_reduction,
-    check_weight,
-    compute_dtype,
-    drop_unweighted,
-    weigh_and_reduce,
-)
+from d2kd.losses.kernel import check_inputs, check_maps, compute_dtype, drop_unweighted, weigh_and_reduce
 from d2kd.structures import DenseOutput
 
 __all__ = ["FeatureImitation", "feature_imitation"]
@@ -32,33 +25,26 @@ def feature_imitation(
     Fine-grained Feature Imitation" (CVPR 2019), "General Instance Distillation for Object Detection" (CVPR 2021), or
     the inside of the boxes, and the term is the mean over the region's cells, level by level.
 
-    The teacher is detached. Computed in float32 whatever the input dtype or autocast (float64 stays float64).
-
     Args:
         student: (N, C, H, W).
         teacher: same shape.
-        weight: a factor per cell, (N, H, W); detached.
-        reduction: "none", "sum" or "mean" over cells (not a weighted mean; zero if there are none).
+        weight, reduction: see :mod:`d2kd.losses`; a location is a cell.
 
     Returns:
-        The loss, in the squared unit of the features: (N, H, W) for "none", else a scalar. float32, or float64 if an
-        input is float64.
+        The loss in the squared unit of the features, (N, H, W) or summed.
 
-    Raises:
-        ValueError: shapes that differ or are not four-dimensional or have no channel, a non-floating dtype, an unknown
-            ``reduction``, a ``weight`` of another shape or one that requires grad.
+    Example:
+        >>> import torch
+        >>> student, teacher = torch.ones(1, 2, 1, 2), torch.tensor([1.0, 2, 3, 4]).view(1, 2, 1, 2)
+        >>> feature_imitation(student, teacher)
+        tensor([[[2., 5.]]])
     """
-    if student.shape != teacher.shape or student.dim() != 4 or student.shape[1] == 0:
-        raise ValueError(
-            "feature_imitation: student and teacher must have the same shape (N, C, H, W), found "
-            f"{tuple(student.shape)} and {tuple(teacher.shape)}; another width needs an adapter first"
-        )
-    check_floating("feature_imitation", student=student, teacher=teacher)
-    check_reduction("feature_imitation", reduction, ("none", "sum", "mean"))
-    check_weight("feature_imitation", weight, (len(student), *student.shape[2:]), "the maps' shape without channels")
+    caller = "feature_imitation"
+    check_maps(caller, student=student, teacher=teacher)
+    check_inputs(caller, 1, student=student, teacher=teacher)
     dtype = compute_dtype(student, teacher)
     difference = student.to(dtype) - teacher.detach().to(dtype)
-    return weigh_and_reduce(difference.square().mean(dim=1), weight, reduction)
+    return weigh_and_reduce(caller, difference.square().mean(dim=1), weight, reduction)
 
 
 @LOSS_REGISTRY.register()

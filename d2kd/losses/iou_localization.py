@@ -8,19 +8,15 @@ import torch
 from torch import Tensor
 
 from d2kd.losses.base import LOSS_REGISTRY, DistillationLoss
-from d2kd.losses.kernel import (
-    check_floating,
-    check_positive,
-    check_reduction,
-    check_weight,
-    compute_dtype,
-    weigh_and_reduce,
-)
+from d2kd.losses.kernel import check_choice, check_inputs, compute_dtype, weigh_and_reduce
 from d2kd.structures import DenseOutput
 
 __all__ = ["IoULocalizationKD", "iou_localization_kd", "iou_loss"]
 
 _IOU_TYPES = ("giou", "iou", "neg_log_iou")
+
+#: Lower clamp of areas, in the squared unit of the boxes, and of IoU.
+_EPS = 1e-6
 
 
 def iou_localization_kd(
@@ -30,14 +26,13 @@ def iou_localization_kd(
     iou_type: str = "giou",
     weight: Tensor | None = None,
     reduction: str = "none",
-    eps: float = 1e-6,
 ) -> Tensor:
     """
     IoU loss between the boxes that student and teacher decode at the same location.
 
     * "giou": 1 - GIoU, in [0, 2] for valid boxes;
     * "iou": 1 - IoU;
-    * "neg_log_iou": -ln(IoU), at most -ln(eps) = 13.8, with zero gradient once boxes are disjoint.
+    * "neg_log_iou": -ln(IoU), at most -ln(1e-6) = 13.8, with zero gradient once boxes are disjoint.
 
     The papers' terms, without their normalisers:
 
@@ -49,47 +44,41 @@ def iou_localization_kd(
       for RetinaNet and ATSS, -ln(IoU) for FCOS, and the teacher's highest class probability as
       ``weight``, where the text weighs every location with 1.
 
-    The clamps are those of both codes: union and enclosing area from below at ``eps``; IoU, in "iou" and
-    "neg_log_iou" only, from below at ``eps`` (so disjoint boxes give 1 - eps). fvcore's ``giou_loss``
+    The clamps are those of both codes: union and enclosing area from below at 1e-6; IoU, in "iou" and
+    "neg_log_iou" only, from below at 1e-6 (so disjoint boxes give 1 - 1e-6). fvcore's ``giou_loss``
     differs: it adds its eps to the areas and asserts x2 >= x1.
 
     One departure from both codes: a location whose student box equals the teacher's counts as IoU = 1,
     loss and gradient exactly zero. It matters for boxes without area, for which the formula finds no
     overlap and the loss of disjoint boxes; FCOS decodes through a ReLU and makes such boxes. Unequal
-    boxes without area, or with x2 < x1, follow the formula and stay finite. A non-finite coordinate
-    makes the location's loss non-finite.
-
-    The teacher is detached. Computed in float32 whatever the input dtype or autocast (float64 stays
-    float64): areas of a large image overflow float16.
+    boxes without area, or with x2 < x1, follow the formula and stay finite.
 
     Args:
         student_boxes: (..., 4), xyxy, absolute pixels (or any unit that the teacher's boxes share).
         teacher_boxes: same shape.
         iou_type: "giou", "iou" or "neg_log_iou".
-        weight: a factor per location, of the boxes' shape without the last axis; detached.
-        reduction: "none" or "sum".
-        eps: lower clamp of the areas (squared unit of the boxes) and of IoU, > 0.
+        weight, reduction: see :mod:`d2kd.losses`; a location is a box.
 
     Returns:
-        Per location (the boxes' shape without the last axis) for "none", a scalar for "sum". float32, or
-        float64 if an input is float64.
+        The loss, without unit: the boxes' shape without the last axis, or summed.
 
     Raises:
-        ValueError: shapes that differ or do not end in 4, a non-floating dtype, an unknown ``iou_type`` or
-            ``reduction``, ``eps`` <= 0, a ``weight`` of another shape or one that requires grad.
+        ValueError: see :mod:`d2kd.losses`; boxes whose last axis is not 4, an unknown ``iou_type``.
+
+    Example:
+        >>> student, teacher = torch.tensor([[0.0, 0, 4, 4], [2, 0, 6, 4]]), torch.tensor([[0.0, 0, 4, 4]] * 2)
+        >>> iou_localization_kd(student, teacher, iou_type="iou")
+        tensor([0.0000, 0.6667])
     """
-    _check_boxes("iou_localization_kd", iou_type, eps, student_boxes=student_boxes, teacher_boxes=teacher_boxes)
-    check_reduction("iou_localization_kd", reduction)
-    check_weight("iou_localization_kd", weight, student_boxes.shape[:-1], "the boxes' shape without the last axis")
-    loss = iou_loss(student_boxes, teacher_boxes.detach(), iou_type=iou_type, eps=eps)
-    return weigh_and_reduce(loss, weight, reduction)
+    loss = iou_loss(student_boxes, teacher_boxes.detach(), iou_type=iou_type)
+    return weigh_and_reduce("iou_localization_kd", loss, weight, reduction)
 
 
-def iou_loss(boxes: Tensor, targets: Tensor, *, iou_type: str = "giou", eps: float = 1e-6) -> Tensor:
+def iou_loss(boxes: Tensor, targets: Tensor, *, iou_type: str = "giou") -> Tensor:
     """
     IoU loss of each box with its target: the formula of :func:`iou_localization_kd`, whose docstring says what
-    it does with areas, equal boxes and non-finite coordinates. As a detection loss ("giou") it is that of GFL
-    and ATSS: "Generalized Intersection over Union" (CVPR 2019), areas clamped at ``eps``.
+    it does with areas and equal boxes. As a detection loss ("giou") it is that of GFL and ATSS: "Generalized
+    Intersection over Union" (CVPR 2019), areas clamped at 1e-6.
 
     The targets are not detached: gradient flows into them too if they require it.
 
@@ -97,16 +86,21 @@ def iou_loss(boxes: Tensor, targets: Tensor, *, iou_type: str = "giou", eps: flo
         boxes: (..., 4), xyxy, in any unit that the targets share.
         targets: same shape.
         iou_type: "giou", "iou" or "neg_log_iou".
-        eps: lower clamp of the areas (squared unit of the boxes) and of IoU, > 0.
 
     Returns:
-        One value per box, the boxes' shape without the last axis. float32, or float64 if an input is float64.
+        One value per box, the boxes' shape without the last axis.
 
     Raises:
-        ValueError: shapes that differ or do not end in 4, a non-floating dtype, an unknown ``iou_type``,
-            ``eps`` <= 0.
+        ValueError: as :func:`iou_localization_kd`.
+
+    Example:
+        >>> boxes, targets = torch.tensor([[0.0, 0, 4, 4], [0, 0, 1, 1]]), torch.tensor([[0.0, 0, 4, 4], [2, 0, 3, 1]])
+        >>> iou_loss(boxes, targets)
+        tensor([0.0000, 1.3333])
     """
-    _check_boxes("iou_loss", iou_type, eps, boxes=boxes, targets=targets)
+    check_inputs("iou_loss", -1, boxes=boxes, targets=targets)
+    if boxes.shape[-1] != 4:
+        raise ValueError(f"iou_loss: boxes and targets must be (..., 4), found {tuple(boxes.shape)}")
     dtype = compute_dtype(boxes, targets)
     boxes, targets = boxes.to(dtype), targets.to(dtype)
 
@@ -115,38 +109,27 @@ def iou_loss(boxes: Tensor, targets: Tensor, *, iou_type: str = "giou", eps: flo
     sides = torch.min(bottom_right, t_bottom_right) - torch.max(top_left, t_top_left)
     overlap = _area(sides.clamp(min=0))
     union = _area(bottom_right - top_left) + _area(t_bottom_right - t_top_left) - overlap
-    union = union.clamp(min=eps)
+    union = union.clamp(min=_EPS)
     iou = overlap / union
     if iou_type == "giou":
         sides = torch.max(bottom_right, t_bottom_right) - torch.min(top_left, t_top_left)
-        enclosure = _area(sides.clamp(min=0)).clamp(min=eps)
+        enclosure = _area(sides.clamp(min=0)).clamp(min=_EPS)
         loss = 1 - (iou - (enclosure - union) / enclosure)
     elif iou_type == "iou":
-        loss = 1 - iou.clamp(min=eps)
+        loss = 1 - iou.clamp(min=_EPS)
+    elif iou_type == "neg_log_iou":
+        loss = -iou.clamp(min=_EPS).log()
     else:
-        loss = -iou.clamp(min=eps).log()
+        raise ValueError(f"iou_loss: iou_type must be one of {', '.join(_IOU_TYPES)}, found {iou_type!r}")
 
     loss = torch.where((boxes == targets).all(dim=-1), torch.zeros_like(loss), loss)
     # The clamps and the line above would hide an infinite coordinate (a negative infinite area becomes
-    # eps): zero times the coordinates adds nothing to a finite location and NaN to any other.
+    # 1e-6): zero times the coordinates adds nothing to a finite location and NaN to any other.
     return loss + (boxes * 0 + targets * 0).sum(dim=-1)
 
 
 def _area(sides: Tensor) -> Tensor:
     return sides[..., 0] * sides[..., 1]
-
-
-def _check_boxes(caller: str, iou_type: str, eps: float, **boxes: Tensor) -> None:
-    (name, first), (other_name, other) = boxes.items()
-    if first.shape != other.shape or first.dim() == 0 or first.shape[-1] != 4:
-        raise ValueError(
-            f"{caller}: {name} and {other_name} must have the same shape (..., 4), found "
-            f"{tuple(first.shape)} and {tuple(other.shape)}"
-        )
-    check_floating(caller, **boxes)
-    if iou_type not in _IOU_TYPES:
-        raise ValueError(f"{caller}: iou_type must be one of {_IOU_TYPES}, found {iou_type!r}")
-    check_positive(caller, "eps", eps)
 
 
 @LOSS_REGISTRY.register()
@@ -164,8 +147,7 @@ class IoULocalizationKD(DistillationLoss):
 
     def __init__(self, *, iou_type: str = "giou", **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if iou_type not in _IOU_TYPES:
-            raise ValueError(f"IoULocalizationKD.iou_type is {iou_type!r}, expected one of {', '.join(_IOU_TYPES)}.")
+        check_choice(type(self).__name__, "iou_type", iou_type, _IOU_TYPES)
         self.iou_type = iou_type
 
     def level_loss(self, source: DenseOutput, teacher: DenseOutput, level: int, region: Tensor) -> Tensor:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Real
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 __all__ = [
-    "check_axis",
+    "Context",
+    "check_broadcast",
+    "check_choice",
     "check_floating",
+    "check_inputs",
+    "check_maps",
     "check_number",
-    "check_positive",
-    "check_reduction",
-    "check_weight",
     "compute_dtype",
     "drop_unweighted",
     "weigh_and_reduce",
 ]
+
+#: The ``ctx`` of an autograd.Function. It takes any attribute, so torch, too, annotates it as Any.
+Context: TypeAlias = Any
 
 
 def check_floating(caller: str, **tensors: Tensor) -> None:
@@ -29,40 +32,73 @@ def check_floating(caller: str, **tensors: Tensor) -> None:
             raise ValueError(f"{caller}: {name} must be floating point, found {tensor.dtype}")
 
 
-def check_axis(caller: str, name: str, shape: Sequence[int], dim: int) -> None:
-    if not -len(shape) <= dim < len(shape):
-        raise ValueError(f"{caller}: dim must be an axis of the {name} {tuple(shape)}, found {dim}")
-
-
-def check_positive(caller: str, name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{caller}: {name} must be a finite number > 0, found {value}")
-
-
-def check_number(owner: str, field: str, value: Any, *, above: float = 0, meaning: str | None = None) -> None:
-    """Refuse a loss's ``field`` that is no finite number above ``above``, which is ``meaning`` in words."""
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if not (is_number and math.isfinite(value) and value > above):
-        bound = f"{meaning} ({above})" if meaning else f"{above}"
-        raise ValueError(f"{owner}.{field} is {value!r}, expected a finite number > {bound}.")
-
-
-def check_reduction(caller: str, reduction: str, known: Sequence[str] = ("none", "sum")) -> None:
-    if reduction not in known:
-        names = ", ".join(f'"{name}"' for name in known[:-1]) + f' or "{known[-1]}"'
-        raise ValueError(f"{caller}: reduction must be {names}, found {reduction!r}")
-
-
-def check_weight(caller: str, weight: Tensor | None, expected: Sequence[int], meaning: str) -> None:
-    """``expected``: the shape that the weight must have, which is ``meaning`` in words."""
-    if weight is None:
-        return
-    if tuple(weight.shape) != tuple(expected):
+def check_inputs(caller: str, dim: int | None = None, **pair: Tensor) -> None:
+    """Refuse two tensors of different shapes or not floating point, and a ``dim`` that is no axis or an empty one."""
+    (name, first), (other_name, other) = pair.items()
+    shape = tuple(first.shape)
+    if first.shape != other.shape:
         raise ValueError(
-            f"{caller}: weight must have {meaning}, expected {tuple(expected)}, found {tuple(weight.shape)}"
+            f"{caller}: {name} and {other_name} must have the same shape, found {shape} and {tuple(other.shape)}"
         )
-    if weight.requires_grad:
-        raise ValueError(f"{caller}: weight must not require grad, pass weight.detach()")
+    check_floating(caller, **pair)
+    if dim is None:
+        return
+    if not -len(shape) <= dim < len(shape):
+        raise ValueError(f"{caller}: dim must be an axis of the inputs, whose shape is {shape}, found {dim}")
+    if shape[dim] == 0:
+        raise ValueError(f"{caller}: axis {dim} must not be empty, found inputs of shape {shape}")
+
+
+def check_maps(caller: str, **maps: Tensor) -> None:
+    """Refuse tensors that are not (N, C, H, W)."""
+    for name, tensor in maps.items():
+        if tensor.dim() != 4:
+            raise ValueError(f"{caller}: {name} must be (N, C, H, W), found {tuple(tensor.shape)}")
+
+
+def check_broadcast(caller: str, name: str, tensor: Tensor, shape: Sequence[int]) -> None:
+    """Refuse a tensor that is not floating point or does not broadcast to ``shape``."""
+    check_floating(caller, **{name: tensor})
+    sizes = zip(reversed(tensor.shape), reversed(shape))
+    if tensor.dim() > len(shape) or any(size not in (1, wanted) for size, wanted in sizes):
+        raise ValueError(f"{caller}: {name} must broadcast to {tuple(shape)}, found {tuple(tensor.shape)}")
+
+
+def check_choice(owner: str, field: str, value: object, known: Sequence[str]) -> None:
+    """Refuse a loss's ``field`` that is none of ``known``."""
+    if value not in known:
+        raise ValueError(f"{owner}.{field} is {value!r}, expected one of {', '.join(known)}.")
+
+
+def check_number(
+    owner: str,
+    field: str,
+    value: object,
+    *,
+    above: float = 0,
+    at_least: float | None = None,
+    below: float = math.inf,
+    meaning: str = "",
+) -> None:
+    """
+    Refuse a loss's ``field`` that is not a finite number within bounds.
+
+    Args:
+        owner: the loss's class, for the error.
+        field: the field, for the error.
+        value: what the config has there.
+        above: lower bound, itself refused.
+        at_least: lower bound, itself accepted; takes the place of ``above``.
+        below: upper bound, itself refused.
+        meaning: ``above`` in words, where it is another field.
+    """
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        if (value > above if at_least is None else value >= at_least) and value < below:
+            return
+    expected = (f"> {meaning} ({above})" if meaning else f"> {above}") if at_least is None else f">= {at_least}"
+    if below < math.inf:
+        expected += f" and < {below}"
+    raise ValueError(f"{owner}.{field} is {value!r}, expected a finite number {expected}.")
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
@@ -73,14 +109,25 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
     return dtype
 
 
-def weigh_and_reduce(loss: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
-    """A loss per location times its weight; "mean" divides by the number of locations (zero if there are none)."""
+def weigh_and_reduce(caller: str, loss: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
+    """
+    A loss per location times its weight, and the sum over locations where ``reduction`` is "sum".
+
+    Raises:
+        ValueError: a weight of another shape than the loss or one that requires grad, an unknown ``reduction``.
+    """
+    if reduction not in ("none", "sum"):
+        raise ValueError(f'{caller}: reduction must be "none" or "sum", found {reduction!r}')
     if weight is not None:
+        if weight.shape != loss.shape:
+            raise ValueError(
+                f"{caller}: weight must be one factor per location, expected {tuple(loss.shape)}, found "
+                f"{tuple(weight.shape)}"
+            )
+        if weight.requires_grad:
+            raise ValueError(f"{caller}: weight must not require grad, pass weight.detach()")
         loss = loss * weight.to(loss.dtype)
-    if reduction == "none":
-        return loss
-    total = loss.sum()
-    return total / max(loss.numel(), 1) if reduction == "mean" else total
+    return loss if reduction == "none" else loss.sum()
 
 
 def drop_unweighted(region: Tensor, *maps: Tensor) -> tuple[Tensor, ...]:

@@ -7,11 +7,11 @@ from typing import Any
 from torch import Tensor
 
 from d2kd.losses.base import LOSS_REGISTRY, DistillationLoss
-from d2kd.losses.kernel import check_number, check_reduction, check_weight, drop_unweighted, weigh_and_reduce
-from d2kd.losses.temperature_kl import BIN_REDUCTIONS, check_inputs, temperature_kl
+from d2kd.losses.kernel import check_choice, check_number, drop_unweighted, weigh_and_reduce
+from d2kd.losses.temperature_kl import BIN_REDUCTIONS, temperature_kl
 from d2kd.structures import DenseOutput, OutputSpec
 
-__all__ = ["LocalizationDistillation", "localization_distillation"]
+__all__ = ["LocalizationDistillation", "check_equal_bins", "localization_distillation"]
 
 
 def localization_distillation(
@@ -19,10 +19,10 @@ def localization_distillation(
     teacher_bins: Tensor,
     *,
     temperature: float = 10.0,
-    weight: Tensor | None = None,
     bin_reduction: str = "mean",
-    reduction: str = "none",
+    weight: Tensor | None = None,
     dim: int = -1,
+    reduction: str = "none",
 ) -> Tensor:
     """
     Temperature KL between the distributions that student and teacher predict for a box edge.
@@ -44,35 +44,35 @@ def localization_distillation(
     The location's weight comes from the region. In LD's code it is the student's largest class score in the main
     region (the positives), and the IoU of anchor and object in the valuable localization region.
 
-    The teacher is detached. How it is computed: :func:`d2kd.losses.temperature_kl`.
-
     Args:
         student_bins: raw logits, any shape with the n + 1 bins of an edge on axis ``dim``, for instance
             (M, 4, n+1), or the head's own map seen as (N, A, 4, n+1, H, W) with ``dim=3``.
         teacher_bins: raw logits, same shape.
         temperature: T > 0.
-        weight: a factor per edge, of the inputs' shape without axis ``dim``; detached.
         bin_reduction: "mean" or "sum" over the bins.
-        reduction: "none", "sum" or "mean" over the edges (not a weighted mean; zero if there are none).
-        dim: the axis of the bins.
+        weight, dim, reduction: see :mod:`d2kd.losses`; a location is an edge.
 
     Returns:
-        The loss in nats: per edge (the inputs' shape without axis ``dim``) for "none", else a scalar.
-        float32, or float64 if an input is float64.
+        The loss in nats.
 
     Raises:
-        ValueError: shapes that differ, a non-floating dtype, a ``dim`` out of range or without bins, a ``temperature``
-            that is not a finite number > 0, an unknown ``bin_reduction`` or ``reduction``, a ``weight`` of another
-            shape or one that requires grad.
+        ValueError, KeyError: see :func:`d2kd.losses.temperature_kl`, which computes it.
+
+    Example:
+        >>> import torch
+        >>> student, teacher = torch.zeros(1, 4, 3), torch.arange(12.0).square().view(1, 4, 3)
+        >>> localization_distillation(student, teacher)
+        tensor([[ 0.5045,  6.5002, 15.1796, 22.5753]])
     """
-    caller = "localization_distillation"
-    check_inputs(caller, student_bins, teacher_bins, temperature, bin_reduction, dim)
-    check_reduction(caller, reduction, ("none", "sum", "mean"))
-    expected = list(student_bins.shape)
-    del expected[dim]
-    check_weight(caller, weight, expected, "the inputs' shape without the bins")
-    loss = temperature_kl(student_bins, teacher_bins, temperature=temperature, bin_reduction=bin_reduction, dim=dim)
-    return weigh_and_reduce(loss, weight, reduction)
+    return temperature_kl(
+        student_bins,
+        teacher_bins,
+        temperature=temperature,
+        bin_reduction=bin_reduction,
+        weight=weight,
+        dim=dim,
+        reduction=reduction,
+    )
 
 
 @LOSS_REGISTRY.register()
@@ -93,23 +93,13 @@ class LocalizationDistillation(DistillationLoss):
 
     def __init__(self, *, temperature: float = 10.0, bin_reduction: str = "mean", **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        check_number("LocalizationDistillation", "temperature", temperature)
-        if bin_reduction not in BIN_REDUCTIONS:
-            raise ValueError(
-                f"LocalizationDistillation.bin_reduction is {bin_reduction!r}, "
-                f"expected one of {', '.join(BIN_REDUCTIONS)}."
-            )
+        check_number(type(self).__name__, "temperature", temperature)
+        check_choice(type(self).__name__, "bin_reduction", bin_reduction, BIN_REDUCTIONS)
         self.temperature = temperature
         self.bin_reduction = bin_reduction
 
     def check_pair(self, source: OutputSpec, teacher: OutputSpec) -> None:
-        if source.bins is None or source.bins != teacher.bins:
-            raise ValueError(
-                "LocalizationDistillation compares the distributions of box edges and needs equal bins on both sides, "
-                f"but {self.source} ({source.family}) has {_bins(source)} and the teacher ({teacher.family}) has "
-                f"{_bins(teacher)}: give both detectors a distribution head (GFL, DistributionRetinaNet, "
-                "DistributionFCOS, DistributionATSS) of the same head.reg_max, or use IoULocalizationKD."
-            )
+        check_equal_bins(self, source, teacher, "or use IoULocalizationKD")
 
     def level_loss(self, source: DenseOutput, teacher: DenseOutput, level: int, region: Tensor) -> Tensor:
         region, student_bins, teacher_bins = drop_unweighted(
@@ -118,11 +108,22 @@ class LocalizationDistillation(DistillationLoss):
         edges = localization_distillation(
             student_bins, teacher_bins, temperature=self.temperature, bin_reduction=self.bin_reduction, dim=3
         )
-        return weigh_and_reduce(edges.mean(dim=2), region, "sum")
+        return weigh_and_reduce(type(self).__name__, edges.mean(dim=2), region, "sum")
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, temperature={self.temperature}, bin_reduction={self.bin_reduction}"
 
 
-def _bins(output: OutputSpec) -> str:
-    return "none" if output.bins is None else f"{output.bins} (reg_max={output.bins - 1})"
+def check_equal_bins(loss: DistillationLoss, source: OutputSpec, teacher: OutputSpec, otherwise: str) -> None:
+    """Refuse, in the name of ``loss``, heads without equal bins; ``otherwise``: what else to do, in words."""
+    if source.bins is None or source.bins != teacher.bins:
+        ours, theirs = (
+            "none" if output.bins is None else f"{output.bins} (reg_max={output.bins - 1})"
+            for output in (source, teacher)
+        )
+        raise ValueError(
+            f"{type(loss).__name__} compares the distributions of box edges and needs equal bins on both sides, but "
+            f"{loss.source} ({source.family}) has {ours} and the teacher ({teacher.family}) has {theirs}: give both "
+            "detectors a distribution head (GFL, DistributionRetinaNet, DistributionFCOS, DistributionATSS) of the "
+            f"same head.reg_max, {otherwise}."
+        )

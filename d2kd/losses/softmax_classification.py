@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from d2kd.losses.base import LOSS_REGISTRY, DistillationLoss
-from d2kd.losses.kernel import check_number, check_reduction, check_weight, drop_unweighted, weigh_and_reduce
-from d2kd.losses.temperature_kl import check_inputs, temperature_kl
+from d2kd.losses.kernel import check_number, drop_unweighted
+from d2kd.losses.temperature_kl import temperature_kl
 from d2kd.structures import DenseOutput, OutputSpec
 
 __all__ = ["SoftmaxClassificationKD", "softmax_classification_kd"]
@@ -23,8 +23,8 @@ def softmax_classification_kd(
     *,
     temperature: float = 2.0,
     weight: Tensor | None = None,
-    reduction: str = "none",
     dim: int = -1,
+    reduction: str = "none",
 ) -> Tensor:
     """
     Temperature KL between student and teacher classes, as if they were exclusive.
@@ -42,34 +42,27 @@ def softmax_classification_kd(
     always. That is the inconsistency of "Bridging Cross-task Protocol Inconsistency for Distillation in Dense
     Object Detection" (ICCV 2023), whose answer is :func:`d2kd.losses.binary_classification_kd`.
 
-    The teacher is detached. How it is computed: :func:`d2kd.losses.temperature_kl`.
-
     Args:
         student_logits: raw logits, any shape with the K classes on axis ``dim``, for instance (M, K), or the
             head's own map seen as (N, A, K, H, W) with ``dim=2``.
         teacher_logits: raw logits, same shape.
         temperature: T > 0.
-        weight: a factor per location, of the inputs' shape without axis ``dim``; detached.
-        reduction: "none", "sum" or "mean" over locations (not a weighted mean; zero if there are none).
-        dim: the class axis.
+        weight, dim, reduction: see :mod:`d2kd.losses`.
 
     Returns:
-        The loss in nats: per location (the inputs' shape without axis ``dim``) for "none", else a scalar.
-        float32, or float64 if an input is float64.
+        The loss in nats.
 
     Raises:
-        ValueError: shapes that differ, a non-floating dtype, a ``dim`` out of range or without classes, a
-            ``temperature`` that is not a finite number > 0, an unknown ``reduction``, a ``weight`` of another shape or
-            one that requires grad.
+        ValueError: see :func:`d2kd.losses.temperature_kl`, which computes it.
+
+    Example:
+        >>> import torch
+        >>> student, teacher = torch.tensor([[0.0, 1.0], [5.0, 6.0]]), torch.tensor([[0.0, 3.0], [0.0, 3.0]])
+        >>> softmax_classification_kd(student, teacher)
+        tensor([0.1805, 0.1805])
     """
-    caller = "softmax_classification_kd"
-    check_inputs(caller, student_logits, teacher_logits, temperature, "mean", dim)
-    check_reduction(caller, reduction, ("none", "sum", "mean"))
-    expected = list(student_logits.shape)
-    del expected[dim]
-    check_weight(caller, weight, expected, "the inputs' shape without the class axis")
-    return weigh_and_reduce(
-        temperature_kl(student_logits, teacher_logits, temperature=temperature, dim=dim), weight, reduction
+    return temperature_kl(
+        student_logits, teacher_logits, temperature=temperature, weight=weight, dim=dim, reduction=reduction
     )
 
 
@@ -88,7 +81,7 @@ class SoftmaxClassificationKD(DistillationLoss):
 
     def __init__(self, *, temperature: float = 2.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        check_number("SoftmaxClassificationKD", "temperature", temperature)
+        check_number(type(self).__name__, "temperature", temperature)
         self.temperature = temperature
 
     def check_pair(self, source: OutputSpec, teacher: OutputSpec) -> None:

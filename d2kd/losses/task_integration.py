@@ -130,7 +130,7 @@ class TaskIntegrationKD(FeatureLoss):
         if self.attention:
             spatial, channel = teacher_attention(teacher.detach())
         if self.feature_norm == "pearson":
-            return standardized_difference(student, teacher, channel_weight=channel, weight=spatial, correction=0)
+            return standardized_difference(student, teacher, weight=spatial, correction=0)
         if channel is not None:
             dtype = compute_dtype(student, teacher)
             root = channel.to(dtype).sqrt()[:, :, None, None]

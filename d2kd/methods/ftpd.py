@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from detectron2.config import LazyCall as L
 from omegaconf import DictConfig
 
@@ -19,21 +21,10 @@ _QUALITY = dict(QUALITY)
 
 
 def _losses(
-    *,
-    kind: str,
-    cls: float,
-    dlt: float,
-    box: float,
-    centerness: float | None = None,
-    distribution: bool = False,
+    *, kind: str, cls: float, box: float, centerness: float | None = None, distribution: bool = False
 ) -> dict[str, DictConfig]:
     """Parallel distillation: each response of the head by a loss of its own, all of one source."""
     where = dict(source="student", region=_QUALITY, normalizer="locations", **warm_up(500))
-    dynamic = (
-        L(DynamicLocalizationDistillation)(weight=dlt, kind="std", **where)
-        if distribution
-        else L(DynamicBoxKD)(weight=dlt, kind="residual", **where)
-    )
     losses = dict(
         ftpd_cls=L(TemperatureFreeClassificationKD)(
             weight=cls,
@@ -44,7 +35,11 @@ def _losses(
             quality_region=_QUALITY,
             **warm_up(500),
         ),
-        ftpd_dlt=dynamic,
+        ftpd_dlt=(
+            L(DynamicLocalizationDistillation)(weight=2.0, kind="std", **where)
+            if distribution
+            else L(DynamicBoxKD)(weight=1.0, kind="residual", **where)
+        ),
         ftpd_box=L(IoULocalizationKD)(weight=box, iou_type="giou", **where),
     )
     if centerness is not None:
@@ -53,22 +48,20 @@ def _losses(
 
 
 def _ftpd(kind: str) -> Method:
-    fcos = dict(kind=kind, cls=0.4, box=0.75, centerness=1.0)
-    atss = dict(kind=kind, cls=1.0, box=1.0, centerness=1.0)
-    retinanet = dict(kind=kind, cls=1.0, box=1.0)
-    # Distributions of the other families take GFL's weight of the dynamic term.
-    bins = dict(dlt=2.0, distribution=True)
+    retinanet = partial(_losses, kind=kind, cls=1.0, box=1.0)
+    fcos = partial(_losses, kind=kind, cls=0.4, box=0.75, centerness=1.0)
+    atss = partial(_losses, kind=kind, cls=1.0, box=1.0, centerness=1.0)
     return Method(
         paper="FTPD (Song et al., IEEE TCSVT 35(5), 2025, doi 10.1109/TCSVT.2024.3525051)",
         needs=(SAME_LOCATIONS, "distribution heads with the same number of bins, or plain heads of one family"),
         presets={
-            "RetinaNet": _losses(dlt=1.0, **retinanet),
-            "FCOS": _losses(dlt=1.0, **fcos),
-            "GFL": _losses(kind=kind, cls=1.0, box=2.0, **bins),
-            "ATSS": _losses(dlt=1.0, **atss),
-            "DistributionRetinaNet": _losses(**retinanet, **bins),
-            "DistributionFCOS": _losses(**fcos, **bins),
-            "DistributionATSS": _losses(**atss, **bins),
+            "RetinaNet": retinanet(),
+            "FCOS": fcos(),
+            "GFL": _losses(kind=kind, cls=1.0, box=2.0, distribution=True),
+            "ATSS": atss(),
+            "DistributionRetinaNet": retinanet(distribution=True),
+            "DistributionFCOS": fcos(distribution=True),
+            "DistributionATSS": atss(distribution=True),
         },
         reconstructed="FTPD from its abstract and related work: no formula or figure of the paper is public",
     )

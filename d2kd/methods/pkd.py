@@ -10,7 +10,7 @@ from d2kd.methods.base import Method
 
 
 def _losses(weight: float) -> dict[str, DictConfig]:
-    return dict(pkd=L(PearsonFeatureKD)(weight=weight, correction=1, region="everywhere", normalizer="level_locations"))
+    return dict(pkd=L(PearsonFeatureKD)(weight=weight, region="everywhere", normalizer="level_locations"))
 
 
 PKD = Method(

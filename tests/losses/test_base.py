@@ -73,7 +73,7 @@ def test_registered_losses_are_distillation_losses_of_one_task():
 def test_a_printed_model_shows_what_each_term_is():
     assert repr(BinaryClassificationKD(weight=0.4, source="crossed", tail=2)) == (
         "BinaryClassificationKD(weight=0.4, source=crossed, tail=2, region=all_locations, normalizer=positives, "
-        "skip_empty_levels=False, beta=1.0, detach_gap=False)"
+        "skip_empty_levels=False, beta=1.0)"
     )
     assert repr(IoULocalizationKD(region="gap")) == (
         "IoULocalizationKD(weight=1.0, source=student, region=gap, normalizer=positives, skip_empty_levels=False, "

@@ -33,12 +33,10 @@ def assert_golden(loss: Tensor, student: Tensor, name: str, suffix: str, rtol: f
     torch.testing.assert_close(grad, expected_grad, rtol=rtol, atol=atol)
 
 
-def restated(student: Tensor, teacher: Tensor, beta: float, detach_gap: bool, dim: int) -> Tensor:
+def restated(student: Tensor, teacher: Tensor, beta: float, dim: int) -> Tensor:
     """The docstring's formula, left to autograd."""
     target = teacher.detach().sigmoid()
     gap = (student.sigmoid() - target).abs()
-    if detach_gap:
-        gap = gap.detach()
     bce = F.binary_cross_entropy_with_logits(student, target, reduction="none")
     return (gap**beta * bce).sum(dim)
 
@@ -101,13 +99,12 @@ def test_crosskd_table_from_reference_code():
     assert total() / 6 == pytest.approx(0.122988, abs=1e-6)
 
 
-@pytest.mark.parametrize("detach_gap", [False, True])
 @pytest.mark.parametrize("beta", [0, 0.5, 1, 1.7, 2, 3])
-def test_equals_the_formula_left_to_autograd(beta, detach_gap):
+def test_equals_the_formula_left_to_autograd(beta):
     student, teacher = random_logits(3, 4, 6, dtype=torch.float64)
     cotangent = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    loss = binary_classification_kd(student, teacher, beta=beta, detach_gap=detach_gap)
-    expected = restated(student, teacher, beta, detach_gap, -1)
+    loss = binary_classification_kd(student, teacher, beta=beta)
+    expected = restated(student, teacher, beta, -1)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     (grad,) = torch.autograd.grad(loss, student, cotangent)
     (expected_grad,) = torch.autograd.grad(expected, student, cotangent)
@@ -124,17 +121,6 @@ def test_gradcheck(beta, reduction):
         return binary_classification_kd(logits, teacher, beta=beta, weight=weight, dim=1, reduction=reduction)
 
     assert torch.autograd.gradcheck(kernel, (student,))
-
-
-def test_detached_gap_and_gradient_flow_differ_by_the_cusp():
-    student, teacher = random_logits(5, 7, dtype=torch.float64)
-    live, detached = (
-        torch.autograd.grad(binary_classification_kd(student, teacher, detach_gap=d).sum(), student)[0]
-        for d in (False, True)
-    )
-    p, q = student.detach().sigmoid(), teacher.sigmoid()
-    bce = -(q * p.log() + (1 - q) * (1 - p).log())
-    torch.testing.assert_close(live - detached, torch.sign(p - q) * p * (1 - p) * bce, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -169,7 +155,7 @@ def test_negative_and_positive_dim_are_one_axis():
     for dim in range(4):
         positive = binary_classification_kd(student, teacher, dim=dim)
         assert torch.equal(positive, binary_classification_kd(student, teacher, dim=dim - 4))
-        torch.testing.assert_close(positive, restated(student, teacher, 1, False, dim))
+        torch.testing.assert_close(positive, restated(student, teacher, 1, dim))
 
 
 def test_weight_and_reductions():
@@ -188,17 +174,16 @@ def test_weight_and_reductions():
     assert double.dtype == torch.float32
 
 
-@pytest.mark.parametrize("detach_gap", [False, True])
 @pytest.mark.parametrize("beta", [0.01, 0.5, 1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_equal_logits_give_zero(beta, detach_gap, dtype):
+def test_equal_logits_give_zero(beta, dtype):
     student, _ = random_logits(4, 7, 33, 41)
     student = torch.cat([student.detach(), torch.full_like(student, 80.0), torch.full_like(student, -80.0)])
     student = student.to(dtype).requires_grad_()
     # The teacher's map is a crop: another memory layout, for which a sigmoid may round differently.
     teacher = torch.zeros(12, 7, 64, 64, dtype=dtype)[:, :, :33, :41]
     teacher.copy_(student.detach())
-    loss = binary_classification_kd(student, teacher, beta=beta, detach_gap=detach_gap, dim=1)
+    loss = binary_classification_kd(student, teacher, beta=beta, dim=1)
     assert torch.count_nonzero(loss) == 0
     (grad,) = torch.autograd.grad(loss.sum(), student)
     assert torch.count_nonzero(grad) == 0
@@ -212,7 +197,7 @@ def test_saturated_logits_stay_finite(beta):
     loss = binary_classification_kd(student, teacher, beta=beta)
     (grad,) = torch.autograd.grad(loss.sum(), student)
     assert torch.isfinite(loss).all() and torch.isfinite(grad).all()
-    expected = restated(student.double(), teacher.double(), beta, True, -1).float()
+    expected = restated(student.double(), teacher.double(), beta, -1).float()
     distinct = (student != teacher).flatten()
     # 3e-5: in float32 1 - sigmoid(20) = 2e-9 rounds to zero, and it is multiplied by a logit of up to 1e4.
     torch.testing.assert_close(loss[distinct], expected[distinct], rtol=1e-5, atol=3e-5)
@@ -227,7 +212,7 @@ def test_confident_background_keeps_float32_accuracy(beta):
     loss = binary_classification_kd(student, teacher, beta=beta)
     (grad,) = torch.autograd.grad(loss.sum(), student)
     exact_student = student.detach().double().requires_grad_()
-    exact = restated(exact_student, teacher.double(), beta, False, -1)
+    exact = restated(exact_student, teacher.double(), beta, -1)
     (exact_grad,) = torch.autograd.grad(exact.sum(), exact_student)
     # A gap of nearly equal probabilities loses digits by itself.
     apart = (student.detach() - teacher).abs().flatten() > 0.1
@@ -326,7 +311,7 @@ def test_backward_keeps_only_the_two_inputs(dtype, beta):
     "kwargs, message",
     [
         ({"teacher_logits": torch.zeros(2, 3, 5)}, r"\(2, 3, 4\) and \(2, 3, 5\)"),
-        ({"student_logits": torch.zeros(()), "teacher_logits": torch.zeros(())}, "class axis"),
+        ({"student_logits": torch.zeros(()), "teacher_logits": torch.zeros(())}, r"shape is \(\), found -1"),
         (
             {"teacher_logits": torch.zeros(2, 3, 4, dtype=torch.int64)},
             "teacher_logits must be floating.*int64",
@@ -336,9 +321,6 @@ def test_backward_keeps_only_the_two_inputs(dtype, beta):
         ({"weight": torch.zeros(2, 3), "dim": 1}, r"expected \(2, 4\), found \(2, 3\)"),
         ({"weight": torch.zeros(2, 3, requires_grad=True)}, "weight must not require grad"),
         ({"reduction": "mean"}, "reduction.*'mean'"),
-        ({"beta": -0.5}, "beta.*-0.5"),
-        ({"beta": float("nan")}, "beta.*nan"),
-        ({"beta": float("inf")}, "beta.*inf"),
         ({"dim": 3}, "dim must be an axis.*found 3"),
         ({"dim": -4}, "dim must be an axis.*found -4"),
     ],
@@ -350,15 +332,7 @@ def test_bad_input_is_named(kwargs, message):
         binary_classification_kd(logits.pop("student_logits"), logits.pop("teacher_logits"), **logits)
 
 
-@pytest.mark.parametrize(
-    "field, value, expected",
-    [
-        ("beta", -1, "a finite number >= 0"),
-        ("beta", float("inf"), "a finite number >= 0"),
-        ("beta", "1", "a finite number >= 0"),
-        ("detach_gap", 1, "true or false"),
-    ],
-)
-def test_fields_that_mean_nothing_are_named(field, value, expected):
-    with pytest.raises(ValueError, match=f"BinaryClassificationKD.{field} is {value!r}, expected {expected}"):
-        BinaryClassificationKD(**{field: value})
+@pytest.mark.parametrize("beta", [-1, float("inf"), float("nan"), "1", True])
+def test_a_beta_that_means_nothing_is_named(beta):
+    with pytest.raises(ValueError, match=f"BinaryClassificationKD.beta is {beta!r}, expected a finite number >= 0"):
+        BinaryClassificationKD(beta=beta)

@@ -226,8 +226,9 @@ def test_only_the_two_maps_are_kept_for_the_backward_pass():
     assert torch.equal(student, before[0]) and torch.equal(teacher, before[1])
 
 
-def test_no_image_gives_a_connected_zero():
-    student, teacher = maps(0, 3, 2, 2)
+@pytest.mark.parametrize("shape", [(0, 3, 2, 2), (2, 3, 0, 2)])
+def test_no_image_and_no_cell_give_a_connected_zero(shape):
+    student, teacher = maps(*shape)
     loss = kernel(student, teacher, reduction="sum")
     loss.backward()
     assert loss.item() == 0 and student.grad.shape == student.shape
@@ -236,14 +237,11 @@ def test_no_image_gives_a_connected_zero():
 @pytest.mark.parametrize(
     "kwargs, message",
     [
-        ({"teacher": torch.zeros(2, 4, 5, 6)}, r"\(2, 3, 5, 6\) and \(2, 4, 5, 6\).*adapter"),
+        ({"teacher": torch.zeros(2, 4, 5, 6)}, r"\(2, 3, 5, 6\) and \(2, 4, 5, 6\)"),
         ({"teacher": torch.zeros(2, 3, 6, 5)}, r"\(2, 3, 5, 6\) and \(2, 3, 6, 5\)"),
         ({"student": torch.zeros(2, 3), "teacher": torch.zeros(2, 3)}, r"\(N, C, H, W\)"),
-        ({"student": torch.zeros(2, 0, 5, 6), "teacher": torch.zeros(2, 0, 5, 6)}, r"one channel .*\(2, 0, 5, 6\)"),
-        ({"student": torch.zeros(2, 3, 0, 6), "teacher": torch.zeros(2, 3, 0, 6)}, r"one cell .*\(2, 3, 0, 6\)"),
+        ({"student": torch.zeros(2, 0, 5, 6), "teacher": torch.zeros(2, 0, 5, 6)}, r"axis 1 .*\(2, 0, 5, 6\)"),
         ({"student": torch.zeros(2, 3, 5, 6, dtype=torch.int64)}, "student must be floating.*int64"),
-        ({"temperature": 0}, "temperature must be a finite number > 0, found 0"),
-        ({"temperature": math.inf}, "temperature must be a finite number > 0, found inf"),
         ({"weight": torch.zeros(2, 1, 5, 6)}, r"weight.*expected \(2, 5, 6\), found \(2, 1, 5, 6\)"),
         ({"weight": torch.zeros(2, 5, 6, requires_grad=True)}, "weight must not require grad"),
         ({"reduction": "mean"}, "reduction must be .*'mean'"),

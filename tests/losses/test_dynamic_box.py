@@ -1,21 +1,21 @@
 import inspect
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
-from d2kd.losses.dynamic_box import DynamicBoxKD, group_std_temperatures
+from d2kd.losses.dynamic_box import DynamicBoxKD, weighted_median
 from d2kd.losses.laplace_kl import laplace_kl
 from tests.losses.fake_outputs import output, random_maps, sparse_region, spec
-from tests.losses.object_scene import SIZES, A, N, scene
 
-KINDS = ("residual", "group_std", "learned", "fixed")
+#: N images, A anchors a cell, (H, W) of the levels.
+N, A, SIZES = 2, 3, ((4, 5), (2, 3))
+KINDS = ("residual", "fixed")
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
 
 
 def build(kind: str = "residual", **fields) -> DynamicBoxKD:
-    return DynamicBoxKD(**{"kind": kind, "region": "teacher_quality", "learn_iters": 0, **fields})
+    return DynamicBoxKD(**{"kind": kind, "region": "teacher_quality", **fields})
 
 
 def params(seed: int, scale: float = 1.0, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -29,10 +29,7 @@ def regions(share: float = 0.6) -> list[Tensor]:
 
 
 def step(loss: DynamicBoxKD, student: list[Tensor], teacher: list[Tensor], region: list[Tensor]) -> Tensor:
-    made = scene()
-    theirs = output(box_params=teacher, boxes=made["boxes"], anchors=made["anchors"])
-    assignment = SimpleNamespace(matched_boxes=made["matched_boxes"], positives=made["positives"])
-    return loss(output(box_params=student), theirs, region, assignment)
+    return loss(output(box_params=student), output(box_params=teacher), region)
 
 
 def medians(student: list[Tensor], teacher: list[Tensor], region: list[Tensor]) -> Tensor:
@@ -67,15 +64,11 @@ def test_is_the_formula_left_to_autograd(kind, share):
     student, teacher, region = [x.requires_grad_() for x in params(0)], params(1), regions(share)
     loss = build(kind)
     value = step(loss, student, teacher, region)
+    temperature = torch.tensor(0.1, dtype=torch.float64)
     if kind == "residual":
-        temperatures = [medians(student, teacher, region).clamp(0.01, 1.0).view(4, 1, 1)] * 2
-    elif kind == "group_std":
-        temperatures = [x.double() for x in group_std_temperatures(**scene())]
-    else:
-        number = 0.1 if kind == "fixed" else 0.01 + 0.99 * torch.tensor(1.0).sigmoid().item()
-        temperatures = [torch.tensor(number, dtype=torch.float64)] * 2
-    expected = restated(student, teacher, region, temperatures)
-    # Temperatures are float32 but for the fixed one.
+        temperature = medians(student, teacher, region).clamp(0.01, 1.0).view(4, 1, 1)
+    expected = restated(student, teacher, region, [temperature] * 2)
+    # The running temperature is float32.
     torch.testing.assert_close(value, expected, rtol=1e-12 if kind == "fixed" else 1e-6, atol=0)
     grads, expected_grads = (torch.autograd.grad(x.sum(), student) for x in (value, expected))
     torch.testing.assert_close(grads, expected_grads, rtol=1e-5, atol=1e-9)
@@ -92,12 +85,11 @@ def test_equal_parameters_give_zero_and_no_gradient(kind):
 
 @EVERY_KIND
 def test_an_empty_region_gives_a_connected_zero(kind):
-    student, loss = [x.requires_grad_() for x in params(0)], build(kind)
-    value = step(loss, student, params(1), [torch.zeros(N, A, h, w) for h, w in SIZES])
+    student = [x.requires_grad_() for x in params(0)]
+    value = step(build(kind), student, params(1), [torch.zeros(N, A, h, w) for h, w in SIZES])
     assert torch.equal(value, torch.zeros(2, dtype=torch.float64))
     value.sum().backward()
     assert not any(torch.count_nonzero(x.grad) for x in student)
-    assert all(parameter.grad is not None for parameter in loss.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -113,40 +105,38 @@ def test_half_precision_maps_under_autocast_give_a_finite_float32_loss(kind, dty
 
 
 @EVERY_KIND
-def test_no_gradient_reaches_a_temperature_but_a_learned_one(kind):
+def test_no_gradient_reaches_a_temperature(kind):
     student, teacher = ([x.requires_grad_() for x in params(seed)] for seed in range(2))
-    loss = build(kind)
-    step(loss, student, teacher, regions()).sum().backward()
+    step(build(kind), student, teacher, regions()).sum().backward()
     assert all(x.grad is None for x in teacher)
     # The slope at a constant temperature, which is below 1.
     assert all((x.grad.abs().amax(2) <= weight / 4).all() for x, weight in zip(student, regions()))
-    assert bool(list(loss.parameters())) == (kind == "learned")
 
 
 def test_residual_is_clipped_and_rises_with_the_distance():
     for scale, expected in ((1e-4, 0.01), (1e4, 1.0)):
         loss = build()
         step(loss, params(0, scale), params(1, scale), regions())
-        torch.testing.assert_close(loss.temperature_in_use, torch.full((4,), expected))
+        torch.testing.assert_close(loss.running_temperature, torch.full((4,), expected))
     small, large = build(), build()
     for loss, scale in ((small, 0.1), (large, 0.2)):
         step(loss, params(0, scale), params(1, scale), regions())
-    torch.testing.assert_close(large.temperature_in_use, 2 * small.temperature_in_use)
+    torch.testing.assert_close(large.running_temperature, 2 * small.running_temperature)
 
 
 def test_residual_is_a_running_mean_that_an_empty_region_leaves():
     loss, region = build(t_min=1e-3, t_max=1e3), regions()
     empty = [torch.zeros_like(x) for x in region]
     step(loss, params(0), params(1), empty)
-    assert torch.equal(loss.temperature_in_use, torch.zeros(4))
+    assert torch.equal(loss.running_temperature, torch.zeros(4))
     expected = medians(params(0), params(1), region)
     step(loss, params(0), params(1), region)
-    torch.testing.assert_close(loss.temperature_in_use.double(), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(loss.running_temperature.double(), expected, rtol=1e-6, atol=0)
     step(loss, params(0), params(1), empty)
-    torch.testing.assert_close(loss.temperature_in_use.double(), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(loss.running_temperature.double(), expected, rtol=1e-6, atol=0)
     expected = 0.9 * expected + 0.1 * medians(params(2), params(3), region)
     value = step(loss, params(2), params(3), region)
-    torch.testing.assert_close(loss.temperature_in_use.double(), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(loss.running_temperature.double(), expected, rtol=1e-6, atol=0)
     used = [expected.view(4, 1, 1)] * 2
     torch.testing.assert_close(value, restated(params(2), params(3), region, used), rtol=1e-6, atol=0)
 
@@ -165,34 +155,19 @@ def test_a_second_step_before_the_first_ones_backward_changes_no_gradient():
 def test_the_running_mean_is_saved_and_resumed():
     first, second = build(momentum=0.5), build(momentum=0.5)
     step(first, params(0), params(1), regions())
-    assert list(first.state_dict()) == ["temperature_in_use"]
+    assert list(first.state_dict()) == ["running_temperature"]
     second.load_state_dict(first.state_dict())
     for _ in range(2):
         values = [step(loss, params(2), params(3), regions()) for loss in (first, second)]
         assert torch.equal(*values)
-    assert torch.equal(first.temperature_in_use, second.temperature_in_use)
+    assert torch.equal(first.running_temperature, second.running_temperature)
     assert not torch.equal(values[0], step(build(), params(2), params(3), regions()))
 
 
-@pytest.mark.parametrize("kind, saved", [("group_std", []), ("fixed", []), ("learned", ["learned_temperature.theta"])])
-def test_other_temperatures_are_seen_but_not_saved(kind, saved):
-    loss, region = build(kind, per="edge"), regions()
-    step(loss, params(0), params(1), region)
-    assert list(loss.state_dict()) == saved
-    if kind == "group_std":
-        levels = list(zip(region, group_std_temperatures(**scene())))
-        total = sum((weight[:, :, None] * t).sum((0, 1, 3, 4)) for weight, t in levels)
-        expected = total / sum(weight.sum() for weight, _ in levels)
-    else:
-        expected = torch.full((4,), 0.1 if kind == "fixed" else 0.01 + 0.99 * torch.tensor(1.0).sigmoid().item())
-    torch.testing.assert_close(loss.temperature_in_use, expected)
-
-
-def test_group_std_needs_the_objects_of_locations():
-    teacher = output(box_params=params(1))
-    for assignment in (None, SimpleNamespace(matched_boxes=None)):
-        with pytest.raises(ValueError, match="DynamicBoxKD.kind is 'group_std', which needs an assignment"):
-            build("group_std")(output(box_params=params(0)), teacher, regions(), assignment)
+def test_a_fixed_temperature_keeps_no_state():
+    loss = build("fixed")
+    step(loss, params(0), params(1), regions())
+    assert not loss.state_dict() and not list(loss.buffers())
 
 
 def test_rectified_distances_are_compared_as_they_are_decoded():
@@ -204,7 +179,7 @@ def test_rectified_distances_are_compared_as_they_are_decoded():
     plain = build()
     expected = step(plain, *relu, region)
     torch.testing.assert_close(value, expected)
-    assert torch.equal(loss.temperature_in_use, plain.temperature_in_use)
+    assert torch.equal(loss.running_temperature, plain.running_temperature)
     for grad, kept, x in zip(
         *(torch.autograd.grad(v.sum(), p) for v, p in ((value, student), (expected, relu[0]))), student
     ):
@@ -235,11 +210,11 @@ def test_a_pair_with_bins_or_of_two_codings_is_refused():
 @pytest.mark.parametrize(
     "fields, message",
     [
-        (dict(kind="std"), "kind is 'std', expected one of residual, group_std, learned, fixed"),
+        (dict(kind="std"), "kind is 'std', expected one of residual, fixed"),
         (dict(t_min=0), "t_min is 0, expected a finite number > 0"),
         (dict(t_max=0.005), r"t_max is 0.005, expected a finite number > t_min \(0.01\)"),
         (dict(temperature=float("inf")), "temperature is inf, expected a finite number > 0"),
-        (dict(momentum=1.0), r"momentum is 1.0, expected a number in \[0, 1\)"),
+        (dict(momentum=1.0), "momentum is 1.0, expected a finite number >= 0 and < 1"),
         (dict(momentum="0.9"), "momentum is '0.9'"),
     ],
 )
@@ -254,4 +229,30 @@ def test_defaults_and_what_a_printed_term_shows():
         assert shown in text
     parameters = inspect.signature(DynamicBoxKD.__init__).parameters.values()
     names = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-    assert len(names) > 8 and all(f"{name}=" in text for name in names)
+    assert len(names) == 7 and all(f"{name}=" in text for name in names)
+
+
+def test_weighted_median_by_a_walk():
+    for seed in range(20):
+        values = random_maps(3, 15, seed=seed)
+        weights = random_maps(15, seed=seed + 100).clamp(min=0)
+        maps = [values[:, :7], values[:, 7:]]
+        for row, found in enumerate(weighted_median(torch.cat(maps, dim=1), weights)):
+            at_most, below = (weights[op(values[row], found)].sum() for op in (torch.le, torch.lt))
+            assert found in values[row][weights > 0]
+            assert at_most >= weights.sum() / 2 > below
+
+
+def test_weighted_median_of_few():
+    values = torch.tensor([[4.0, 1.0, 2.0, 3.0]])
+
+    def of(*weights: float) -> float:
+        return weighted_median(values, torch.tensor(weights)).item()
+
+    assert of(1, 1, 1, 1) == 2.0  # the smaller of the two in the middle
+    assert of(1, 0, 0, 0) == 4.0
+    assert of(3.1, 1, 1, 1) == 4.0
+    assert of(2.9, 1, 1, 1) == 3.0
+    assert of(0, 0, 0, 5) == 3.0
+    assert of(0, 0, 0, 0) != of(0, 0, 0, 0)
+    assert weighted_median(values[:, :0], torch.zeros(0)).isnan().tolist() == [True]

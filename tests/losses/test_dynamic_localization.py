@@ -1,41 +1,27 @@
 import inspect
+import math
 
 import pytest
 import torch
 from torch import Tensor
 
 from d2kd.losses import localization_distillation
-from d2kd.losses.dynamic_localization import DynamicLocalizationDistillation, dynamic_localization_kd
+from d2kd.losses.dynamic_localization import (
+    DynamicLocalizationDistillation,
+    dynamic_localization_kd,
+    std_temperature,
+)
 from tests.losses.fake_outputs import output, random_maps, sparse_region, spec
 
 SHAPE = (2, 3, 4, 6, 5, 7)  # (N, A, 4, n+1, H, W)
 
 #: Every kind, with every choice that changes it.
-CASES = [
-    dict(kind="std"),
-    dict(kind="std", share="each"),
-    dict(kind="std", share="mean"),
-    dict(kind="std", kappa=2.0, grad_scale="none"),
-    dict(kind="sharpness"),
-    dict(kind="sharpness", tau=2.0, grad_scale="none"),
-    dict(kind="entropy"),
-    dict(kind="entropy", share="each"),
-    dict(kind="entropy", share="mean"),
-    dict(kind="learned", learn_iters=0),
-    dict(kind="learned", learn_iters=0, per="edge"),
-    dict(kind="learned", learn_iters=0, per="level", num_levels=2),
-    dict(kind="fixed"),
-]
+CASES = [dict(kind="std"), dict(kind="std", kappa=2.0), dict(kind="learned", learn_iters=0), dict(kind="fixed")]
 EVERY_KIND = pytest.mark.parametrize("fields", CASES, ids=lambda fields: "-".join(map(str, fields.values())))
 
 
 def build(**fields) -> DynamicLocalizationDistillation:
-    loss = DynamicLocalizationDistillation(**{"region": "teacher_quality", **fields})
-    if fields.get("per") == "edge":
-        loss.learned_temperature.theta.data = torch.tensor([-2.0, -1.0, 0.5, 1.5])
-    elif fields.get("per") == "level":
-        loss.learned_temperature.theta.data = torch.tensor([3.0, -1.0])
-    return loss
+    return DynamicLocalizationDistillation(**{"region": "teacher_quality", **fields})
 
 
 def run(loss: DynamicLocalizationDistillation, student: Tensor, teacher: Tensor, region: Tensor) -> Tensor:
@@ -48,35 +34,14 @@ def maps(scale: float = 3.0, dtype: torch.dtype = torch.float64) -> tuple[Tensor
     return student.requires_grad_(), teacher
 
 
-def clipped(values: Tensor) -> Tensor:
-    return values.clamp(1.0, 10.0)
-
-
-def expected_temperatures(fields: dict, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """The specification's formulas, (N, A, 4, 1, H, W)."""
-    student, teacher = student.detach(), teacher.detach()
-    kind = fields["kind"]
-    if kind == "fixed":
-        return (torch.tensor(10.0, dtype=torch.float64),) * 2
-    if kind == "learned":
-        theta = {"edge": torch.tensor([-2.0, -1.0, 0.5, 1.5]).view(4, 1, 1, 1), "level": torch.tensor(-1.0)}
-        return ((1 + 20 * theta.get(fields.get("per"), torch.tensor(1.0)).sigmoid()).double(),) * 2
-    if kind == "sharpness":
-        x, y = (z.amax(3, keepdim=True) - z.mean(3, keepdim=True) for z in (teacher, student))
-        tau = fields.get("tau", 4.0)
-        return clipped(2 * x / (x + y) * tau), clipped(2 * y / (x + y) * tau)
-
-    def of(z: Tensor) -> Tensor:
-        if kind == "std":
-            mean = z.mean(3, keepdim=True)
-            return clipped(fields.get("kappa", 1.0) * (z - mean).square().mean(3, keepdim=True).sqrt())
-        entropy = torch.distributions.Categorical(logits=z.movedim(3, -1)).entropy().unsqueeze(3)
-        return 1 + 9 * (1 - entropy / torch.tensor(6.0).double().log())
-
-    share = fields.get("share", "teacher")
-    if share == "mean":
-        return ((of(teacher) + of(student)) / 2,) * 2
-    return of(teacher), of(student if share == "each" else teacher)
+def expected_temperature(fields: dict, teacher: Tensor) -> Tensor:
+    """The specification's formulas, a number or (N, A, 4, 1, H, W)."""
+    if fields["kind"] == "fixed":
+        return torch.tensor(10.0, dtype=torch.float64)
+    if fields["kind"] == "learned":
+        return (1 + 20 * torch.tensor(1.0).sigmoid()).double()
+    deviation = (teacher - teacher.mean(3, keepdim=True)).square().mean(3, keepdim=True).sqrt()
+    return (fields.get("kappa", 1.0) * deviation).clamp(1.0, 10.0)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.9], ids=["gathered", "dense"])
@@ -85,11 +50,9 @@ def test_is_the_formula_left_to_autograd(fields, share):
     student, teacher = maps()
     region = sparse_region(2, 3, 5, 7, share=share)
     loss = run(build(**fields), student, teacher, region)
-    t, s = expected_temperatures(fields, student, teacher)
-    p, q = (teacher / t).softmax(3), (student / s).softmax(3)
-    kl = (p * (p.log() - q.log())).sum(3, keepdim=True)
-    if fields.get("grad_scale") != "none":
-        kl = kl * t * s
+    t = expected_temperature(fields, teacher)
+    p, q = (teacher / t).softmax(3), (student / t).softmax(3)
+    kl = (p * (p.log() - q.log())).sum(3, keepdim=True) * t * t
     expected = (region[:, :, None] * kl.squeeze(3)).sum() / 4
     # A learned temperature is a float32 parameter.
     tolerance = dict(rtol=1e-5, atol=1e-7) if fields["kind"] == "learned" else dict(rtol=1e-9, atol=1e-12)
@@ -127,8 +90,8 @@ def test_a_constant_added_to_all_bins_of_an_edge_changes_nothing(fields):
 def test_no_gradient_reaches_a_temperature_but_a_learned_one(fields):
     student, teacher = maps()
     loss = build(**fields)
-    temperatures = loss.temperatures(student, teacher.requires_grad_(), 1)
-    assert [isinstance(t, Tensor) and t.requires_grad for t in temperatures] == [fields["kind"] == "learned", False]
+    temperature = loss.temperature_of(teacher.requires_grad_())
+    assert (isinstance(temperature, Tensor) and temperature.requires_grad) == (fields["kind"] == "learned")
     assert bool(list(loss.parameters())) == (fields["kind"] == "learned")
     run(loss, student, teacher, torch.ones(2, 3, 5, 7)).backward()
     assert teacher.grad is None
@@ -170,14 +133,9 @@ def test_fixed_at_10_is_ld_with_the_sum_over_bins_for_their_mean():
     )
 
 
-def test_a_shared_temperature_has_its_minimum_at_equal_bins_and_one_each_forgives_a_scale():
+def test_bins_that_are_the_teachers_times_a_factor_have_a_loss():
     teacher = 4 * random_maps(*SHAPE)
-    region = torch.ones(2, 3, 5, 7)
-    scaled = 0.5 * teacher
-    wide = dict(t_min=1e-3, t_max=1e3)
-    assert run(build(share="each", **wide), scaled, teacher, region).item() == pytest.approx(0, abs=1e-9)
-    assert run(build(share="teacher", **wide), scaled, teacher, region) > 1
-    assert run(build(share="mean", **wide), scaled, teacher, region) > 1
+    assert run(build(t_min=1e-3, t_max=1e3), 0.5 * teacher, teacher, torch.ones(2, 3, 5, 7)) > 1
 
 
 def test_gradcheck_with_temperatures_of_edges():
@@ -186,7 +144,7 @@ def test_gradcheck_with_temperatures_of_edges():
     temperature = random_maps(3, 4, 1, seed=3).abs() + 0.5
 
     def kernel(bins: Tensor) -> Tensor:
-        return dynamic_localization_kd(bins, teacher, temperature=temperature, weight=weight, reduction="mean")
+        return dynamic_localization_kd(bins, teacher, temperature=temperature, weight=weight)
 
     assert torch.autograd.gradcheck(kernel, (student,))
 
@@ -201,24 +159,68 @@ def test_weight_and_reductions():
 
     torch.testing.assert_close(kernel(), weight * edges)
     torch.testing.assert_close(kernel(reduction="sum"), (weight * edges).sum())
-    torch.testing.assert_close(kernel(reduction="mean"), (weight * edges).sum() / 20)
 
 
 @pytest.mark.parametrize(
     "kwargs, message",
     [
-        ({"weight": torch.zeros(2, 4, 1)}, r"weight.*without the bins, expected \(2, 4\), found \(2, 4, 1\)"),
+        ({"weight": torch.zeros(2, 4, 1)}, r"weight.*expected \(2, 4\), found \(2, 4, 1\)"),
         ({"weight": torch.zeros(2, 4, requires_grad=True)}, "weight must not require grad"),
-        ({"reduction": "max"}, "reduction must be .* found 'max'"),
+        ({"reduction": "mean"}, "reduction must be .* found 'mean'"),
         ({"teacher_bins": torch.zeros(2, 4, 9)}, r"\(2, 4, 17\) and \(2, 4, 9\)"),
         ({"temperature": torch.ones(2, 4)}, r"temperature must broadcast to \(2, 4, 1\)"),
-        ({"grad_scale": "T2"}, "grad_scale.*'T2'"),
     ],
 )
 def test_bad_input_is_named(kwargs, message):
     arguments = dict(student_bins=torch.zeros(2, 4, 17), teacher_bins=torch.zeros(2, 4, 17), temperature=1.0)
     with pytest.raises(ValueError, match=message):
         dynamic_localization_kd(**{**arguments, **kwargs})
+
+
+# ---- the temperature ----------------------------------------------------------------------------------------------
+
+
+def temperature(bins: Tensor, **fields) -> Tensor:
+    return std_temperature(bins, **{"kappa": 1.0, "t_min": 1.0, "t_max": 10.0, **fields})
+
+
+def test_std_is_the_populations_and_clipped():
+    bins = torch.tensor([[0.0, 2.0, 4.0], [0.0, 0.2, 0.4], [0.0, 200.0, 400.0]])
+    expected = torch.tensor([[math.sqrt(8 / 3)], [1.0], [10.0]])
+    torch.testing.assert_close(temperature(bins), expected)
+    halved = torch.tensor([[0.5], [0.05]]) * expected[0]
+    torch.testing.assert_close(temperature(bins, kappa=0.5, t_min=0.01)[:2], halved)
+
+
+def test_std_rises_with_the_scale_of_the_logits_from_one_bound_to_the_other():
+    bins = random_maps(50, 17)
+    found = torch.stack([temperature(bins * scale, t_min=0.5, t_max=7.0) for scale in (0, 0.6, 1, 2, 4, 1e6)])
+    assert found.shape == (6, 50, 1)
+    torch.testing.assert_close(found[0], torch.full((50, 1), 0.5, dtype=torch.float64))
+    assert (found[1:5].diff(dim=0) > 0).all()
+    torch.testing.assert_close(found[5], torch.full((50, 1), 7.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dim", [0, 1, 3, -2])
+def test_std_of_any_axis_of_any_view(dim):
+    bins = 3 * random_maps(2, 5, 3, 4).transpose(1, 2)
+    torch.testing.assert_close(temperature(bins, dim=dim).movedim(dim, -1), temperature(bins.movedim(dim, -1)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_std_of_half_precision_is_computed_in_float32(dtype):
+    bins = 10 * random_maps(6, 17, dtype=torch.float32).to(dtype)
+    assert torch.equal(temperature(bins), temperature(bins.float()))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_std_does_not_hide_a_logit_that_is_not_finite(value):
+    bins = random_maps(3, 17)
+    bins[1, 2] = value
+    assert torch.isfinite(temperature(bins)).flatten().tolist() == [True, False, True]
+
+
+# ---- the module ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -238,14 +240,15 @@ def test_a_pair_without_equal_bins_is_refused(source, teacher, message):
 @pytest.mark.parametrize(
     "fields, message",
     [
-        (dict(kind="var"), "kind is 'var', expected one of std, sharpness, entropy, learned, fixed"),
-        (dict(share="student"), "share is 'student', expected one of teacher, each, mean"),
-        (dict(grad_scale="T2"), "grad_scale is 'T2', expected one of t2, none"),
+        (dict(kind="var"), "kind is 'var', expected one of std, learned, fixed"),
         (dict(kappa=0), "kappa is 0, expected a finite number > 0"),
         (dict(t_min=-1.0), "t_min is -1.0, expected a finite number > 0"),
         (dict(t_max=1.0), r"t_max is 1.0, expected a finite number > t_min \(1.0\)"),
-        (dict(tau=float("nan")), "tau is nan, expected a finite number > 0"),
         (dict(temperature="10"), "temperature is '10', expected a finite number > 0"),
+        (dict(learn_iters=-1), "learn_iters is -1, expected a whole number of at least 0"),
+        (dict(learn_iters=True), "learn_iters is True, expected a whole number"),
+        (dict(t_start=0), "t_start is 0, expected a finite number > 0"),
+        (dict(t_span=-1.0), "t_span is -1.0, expected a finite number > 0"),
     ],
 )
 def test_arguments_that_mean_nothing_are_named(fields, message):
@@ -255,14 +258,8 @@ def test_arguments_that_mean_nothing_are_named(fields, message):
 
 def test_defaults_and_what_a_printed_term_shows():
     text = repr(DynamicLocalizationDistillation())
-    for shown in (
-        "kind=std",
-        "region=teacher_quality",
-        "{'centerness': True}",
-        "normalizer=locations",
-        "share=teacher",
-    ):
+    for shown in ("kind=std", "region=teacher_quality", "{'centerness': True}", "normalizer=locations"):
         assert shown in text
     parameters = inspect.signature(DynamicLocalizationDistillation.__init__).parameters.values()
     names = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-    assert len(names) > 10 and all(f"{name}=" in text for name in names)
+    assert len(names) == 10 and all(f"{name}=" in text for name in names)

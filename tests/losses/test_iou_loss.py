@@ -40,18 +40,12 @@ def test_gradient_flows_into_both(iou_type):
     assert torch.autograd.gradcheck(lambda b, t: iou_loss(b, t, iou_type=iou_type), (boxes, targets))
 
 
-def test_eps_is_the_clamp():
-    boxes, targets = torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([[5.0, 5, 6, 6]])
-    torch.testing.assert_close(iou_loss(boxes, targets, iou_type="neg_log_iou", eps=1e-3), torch.tensor([6.9077553]))
-
-
 @pytest.mark.parametrize(
     "kwargs, message",
     [
         ({"targets": torch.zeros(2, 5, 4)}, r"boxes and targets.*\(2, 3, 4\) and \(2, 5, 4\)"),
         ({"targets": torch.zeros(2, 3, 4, dtype=torch.int64)}, "targets must be floating.*int64"),
         ({"iou_type": "diou"}, "iou_type.*neg_log_iou.*'diou'"),
-        ({"eps": 0.0}, "eps.*0.0"),
     ],
 )
 def test_bad_input_is_named(kwargs, message):

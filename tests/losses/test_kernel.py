@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from d2kd.losses.kernel import compute_dtype, drop_unweighted, weigh_and_reduce
+from d2kd.losses.kernel import check_number, compute_dtype, drop_unweighted, weigh_and_reduce
 from tests.losses.fake_outputs import random_maps, sparse_region
 
 SHAPE = (2, 3, 7, 5)
@@ -45,9 +45,25 @@ def test_compute_dtype():
 
 def test_weigh_and_reduce():
     loss, weight = torch.tensor([[1.0, 2], [3, 4]]), torch.tensor([[1.0, 0], [0.5, 2]], dtype=torch.float64)
-    assert weigh_and_reduce(loss, None, "none") is loss
-    assert torch.equal(weigh_and_reduce(loss, weight, "none"), torch.tensor([[1.0, 0], [1.5, 8]]))
-    assert weigh_and_reduce(loss, weight, "sum").item() == 10.5
-    assert weigh_and_reduce(loss, weight, "mean").item() == 10.5 / 4
-    assert weigh_and_reduce(loss, weight > 0, "sum").item() == 8
-    assert weigh_and_reduce(loss[:0], None, "mean").item() == 0
+    assert weigh_and_reduce("kernel", loss, None, "none") is loss
+    assert torch.equal(weigh_and_reduce("kernel", loss, weight, "none"), torch.tensor([[1.0, 0], [1.5, 8]]))
+    assert weigh_and_reduce("kernel", loss, weight, "sum").item() == 10.5
+    assert weigh_and_reduce("kernel", loss, weight > 0, "sum").item() == 8
+    assert weigh_and_reduce("kernel", loss[:0], None, "sum").item() == 0
+
+
+@pytest.mark.parametrize("bounds", [{}, dict(above=0.5), dict(at_least=0, below=1), dict(above=2, meaning="least")])
+@pytest.mark.parametrize("value", [-1, 0, 0.5, 0.7, 1, 3.0, float("nan"), float("inf"), True, "1", None])
+def test_a_number_out_of_its_bounds_is_named(value, bounds):
+    expected, accepted = {
+        (): ("> 0", [0.5, 0.7, 1, 3.0]),
+        ("above",): ("> 0.5", [0.7, 1, 3.0]),
+        ("at_least", "below"): (">= 0 and < 1", [0, 0.5, 0.7]),
+        ("above", "meaning"): ("> least (2)", [3.0]),
+    }[tuple(bounds)]
+    if not isinstance(value, bool) and value in accepted:
+        check_number("Loss", "field", value, **bounds)
+    else:
+        with pytest.raises(ValueError) as error:
+            check_number("Loss", "field", value, **bounds)
+        assert str(error.value) == f"Loss.field is {value!r}, expected a finite number {expected}."

@@ -1,4 +1,3 @@
-import math
 from decimal import Decimal, getcontext
 
 import pytest
@@ -43,7 +42,7 @@ def test_a_square_near_zero_and_a_slope_of_one_far_away():
     assert loss[0] == 0 and grad[0] == 0
 
 
-def test_is_the_divergence_of_two_laplace_laws():
+def test_is_the_divergence_of_two_laplace_distributions():
     student, teacher = random_maps(20), random_maps(20, seed=1)
     temperature = random_maps(20, seed=2).abs() + 0.1
     laws = (torch.distributions.Laplace(x, temperature) for x in (teacher, student))
@@ -59,28 +58,20 @@ def test_gradcheck_with_temperatures(shape):
     temperature = (random_maps(*shape, seed=2).abs() + 0.2).requires_grad_()
     weight = random_maps(3, 4, 5, seed=3)
 
-    def kernel(params: Tensor, t: Tensor) -> Tensor:
-        return laplace_kl(params, teacher, temperature=t, weight=weight, reduction="mean")
+    def kernel(params: Tensor) -> Tensor:
+        return laplace_kl(params, teacher, temperature=temperature, weight=weight)
 
-    assert torch.autograd.gradcheck(kernel, (student, temperature))
-
-
-@pytest.mark.parametrize("ratio", [1e-6, 1e-3, 30.0, 1e30])
-def test_the_gradient_into_the_temperature_is_finite_and_right(ratio):
-    temperature = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
-    student = torch.tensor([0.5 * ratio], dtype=torch.float64)
-    (grad,) = torch.autograd.grad(laplace_kl(student, torch.zeros_like(student), temperature=temperature), temperature)
-    expected = math.exp(-ratio) * (1 + ratio) - 1 if ratio < 700 else -1.0
-    assert grad.item() == pytest.approx(expected, abs=1e-14)
+    assert torch.autograd.gradcheck(kernel, (student,))
+    kernel(student).sum().backward()
+    assert temperature.grad is None
 
 
 def test_a_ratio_that_overflows_is_sound():
     student = torch.tensor([1e38, -1e38], requires_grad=True)
-    temperature = torch.tensor(0.01, requires_grad=True)
-    loss = laplace_kl(student, torch.zeros(2), temperature=temperature)
+    loss = laplace_kl(student, torch.zeros(2), temperature=0.01)
     assert loss.tolist() == student.abs().tolist()
-    slopes = torch.autograd.grad(loss, [student, temperature], torch.ones(2))
-    assert slopes[0].tolist() == [1, -1] and slopes[1].item() == -2
+    (slope,) = torch.autograd.grad(loss.sum(), student)
+    assert slope.tolist() == [1, -1]
 
 
 def test_weight_and_reductions():
@@ -92,7 +83,6 @@ def test_weight_and_reductions():
 
     torch.testing.assert_close(kernel(), weight * params)
     torch.testing.assert_close(kernel(reduction="sum"), (weight * params).sum())
-    torch.testing.assert_close(kernel(reduction="mean"), (weight * params).mean())
 
 
 def test_computed_in_float32_and_teacher_detached():
@@ -119,13 +109,12 @@ def test_non_finite_parameters_are_not_hidden(side, value):
     [
         ({"teacher_params": torch.zeros(2, 3)}, r"\(2, 4\) and \(2, 3\)"),
         ({"student_params": torch.zeros(2, 4, dtype=torch.int64)}, "student_params must be floating.*int64"),
-        ({"temperature": 0.0}, "temperature must be a finite number > 0, found 0.0"),
         ({"temperature": torch.ones(2)}, r"temperature must broadcast.*\(2, 4\), found \(2,\)"),
         ({"temperature": torch.ones(1, 2, 4)}, r"temperature must broadcast.*found \(1, 2, 4\)"),
         ({"temperature": torch.ones(4, dtype=torch.int64)}, "temperature must be floating.*int64"),
         ({"weight": torch.zeros(4)}, r"weight.*expected \(2, 4\), found \(4,\)"),
         ({"weight": torch.zeros(2, 4, requires_grad=True)}, "weight must not require grad"),
-        ({"reduction": "max"}, "reduction.*'max'"),
+        ({"reduction": "mean"}, "reduction.*'mean'"),
     ],
 )
 def test_bad_input_is_named(kwargs, message):

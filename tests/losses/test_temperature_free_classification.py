@@ -1,4 +1,4 @@
-"""TemperatureFreeClassificationKD: BCKD's loss by default, and its alternatives in their own regions."""
+"""TemperatureFreeClassificationKD: BCKD's loss by default, and a part on the classes' relations in its own region."""
 
 import logging
 from types import SimpleNamespace
@@ -7,22 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from d2kd.losses import (
-    BinaryClassificationKD,
-    TemperatureFreeClassificationKD,
-    pearson_kd,
-    softmax_classification_kd,
-    zscore_kd,
-)
-from d2kd.losses.class_relations import PEARSON_AXES
-from d2kd.losses.temperature_free_classification import KINDS
+from d2kd.losses import BinaryClassificationKD, TemperatureFreeClassificationKD, pearson_kd
 from d2kd.regions import REGION_REGISTRY
 from tests.losses.fake_outputs import output, random_maps, sparse_region, spec
 
-# every kind of loss, and what it correlates over
-MODULES = [dict(kind=kind) for kind in KINDS] + [
-    dict(kind=kind, axis=axis) for kind in ("pearson", "sigmoid+pearson") for axis in ("location", "both")
-]
+KINDS = ("sigmoid", "sigmoid+pearson")
+EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
 
 
 def maps(seed: int, levels: int = 2) -> list[Tensor]:
@@ -43,7 +33,7 @@ def run(loss: TemperatureFreeClassificationKD, student: list[Tensor], teacher: l
     return sums.detach(), torch.autograd.grad(sums.sum(), student)
 
 
-@pytest.mark.parametrize("kwargs", [{}, dict(beta=2.0), dict(detach_gap=True), dict(source="crossed", tail=2)])
+@pytest.mark.parametrize("kwargs", [{}, dict(beta=2.0), dict(source="crossed", tail=2)])
 def test_by_default_it_is_the_loss_of_bckd(kwargs):
     loss, bckd = TemperatureFreeClassificationKD(**kwargs), BinaryClassificationKD(**kwargs)
     assert loss.parts == bckd.parts and (loss.parts[0].region, loss.parts[0].normalizer) == (
@@ -56,9 +46,9 @@ def test_by_default_it_is_the_loss_of_bckd(kwargs):
     assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
 
 
-@pytest.mark.parametrize("kwargs", MODULES)
-def test_equal_logits_give_nothing(kwargs):
-    loss = TemperatureFreeClassificationKD(**kwargs)
+@EVERY_KIND
+def test_equal_logits_give_nothing(kind):
+    loss = TemperatureFreeClassificationKD(kind=kind)
     sums, grads = run(loss, maps(0), maps(0), weights(loss))
     torch.testing.assert_close(sums, torch.zeros_like(sums), rtol=0, atol=1e-12)
     assert all(not grad.any() for grad in grads)
@@ -66,18 +56,18 @@ def test_equal_logits_give_nothing(kwargs):
     assert (sums > 0.01).all() and all(grad.any() for grad in grads)
 
 
-@pytest.mark.parametrize("kwargs", MODULES)
-def test_an_empty_region_gives_a_connected_zero(kwargs):
+@EVERY_KIND
+def test_an_empty_region_gives_a_connected_zero(kind):
     """As with no object, no positive, or every location ignored."""
-    loss = TemperatureFreeClassificationKD(**kwargs)
+    loss = TemperatureFreeClassificationKD(kind=kind)
     sums, grads = run(loss, maps(0), maps(1), [torch.zeros_like(x) for x in weights(loss)])
     assert not sums.any() and all(not grad.any() for grad in grads)
 
 
-@pytest.mark.parametrize("kwargs", MODULES)
-def test_a_level_of_one_location(kwargs):
+@EVERY_KIND
+def test_a_level_of_one_location(kind):
     student = random_maps(1, 1, 6, 1, 1).requires_grad_()
-    loss = TemperatureFreeClassificationKD(**kwargs)
+    loss = TemperatureFreeClassificationKD(kind=kind)
     region = torch.full((len(loss.parts), 1, 1, 1, 1), 0.7)
     region = region if len(loss.parts) > 1 else region[0]
     sums = loss(output(logits=[student]), output(logits=[random_maps(1, 1, 6, 1, 1, seed=1)]), [region])
@@ -86,9 +76,9 @@ def test_a_level_of_one_location(kwargs):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("kwargs", MODULES)
-def test_half_precision_maps_give_finite_float32(kwargs, dtype):
-    loss = TemperatureFreeClassificationKD(**kwargs)
+@EVERY_KIND
+def test_half_precision_maps_give_finite_float32(kind, dtype):
+    loss = TemperatureFreeClassificationKD(kind=kind)
     student, teacher = ([10 * x.to(dtype) for x in maps(seed)] for seed in (0, 1))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         sums, grads = run(loss, student, teacher, weights(loss))
@@ -97,30 +87,25 @@ def test_half_precision_maps_give_finite_float32(kwargs, dtype):
 
 
 @pytest.mark.parametrize("share", [0.1, 0.9], ids=["gathered", "dense"])
-@pytest.mark.parametrize("kwargs", [kwargs for kwargs in MODULES if "sigmoid" not in kwargs["kind"]])
-def test_module_is_the_weighted_sum_over_a_level(kwargs, share):
-    loss = TemperatureFreeClassificationKD(temperature=3.0, **kwargs)
+def test_parts_are_the_weighted_sums_over_a_level(share):
+    loss = TemperatureFreeClassificationKD(kind="sigmoid+pearson", eta=0.3)
     student, teacher, region = maps(0), maps(1), weights(loss, share)
     sums, grads = run(loss, student, teacher, region)
+    alone = TemperatureFreeClassificationKD()
     for level in range(2):
         z = student[level].clone().requires_grad_()
-        if loss.kind == "zscore":
-            expected = zscore_kd(z, teacher[level], weight=region[level], reduction="sum", dim=2)
-        elif loss.kind == "pearson":
-            expected = pearson_kd(z, teacher[level], axis=loss.axis, weight=region[level], reduction="sum", dim=2)
-        else:  # the sum over the six classes, where LD's is the mean
-            each = softmax_classification_kd(z, teacher[level], temperature=3.0, dim=2)
-            expected = 6 * (each * region[level]).sum()
-        torch.testing.assert_close(sums[level], expected.detach(), rtol=1e-6, atol=0)
-        torch.testing.assert_close(grads[level], torch.autograd.grad(expected, z)[0], rtol=1e-6, atol=1e-9)
+        sigmoid = alone.level_loss(output(logits=[None, z]), output(logits=[None, teacher[level]]), 1, region[level][0])
+        pearson = 0.3 * pearson_kd(z, teacher[level], weight=region[level][1], dim=2, reduction="sum")
+        torch.testing.assert_close(sums[level], torch.stack([sigmoid, pearson]).detach(), rtol=1e-6, atol=0)
+        expected = torch.autograd.grad(sigmoid + pearson, z)[0]
+        torch.testing.assert_close(grads[level], expected, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("axis", PEARSON_AXES)
-def test_sigmoid_and_pearson_each_have_their_region_and_normalizer(axis):
-    """Through the terms: the regions made as they say, each part divided by what they say."""
-    options = dict(axis=axis, beta=1.5, region="positives", quality_region={"name": "teacher_quality"})
-    kinds = {"both": dict(kind="sigmoid+pearson", eta=0.3), "sigmoid": {}, "pearson": dict(kind="pearson")}
-    losses = {name: TemperatureFreeClassificationKD(**kind, **options) for name, kind in kinds.items()}
+def test_sigmoid_and_pearson_each_have_their_region_and_normalizer():
+    """The regions made as the parts say, each part divided by what it says."""
+    options = dict(beta=1.5, region="positives", quality_region={"name": "teacher_quality"})
+    both = TemperatureFreeClassificationKD(kind="sigmoid+pearson", eta=0.3, **options)
+    alone = TemperatureFreeClassificationKD(**options)
     source, teacher = (output(logits=[x.float() for x in maps(seed)], centerness=None) for seed in (0, 1))
     labels = [torch.randint(-1, 7, (2, 3, 5 - i, 7), generator=torch.Generator().manual_seed(i)) for i in range(2)]
     positives = [(x >= 0) & (x < 6) for x in labels]
@@ -136,10 +121,15 @@ def test_sigmoid_and_pearson_each_have_their_region_and_normalizer(axis):
         sums = loss(source, teacher, stacked).view(2, len(loss.parts))
         return (sums / torch.stack(divisors)).sum().item()
 
-    parts = {name: total(loss) for name, loss in losses.items()}
-    assert parts["both"] == pytest.approx(parts["sigmoid"] + 0.3 * parts["pearson"], rel=1e-6)
-    assert parts["sigmoid"] > 0.01 and parts["pearson"] > 0.01
-    assert [term.name for term in losses["both"].parts] == ["sigmoid", "pearson"]
+    quality = REGION_REGISTRY.get("teacher_quality")(source, teacher, assignment)
+    pearson = sum(
+        pearson_kd(s, t, weight=weight, dim=2, reduction="sum")
+        for s, t, weight in zip(source.logits, teacher.logits, quality, strict=True)
+    )
+    pearson = (pearson / sum(x.sum() for x in quality)).item()
+    assert total(both) == pytest.approx(total(alone) + 0.3 * pearson, rel=1e-6)
+    assert total(alone) > 0.01 and pearson > 0.01
+    assert [part.name for part in both.parts] == ["sigmoid", "pearson"]
 
 
 def test_terms_of_each_kind():
@@ -148,8 +138,6 @@ def test_terms_of_each_kind():
         return [(term.region, dict(term.options), term.normalizer) for term in made]
 
     quality = ("teacher_quality", {"centerness": True}, "locations")
-    for kind in ("zscore", "pearson", "softmax"):
-        assert terms(kind=kind, region="positives", normalizer="images") == [quality]
     assert terms(kind="sigmoid+pearson") == [("all_locations", {}, "positives"), quality]
     assert terms(kind="sigmoid+pearson", region="gap", normalizer="images", quality_region="positives") == [
         ("gap", {}, "images"),
@@ -158,41 +146,33 @@ def test_terms_of_each_kind():
     assert terms(quality_region="positives", normalizer="ema") == [("all_locations", {}, "ema")]
 
 
-@pytest.mark.parametrize("kwargs", [kwargs for kwargs in MODULES if kwargs["kind"] != "sigmoid"])
-def test_classes_too_few_to_compare_are_warned_of(kwargs, caplog):
-    loss = TemperatureFreeClassificationKD(**kwargs)
+@EVERY_KIND
+def test_classes_too_few_to_compare_are_warned_of(kind, caplog):
+    loss = TemperatureFreeClassificationKD(kind=kind)
     with caplog.at_level(logging.WARNING):
-        loss.check_pair(spec(num_classes=3), spec(num_classes=3))
-        TemperatureFreeClassificationKD().check_pair(spec(num_classes=1), spec(num_classes=1))
-        assert not caplog.records
-        loss.check_pair(spec(num_classes=1), spec(num_classes=1))
-        loss.check_pair(spec(num_classes=2), spec(num_classes=2))
-    # Two classes say something in a softmax, and nothing once they are standardised.
-    dead = {"softmax": [1], "zscore": [1, 2]}.get(kwargs["kind"], [] if kwargs.get("axis") == "location" else [1, 2])
-    assert [int(record.message.split("num_classes=")[1][0]) for record in caplog.records] == dead
-    assert all(f"kind='{kwargs['kind']}'" in record.message for record in caplog.records)
+        for classes in (1, 2, 3):
+            loss.check_pair(spec(num_classes=classes), spec(num_classes=classes))
+    found = [int(record.message.split("num_classes=")[1][0]) for record in caplog.records]
+    assert found == ([1, 2] if kind == "sigmoid+pearson" else [])
+    assert all("kind='sigmoid+pearson'" in record.message for record in caplog.records)
 
 
 def test_two_classes_once_standardised_say_nothing():
     student, teacher = (random_maps(40, 2, seed=seed).requires_grad_() for seed in (0, 1))
     same = (student.argmax(1) == teacher.argmax(1))[:, None]
-    for kernel in (zscore_kd, pearson_kd):
-        (grad,) = torch.autograd.grad(kernel(student, teacher, reduction="sum"), student)
-        assert same.any() and (grad * same).abs().max() < 1e-3
+    (grad,) = torch.autograd.grad(pearson_kd(student, teacher, reduction="sum"), student)
+    assert same.any() and (grad * same).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize(
     "kwargs, message",
     [
-        (dict(kind="softmax+pearson"), "kind is 'softmax.pearson', expected one of sigmoid, zscore, pearson, sigmoid."),
+        (dict(kind="pearson"), "kind is 'pearson', expected one of sigmoid, sigmoid.pearson"),
         (dict(kind=None), "kind is None, expected one of"),
-        (dict(axis="image"), "axis is 'image', expected one of class, location, both"),
         (dict(beta=-1), "beta is -1, expected a finite number >= 0"),
         (dict(beta=float("nan")), "beta is nan, expected a finite number >= 0"),
-        (dict(detach_gap=1), "detach_gap is 1, expected true or false"),
         (dict(eta=0), "eta is 0, expected a finite number > 0"),
         (dict(eta="1"), "eta is '1', expected a finite number > 0"),
-        (dict(temperature=0), "temperature is 0, expected a finite number > 0"),
         (dict(quality_region="quality"), "quality_region is 'quality', expected one of"),
         (dict(quality_region={"name": "teacher_quality", "centerness": 1}), "quality_region: .*centerness .* is 1"),
     ],
@@ -202,11 +182,8 @@ def test_fields_that_mean_nothing_are_named(kwargs, message):
         TemperatureFreeClassificationKD(**kwargs)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@EVERY_KIND
 def test_a_printed_term_shows_every_field(kind):
-    printed = repr(TemperatureFreeClassificationKD(kind=kind, eta=0.5, axis="both"))
-    tail = (
-        f"beta=1.0, detach_gap=False, kind={kind}, eta=0.5, axis=both, temperature=2.0, "
-        "quality_region={'name': 'teacher_quality', 'centerness': True})"
-    )
-    assert printed.endswith(tail)
+    printed = repr(TemperatureFreeClassificationKD(kind=kind, eta=0.5))
+    region = "{'name': 'teacher_quality', 'centerness': True}"
+    assert printed.endswith(f"beta=1.0, kind={kind}, eta=0.5, quality_region={region})")
