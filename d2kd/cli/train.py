@@ -22,7 +22,7 @@ from d2kd.cli import fail
 from d2kd.engine import ConfigError, check_config, do_eval, do_train, resolve_device
 from d2kd.methods import list_methods
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("d2kd.cli.train")  # also where this file is run with `python -m`
 
 EXAMPLES = """
 Examples:

@@ -5,7 +5,7 @@ from d2kd.experiments.curves import CurvePoint, last_quarter
 from d2kd.experiments.figures import Box, draw_sheet, mark, plot_curves
 from d2kd.experiments.files import write_json, write_text
 from d2kd.experiments.jobs import JobError, run_jobs, short_path
-from d2kd.experiments.plan import ALONE, TEACHER, Experiment, Run, plan_run, plan_teacher, stretched
+from d2kd.experiments.plan import ALONE, TEACHER, Experiment, plan_run, plan_teacher, stretched
 from d2kd.experiments.report import markdown_table, write_report
 from d2kd.experiments.results import collect, load_detector
 from d2kd.experiments.statistics import METRICS
@@ -20,7 +20,6 @@ __all__ = [
     "CurvePoint",
     "Experiment",
     "JobError",
-    "Run",
     "build_jobs",
     "collect",
     "draw_sheet",

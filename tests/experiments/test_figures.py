@@ -38,6 +38,7 @@ def test_sheet_has_equal_panels(tmp_path):
     images = [np.full((96, 96, 3), value, np.uint8) for value in (50, 150)]
     boxes = [[Box((10, 10, 60, 60), "3", 0.8, True)], []]
     draw_sheet(tmp_path / "sheet.png", images, {"truth": boxes, "student": boxes}, "caption", panel=200)
+    assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]  # no half-written file beside it
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     for value, rows in [(50, slice(40, 240)), (150, slice(248, 448))]:
         flat = (sheet == value).all(axis=-1)
