@@ -1,4 +1,4 @@
-"""What the commands do; ``tools/`` has a door to each."""
+"""The commands; ``tools/`` has a script for each."""
 
 import sys
 
@@ -6,6 +6,6 @@ __all__ = ["fail"]
 
 
 def fail(command: str, error: Exception | str) -> int:
-    """Say an error as the command's one sentence; returns the exit status."""
+    """Print an error as one sentence that begins with the command's name; returns the exit status."""
     print(f"{command}: {error}", file=sys.stderr)
     return 1

@@ -1,7 +1,7 @@
 """
 Train and compare methods x detectors x seeds on the digits, with paired seeds: runs of one seed start from the
 same weights and see the same data in the same order. A teacher is trained once, where the students' configs
-expect it. What is finished is not repeated and what was interrupted goes on: run the same command again.
+expect it. Finished runs are not repeated and interrupted ones continue: run the same command again.
 
 Choose on the val split; the test split is for what is reported at the end. It costs no training: the curves
 are always of val, and --split test evaluates the final weights once more.

@@ -1,4 +1,4 @@
-"""What a run has logged, and its AP over its schedule."""
+"""Metrics that a run has logged, and its AP over its schedule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of an experiment: AP against what was paid for it, and what the detectors see on the same images."""
+"""Figures of an experiment: AP over iterations and CPU time, and detections on the same images."""
 
 from __future__ import annotations
 

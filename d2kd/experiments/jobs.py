@@ -54,7 +54,7 @@ class Command:
         return self.folder / "console.log"
 
 
-@dataclass(frozen=True, eq=False)  # itself is its identity
+@dataclass(frozen=True, eq=False)  # compared and hashed by identity
 class Job:
     """
     The three functions are called in other threads, but never two of any job at the same time.
@@ -157,7 +157,7 @@ class _Runner:
                 raise JobError(f"not started, since it needs: {', '.join(broken)}")
             command = job.prepare()
             if command is None:
-                return f"is there already ({job.finish()})"
+                return f"already done ({job.finish()})"
             done = job.progress().done
             process = _start(command)
             running = self.running[job] = _Running(process, time.monotonic(), done)

@@ -1,4 +1,4 @@
-"""Which runs an experiment is made of, and whether they are there already."""
+"""Plans the runs of an experiment, and checks what exists of them."""
 
 from __future__ import annotations
 

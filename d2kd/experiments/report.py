@@ -1,4 +1,4 @@
-"""Tables of methods compared over paired seeds, what a reader has to know beside them, and where they are kept."""
+"""Tables and notes of an experiment, and the files that they are written to."""
 
 from __future__ import annotations
 

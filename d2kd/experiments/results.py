@@ -1,4 +1,4 @@
-"""What is kept of finished trainings: metrics on a split, cost, curve and origin."""
+"""Results of finished runs: metrics on a split, cost, curve, and what they were made with."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _metrics(record: Mapping[str, float], prefix: str) -> dict[str, float | None
 
 
 def train_result(run: Run) -> dict[str, Any]:
-    """What is kept of a training that has ended: val metrics, cost, curve, and where all that comes from."""
+    """The result of a finished run: val metrics, cost, curve, its request and the versions of libraries."""
     records = read_metrics(run.folder / "metrics.json", run.max_iter)
     points = curve(records)
     cost = next((r for r in reversed(records.values()) if "cost/cpu_seconds" in r), {})
@@ -119,7 +119,7 @@ def collect(experiment: Experiment) -> tuple[list[dict[str, Any]], int]:
         try:
             run = plan_run(experiment, detector, method, seed, max_iter)
             check_request(run)
-        except (JobError, ValueError):  # of another request; of a config that is no more
+        except (JobError, ValueError):  # another request, or a config that no longer exists
             left_out += 1
             continue
         results.append(_with_split(result, run, run.folder / "model_final.pth", experiment.split, file))

@@ -1,4 +1,4 @@
-"""The runs of an experiment as jobs: how each is prepared, trained, finished, and how far it is."""
+"""The runs of an experiment as jobs: preparation, command, result and progress of each."""
 
 from __future__ import annotations
 

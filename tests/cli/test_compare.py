@@ -20,7 +20,7 @@ FAKE = Path(__file__).with_name("fake_train_net.py")
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """A comparison of fake trainings: ``run(*argv)`` is the command line, ``plan`` what the trainings do."""
+    """An experiment of fake trainings: ``run(*argv)`` is the command line, ``plan`` what the trainings do."""
 
     class Workplace:
         output = tmp_path / "out"
@@ -90,7 +90,7 @@ def test_an_experiment_is_trained_reported_and_not_repeated(workplace, capsys):
 
     assert workplace.run(*argv, "--split", "test") == 0  # reported on another split without training
     assert len(workplace.calls()) == 7
-    assert "is there already" in capsys.readouterr().out
+    assert "already done" in capsys.readouterr().out
     tested = workplace.results()
     assert tested["crosskd", 1]["AP"] == 59.0 and tested["crosskd", 1]["metrics"]["val"]["AP"] == 35.0
     assert tested["teacher", 0]["AP"] == 59.0 and tested["teacher", 0]["metrics"]["val"]["AP"] == 60.0

@@ -155,7 +155,7 @@ def test_the_demo_runs_its_stages_once(tmp_path, small_data, monkeypatch, capsys
 
     assert demo.main(["--max-iter", "16"]) == 0
     assert len((tmp_path / "calls").read_text().splitlines()) == 4
-    assert capsys.readouterr().out.count("is there already") == 4
+    assert capsys.readouterr().out.count("already done") == 4
 
 
 def test_a_failed_stage_ends_the_demo_without_a_table(tmp_path, small_data, monkeypatch, capsys):
