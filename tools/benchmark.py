@@ -2,4 +2,4 @@
 from d2kd.cli.benchmark import main
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

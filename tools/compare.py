@@ -1,7 +1,5 @@
 #!/usr/bin/env python3
-import sys
-
 from d2kd.cli.compare import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

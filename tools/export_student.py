@@ -2,4 +2,4 @@
 from d2kd.cli.export import main
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

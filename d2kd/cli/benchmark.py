@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import d2kd
+from d2kd.cli import fail
 from d2kd.cli.benchmark_cases import (
     ANALYTIC,
     RESTATED,
@@ -34,6 +34,7 @@ from d2kd.cli.benchmark_cases import (
     make_cases,
     methods_for,
 )
+from d2kd.experiments import git_state, write_json
 from d2kd.methods import METHODS
 
 FAMILIES = {"retinanet": "RetinaNet", "fcos": "FCOS", "gfl": "GFL", "atss": "ATSS"}
@@ -176,15 +177,9 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _environment(device: torch.device) -> dict[str, Any]:
-    root = Path(__file__).resolve().parents[2]
-
-    def git(*command: str) -> str:
-        return subprocess.run(["git", *command], cwd=root, capture_output=True, text=True).stdout.strip()
-
-    commit = git("rev-parse", "--verify", "--quiet", "HEAD") or "uncommitted"
-    changed = git("status", "--porcelain", "--", "d2kd", "configs", "tools/benchmark.py")
+    git = git_state("d2kd", "configs", "tools/benchmark.py")
     return {
-        "commit": commit + ("+changes" if changed and commit != "uncommitted" else ""),
+        "commit": git["commit"] + ("+changes" if git["dirty"] else "") if git else "uncommitted",
         "d2kd": d2kd.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -282,17 +277,19 @@ def _positive(text: str) -> int:
     return value
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(sys.argv[1:] if argv is None else argv)
     if args.threads:
         torch.set_num_threads(args.threads)
-    result = benchmark(args)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    try:
+        result = benchmark(args)
+        if args.json:
+            write_json(args.json, result)
+    except (OSError, ValueError) as e:
+        return fail("benchmark.py", e)
     print(to_markdown(result))
-    return result
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,12 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import d2kd
-from d2kd.losses import binary_classification_kd
+from d2kd.losses import DistillationLoss, binary_classification_kd
 from d2kd.methods import METHODS, get_losses
 from d2kd.modeling import DistilledDetector
+from d2kd.modeling.adapters import Taps
 from d2kd.modeling.distillation.crossing import crossed_assignment, crossed_output
 from d2kd.modeling.distillation.pairing import check_pairing
-from d2kd.modeling.distillation.step_regions import make_regions, source_key, stack_parts
+from d2kd.modeling.distillation.step_regions import make_regions, stack_regions
+from d2kd.modeling.distillation.student_step import run_student
+from d2kd.modeling.distillation.teacher import run_teacher
 
 # A step when every schedule has come to its end.
 ITERATION = 10**6
@@ -122,7 +126,7 @@ def make_cases(
 def _step(name: str, model: nn.Module, batch: list[dict[str, Any]], group: str = "") -> Case:
     def run(_: None) -> None:
         with EventStorage(ITERATION):
-            sum(model(batch).values()).backward()
+            _sum(model(batch).values()).backward()
 
     return Case(name, run, setup=lambda: model.zero_grad(set_to_none=True), group=group)
 
@@ -133,6 +137,10 @@ def _teacher_forward(teacher: DenseDetector, batch: list[dict[str, Any]]) -> lis
     return teacher.head([features[name] for name in teacher.head_in_features])
 
 
+def _sum(terms: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(terms)).sum()
+
+
 def _leaves(maps: Sequence[Tensor]) -> list[Tensor]:
     return [x.detach().requires_grad_() for x in maps]
 
@@ -140,20 +148,25 @@ def _leaves(maps: Sequence[Tensor]) -> list[Tensor]:
 def _part_cases(method: str, model: DistilledDetector, batch: list[dict[str, Any]]) -> list[Case]:
     losses = {name: loss for name, loss in model.losses.items() if loss.weight > 0}
     tails = {loss.tail for loss in losses.values() if loss.source == "crossed"}
-    taught, teaching, overlap = model.student, model.teacher.detector, model._overlap
+    taught, held, overlap = model.student, model.teacher, model.overlap
+    assert held is not None  # a method has losses
+    teaching = held.detector
+    keep = any(loss.task == "feature" for loss in losses.values())
     with EventStorage(ITERATION), torch.no_grad():
-        student = model._run_student(batch, len(batch), tails)
-        teacher = model._run_teacher(batch, student, losses, tails)
+        student = run_student(taught, batch, num_labelled=len(batch), tails=tails, overlap=overlap)
+        teacher = run_teacher(
+            held, batch, student, overlap, input_format=model.input_format, tails=tails, keep_features=keep
+        )
         crossed = {tail: crossed_output(taught, teaching, student.taps, teacher, overlap, tail=tail) for tail in tails}
         assignment = crossed_assignment(teaching, teacher, student.assignment, student.gt_instances, overlap)
 
-    sources = {"student": student.output, **{("crossed", tail): output for tail, output in crossed.items()}}
+    sources = {("student", 0): student.output, **{("crossed", tail): output for tail, output in crossed.items()}}
     assignments = {"student": student.assignment, "crossed": assignment}
 
     cases = []
     for tail in sorted(tails):
 
-        def cross(taps: Mapping[Any, list[Tensor]], tail: int = tail) -> None:
+        def cross(taps: Taps, tail: int = tail) -> None:
             output = crossed_output(taught, teaching, taps, teacher, overlap, tail=tail)
             outputs = output.logits + output.box_params + (output.centerness or [])
             grads = [torch.ones_like(x) for x in outputs]
@@ -170,18 +183,19 @@ def _part_cases(method: str, model: DistilledDetector, batch: list[dict[str, Any
     cases.append(Case("regions", lambda _: make_regions(losses, sources, teacher.output, assignments), group=method))
     for name, loss in losses.items():
 
-        def fresh(name: str = name, loss: nn.Module = loss) -> tuple:
-            output = sources[source_key(loss)]
-            leaves = {
-                field: _leaves(getattr(output, field))
-                for field in ("logits", "box_params", "centerness", "features")
-                if getattr(output, field) is not None
-            }
+        def fresh(name: str = name, loss: DistillationLoss = loss) -> tuple[Any, ...]:
+            output = sources[loss.source_key]
+            source = dataclasses.replace(
+                output,
+                logits=_leaves(output.logits),
+                box_params=_leaves(output.box_params),
+                centerness=_leaves(output.centerness) if output.centerness else None,
+                features=_leaves(output.features) if output.features else None,
+            )
             regions = make_regions({name: loss}, sources, teacher.output, assignments)[name]
-            source = dataclasses.replace(output, **leaves)
-            return source, dataclasses.replace(teacher.output), stack_parts(regions), assignments[loss.source]
+            return source, dataclasses.replace(teacher.output), stack_regions(regions), assignments[loss.source]
 
-        def run(inputs: tuple, loss: nn.Module = loss) -> None:
+        def run(inputs: tuple[Any, ...], loss: DistillationLoss = loss) -> None:
             loss(*inputs).sum().backward()
 
         cases.append(Case(name, run, setup=fresh, group=method))
@@ -195,11 +209,10 @@ def _kernel_cases(student: DenseDetector, teacher: DenseDetector, batch: list[di
     weights = [x.new_ones(x.shape[:2] + x.shape[3:]) for x in ours]
 
     def shipped(leaves: list[Tensor]) -> None:
-        sum(
-            binary_classification_kd(z, t, weight=w, dim=2, reduction="sum") for z, t, w in zip(leaves, theirs, weights)
-        ).backward()
+        kernel = partial(binary_classification_kd, reduction="sum")
+        _sum([kernel(z, t, weight=w, dim=2) for z, t, w in zip(leaves, theirs, weights)]).backward()
 
     def restated(leaves: list[Tensor]) -> None:
-        sum(restated_kernel(z, t, weight=w, dim=2) for z, t, w in zip(leaves, theirs, weights)).backward()
+        _sum([restated_kernel(z, t, weight=w, dim=2) for z, t, w in zip(leaves, theirs, weights)]).backward()
 
     return [Case(name, run, lambda: _leaves(ours)) for name, run in ((ANALYTIC, shipped), (RESTATED, restated))]

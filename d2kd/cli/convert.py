@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 
+from d2kd.cli import fail
 from d2kd.conversion import (
     FAMILIES,
     STYLES,
@@ -24,8 +24,8 @@ from d2kd.conversion import (
 
 EXAMPLES = """
 examples:
-  convert_mmdet_checkpoint.py gfl_r101_fpn_mstrain_2x_coco.pth output/converted/gfl_r101.pth --detector gfl --depth 101
-  convert_mmdet_checkpoint.py IN.pth OUT.pth --detector fcos --depth 101 --norm-on-bbox --centerness-on-reg
+  python tools/convert_mmdet_checkpoint.py gfl_r101_fpn_mstrain_2x_coco.pth gfl_r101.pth --detector gfl --depth 101
+  python tools/convert_mmdet_checkpoint.py IN.pth OUT.pth --detector fcos --depth 101 --norm-on-bbox --centerness-on-reg
 """
 
 
@@ -80,12 +80,13 @@ def run(argv: Sequence[str] | None = None) -> None:
     print(f"Wrote {os.path.abspath(args.output)}")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(argv)
     except (ConversionError, OSError) as error:
-        sys.exit(f"convert_mmdet_checkpoint.py: {error}")
+        return fail("convert_mmdet_checkpoint.py", error)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

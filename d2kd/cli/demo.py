@@ -21,15 +21,34 @@ from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
 from torch import nn
 
-from d2kd.cli import compare
-from d2kd.cli.compare import ROOT
+from d2kd.cli import fail
 from d2kd.data.digits import prepare_digits
-from d2kd.experiments import report
-from d2kd.experiments.figures import Box, draw_sheet, mark, plot_curves
-from d2kd.experiments.jobs import JobError, run_jobs
-from d2kd.experiments.plan import Matrix, plan_run, plan_teacher
-from d2kd.experiments.report import ALONE, METRICS, TEACHER, stretched
-from d2kd.experiments.results import collect, load_detector, write_json
+from d2kd.experiments import (
+    ALONE,
+    METRICS,
+    ROOT,
+    TEACHER,
+    Box,
+    CurvePoint,
+    Experiment,
+    JobError,
+    build_jobs,
+    collect,
+    draw_sheet,
+    enter_clone,
+    last_quarter,
+    load_detector,
+    mark,
+    markdown_table,
+    plan_run,
+    plan_teacher,
+    plot_curves,
+    run_jobs,
+    short_path,
+    stretched,
+    write_json,
+    write_text,
+)
 
 DETECTOR, METHOD, SEED = "fcos_small", "crosskd", 0
 LABELS = {
@@ -43,9 +62,9 @@ SHEET_SCORE = 0.4  # detections below it are not drawn,
 SHEET_BOXES = 6  # nor more than so many on an image
 
 
-def demo_matrix(output: Path, max_iter: int | None) -> Matrix:
-    """The demo as a comparison."""
-    return Matrix(
+def demo_experiment(output: Path, max_iter: int | None) -> Experiment:
+    """The demo as an experiment."""
+    return Experiment(
         configs=ROOT / "configs" / "digits",
         output=output,
         detectors=(DETECTOR,),
@@ -75,7 +94,7 @@ def demo_table(results: Mapping[str, Mapping[str, Any]]) -> str:
         ]
         for method, label in LABELS.items()
     ]
-    return report.markdown_table(header, lines)
+    return markdown_table(header, lines)
 
 
 def _number(value: float | None, spec: str) -> str:
@@ -101,7 +120,7 @@ def conclusions(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     else:
         text += "as much as the distilled one, so this run shows no gain at equal cost."
     found.append(text)
-    added = report.last_quarter([report.CurvePoint(*point) for point in alone["curve"]])
+    added = last_quarter([CurvePoint(*point) for point in alone["curve"]])
     if added is not None:
         added = round(added, 1) + 0.0  # never "-0.0"
         found.append(f"The last quarter of its schedule added {added:+.1f} AP (val) to the student alone.")
@@ -119,21 +138,21 @@ def detect(model: nn.Module, mapped: Sequence[dict[str, Any]], names: Sequence[s
     for output in model(list(mapped)):
         found = output["instances"].to("cpu")
         rows = zip(found.pred_boxes.tensor.tolist(), found.pred_classes.tolist(), found.scores.tolist(), strict=True)
-        boxes = [Box(tuple(xyxy), names[label], score) for xyxy, label, score in rows if score >= SHEET_SCORE]
-        out.append(sorted(boxes, key=lambda box: -box.score)[:SHEET_BOXES])
+        best = sorted(rows, key=lambda row: -row[2])[:SHEET_BOXES]
+        out.append([Box(tuple(xyxy), names[label], score) for xyxy, label, score in best if score >= SHEET_SCORE])
     return out
 
 
-def write_sheet(matrix: Matrix, path: Path) -> None:
+def write_sheet(experiment: Experiment, path: Path) -> None:
     """Some test images, with the ground truth and what the student alone, distilled, and the teacher detect."""
-    runs = {method: plan_run(matrix, DETECTOR, method, SEED) for method in (ALONE, METHOD)}
-    teacher, checkpoint = plan_teacher(matrix, DETECTOR)
+    runs = {method: plan_run(experiment, DETECTOR, method, SEED) for method in (ALONE, METHOD)}
+    teacher, checkpoint = plan_teacher(experiment, DETECTOR)
     cfg = runs[ALONE].load_config()
-    cfg.dataloader.test.dataset.names = f"digits_{matrix.split}"
+    cfg.dataloader.test.dataset.names = f"digits_{experiment.split}"
     dicts = instantiate(cfg.dataloader.test.dataset)
     step = len(dicts) // SHEET_ROWS  # evenly spaced, not picked
     dicts = dicts[::step][:SHEET_ROWS]
-    names = MetadataCatalog.get(f"digits_{matrix.split}").thing_classes
+    names = MetadataCatalog.get(f"digits_{experiment.split}").thing_classes
     mapped = [instantiate(cfg.dataloader.test.mapper)(item) for item in dicts]
     truth = [[_truth(a, names) for a in item["annotations"]] for item in dicts]
     columns = {"ground truth": truth}
@@ -143,7 +162,7 @@ def write_sheet(matrix: Matrix, path: Path) -> None:
         columns[LABELS[run.method]] = [mark(boxes, there) for boxes, there in zip(found, truth, strict=True)]
     images = [item["image"].permute(1, 2, 0).numpy()[:, :, ::-1] for item in mapped]  # mapped as BGR
     caption = (
-        f"Every {step}th image of digits_{matrix.split}; the {SHEET_BOXES} best detections with scores from "
+        f"Every {step}th image of digits_{experiment.split}; the {SHEET_BOXES} best detections with scores from "
         f"{SHEET_SCORE}. Blue: right class, IoU >= 0.5. Orange: wrong."
     )
     draw_sheet(path, images, columns, caption)
@@ -154,35 +173,32 @@ def _truth(annotation: Mapping[str, Any], names: Sequence[str]) -> Box:
     return Box((x, y, x + width, y + height), names[annotation["category_id"]])
 
 
-def write_results(matrix: Matrix, command: str) -> str:
+def write_results(experiment: Experiment, command: str) -> str:
     """Write everything to the output folder; returns what to print."""
-    results = {result["method"]: result for result in collect(matrix)[0]}
+    results = {result["method"]: result for result in collect(experiment)[0]}
     table, sentences = demo_table(results), conclusions(results)
     text = f"{table}\n" + "\n".join(f"- {sentence}" for sentence in sentences) + "\n"
-    (matrix.output / "results.md").write_text(f"{text}\nMade by `{command}`.\n")
+    write_text(experiment.output / "results.md", f"{text}\nMade by `{command}`.\n")
     write_json(
-        matrix.output / "results.json",
+        experiment.output / "results.json",
         {"command": command, "conclusions": sentences, "runs": list(results.values())},
     )
-    plot_curves(matrix.output / "curves.png", list(results.values()), LABELS)
-    write_sheet(matrix, matrix.output / "sheet.png")
-    return f"\n{text}\nWritten to {_shown(matrix.output)}: results.md, results.json, curves.png, sheet.png"
+    plot_curves(experiment.output / "curves.png", list(results.values()), LABELS)
+    write_sheet(experiment, experiment.output / "sheet.png")
+    return f"\n{text}\nWritten to {short_path(experiment.output)}: results.md, results.json, curves.png, sheet.png"
 
 
-def _shown(folder: Path) -> str:
-    return str(folder.relative_to(ROOT)) if folder.is_relative_to(ROOT) else str(folder)
-
-
-def expected_minutes(matrix: Matrix, processes: int) -> int:
+def expected_minutes(experiment: Experiment, processes: int) -> int:
     """For everything from the beginning, on idle cores; from seconds per iteration measured on one."""
-    teacher = 0.053 * plan_teacher(matrix, DETECTOR)[0].max_iter + 10
-    alone = 0.03 * plan_run(matrix, DETECTOR, ALONE, SEED).max_iter + 20  # evaluations included
-    distilled = longer = 0.05 * plan_run(matrix, DETECTOR, METHOD, SEED).max_iter + 20
+    teacher = 0.053 * plan_teacher(experiment, DETECTOR)[0].max_iter + 10
+    alone = 0.03 * plan_run(experiment, DETECTOR, ALONE, SEED).max_iter + 20  # evaluations included
+    distilled = longer = 0.05 * plan_run(experiment, DETECTOR, METHOD, SEED).max_iter + 20
     aside = alone if processes == 1 else 0  # otherwise beside the teacher
     return math.ceil((30 + teacher + aside + distilled + longer + 15) / 60)
 
 
-def introduction(matrix: Matrix, processes: int) -> str:
+def introduction(experiment: Experiment, processes: int) -> str:
+    minutes = expected_minutes(experiment, processes)
     side_by_side = "one training at a time" if processes == 1 else "two trainings side by side"
     return f"""\
 This demo trains a small FCOS on digits pasted on photographs, alone and distilled from a bigger FCOS:
@@ -191,8 +207,8 @@ This demo trains a small FCOS on digits pasted on photographs, alone and distill
   3. train the student alone
   4. train the student distilled by CrossKD: same seed, initial weights, schedule and data order
   5. train the student alone for as long as the distilled run cost
-  6. evaluate all on the test split, and write table, curves and images to {_shown(matrix.output)}
-The whole takes about {expected_minutes(matrix, processes)} minutes on idle cores, {side_by_side} with one thread each.
+  6. evaluate all on the test split, and write table, curves and images to {short_path(experiment.output)}
+The whole takes about {minutes} minutes on idle cores, {side_by_side} with one thread each.
 Ctrl-C stops it, and the same command goes on from there: what is finished is not repeated.
 """
 
@@ -205,27 +221,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.max_iter is not None and args.max_iter < 1:
         parser.error("--max-iter must be at least 1")
-    matrix = demo_matrix((args.output or ROOT / "output" / "demo").absolute(), args.max_iter)
+    experiment = demo_experiment((args.output or ROOT / "output" / "demo").absolute(), args.max_iter)
     command = shlex.join(["python", "tools/demo.py", *argv])
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # also beside a GPU: the demo's costs are CPU seconds
     processes = min(2, os.cpu_count() or 1)
-    compare.enter_clone()
-    print(introduction(matrix, processes), flush=True)
+    enter_clone()
+    print(introduction(experiment, processes), flush=True)
     try:
         start = time.monotonic()
         print(f"data: {prepare_digits()} ({time.monotonic() - start:.0f} s)", flush=True)
-        failed = run_jobs(compare.build_jobs(matrix), processes)
+        failed = run_jobs(build_jobs(experiment), processes)
     except (ValueError, JobError) as e:
-        sys.exit(f"demo.py: {e}")
+        return fail("demo.py", e)
     except KeyboardInterrupt:
         print("\nInterrupted. The same command goes on where this one stopped.", file=sys.stderr)
         return 130
     if failed:
         print("\nThe demo is not complete; the same command goes on where it stopped.", file=sys.stderr)
         return 1
-    print(write_results(matrix, command))
+    print(write_results(experiment, command))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

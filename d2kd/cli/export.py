@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import torch
 from detectron2.config import LazyConfig
 from detectron2.data.detection_utils import read_image
 
+from d2kd.cli import fail
 from d2kd.export import (
     OUTPUTS,
     ExportError,
@@ -28,9 +28,9 @@ from d2kd.export import (
 
 EXAMPLES = """
 examples:
-  export_student.py configs/digits/fcos_crosskd.py output/digits/fcos_crosskd/model_final.pth --output fcos.pth
-  export_student.py FILE.py MODEL.pth --output student.pth --torchscript student.ts --image street.jpg
-  export_student.py FILE.py MODEL.pth --output x.pth --torchscript x.ts model.student.test_score_thresh=0.3
+  python tools/export_student.py FILE.py MODEL.pth --output student.pth
+  python tools/export_student.py FILE.py MODEL.pth --output student.pth --torchscript student.ts --image street.jpg
+  python tools/export_student.py FILE.py MODEL.pth --output x.pth --torchscript x.ts model.student.test_score_thresh=0.3
 
 The traced model takes one (C, H, W) image of 0 to 255, in the channel order that is printed and in the size that the
 run's test mapper makes: it normalises and pads, but does not resize. Thresholds are those of the config, overrides
@@ -114,7 +114,7 @@ def describe_torchscript(student: LoadedStudent, path: Path, proof: Proof) -> st
         f"Wrote {path}: traced, {path.stat().st_size} bytes\n"
         f"  compared {proof.image}\n"
         f"{sizes}\n"
-        f"  takes a ({len(student.detector.pixel_mean)}, H, W) image, {student.input_format}, 0 to 255; "
+        f"  takes a ({len(student.detector.get_buffer('pixel_mean'))}, H, W) image, {student.input_format}, 0 to 255; "
         f"returns {', '.join(OUTPUTS)}"
     )
 
@@ -144,12 +144,13 @@ def run(argv: Sequence[str] | None = None) -> None:
     print("\n".join([describe_weights(student, args.output), *said]))
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(argv)
     except (ExportError, OSError) as error:
-        sys.exit(f"export_student.py: {error}")
+        return fail("export_student.py", error)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

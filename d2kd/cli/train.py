@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,24 +18,25 @@ from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from d2kd.cli import fail
 from d2kd.engine import ConfigError, check_config, do_eval, do_train, resolve_device
 from d2kd.methods import list_methods
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("d2kd.cli.train")  # also where this file is run with `python -m`
 
 EXAMPLES = """
 Examples:
 
   Distil, then see what the teacher and the student reach:
-    $ train_net.py --config-file configs/digits/fcos_crosskd.py --check-teacher
+    $ python tools/train_net.py --config-file configs/digits/fcos_crosskd.py --check-teacher
 
   The same run without distillation (`model.losses={}` would merge, and change nothing):
-    $ train_net.py --config-file configs/digits/fcos_crosskd.py model.losses=null train.output_dir=output/a
+    $ python tools/train_net.py --config-file configs/digits/fcos_crosskd.py model.losses=null train.output_dir=output/a
 
   On 8 GPUs; continue where it stopped; evaluate its best weights:
-    $ train_net.py --config-file FILE --num-gpus 8
-    $ train_net.py --config-file FILE --num-gpus 8 --resume
-    $ train_net.py --config-file FILE --eval-only train.init_checkpoint=output/model_best.pth
+    $ python tools/train_net.py --config-file FILE --num-gpus 8
+    $ python tools/train_net.py --config-file FILE --num-gpus 8 --resume
+    $ python tools/train_net.py --config-file FILE --eval-only train.init_checkpoint=output/model_best.pth
 
 Options come before the key=value overrides. Without a GPU, --num-gpus is the number of CPU processes.
 """
@@ -61,11 +61,12 @@ def argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argument_parser()
     args = parser.parse_args(argv)
     if args.list_methods:
-        return list_methods()
+        list_methods()
+        return 0
     if not os.path.isfile(args.config_file):
         parser.error(f"--config-file {args.config_file!r}: no such file")
     for opt in args.opts:
@@ -84,8 +85,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             args=(args,),
         )
     except (ConfigError, FileNotFoundError) as e:
-        sys.exit(f"train_net.py: {e}")
+        return fail("train_net.py", e)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

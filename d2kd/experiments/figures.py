@@ -1,21 +1,26 @@
-"""Figures of a comparison: AP against what was paid for it, and what the detectors see on the same images."""
+"""Figures of an experiment: AP over iterations and CPU time, and detections on the same images."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib import font_manager
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from d2kd.experiments.report import ALONE, TEACHER, CurvePoint, method_label, resample, stretched
+from d2kd.checkpoint import whole_file
+from d2kd.experiments.curves import CurvePoint, resample
+from d2kd.experiments.plan import ALONE, TEACHER, method_label, stretched_for
+from d2kd.structures import iou
 
-__all__ = ["Box", "draw_sheet", "mark", "plot_curves"]
+__all__ = ["Box", "draw_sheet", "line_style", "mark", "place_label", "plot_curves"]
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; markers differ as well.
 _ORANGE, _SKY, _GREY = "#E69F00", "#56B4E9", "#6b6b6b"
@@ -39,12 +44,18 @@ class Box:
     right: bool | None = None
 
 
-def _style(method: str, distilled: Sequence[str]) -> dict[str, Any]:
+def line_style(method: str, distilled: Sequence[str]) -> dict[str, Any]:
+    """
+    Matplotlib's colour, marker and line style of a method's curve.
+
+    Args:
+        method: of the curve.
+        distilled: all methods of the panel that distil, in their order.
+    """
     if method == ALONE:
         return {"color": _GREY, "marker": "o"}
-    if method.startswith(stretched("")):
-        source = method.removeprefix(stretched(""))
-        marker = _OTHERS[distilled.index(source) % len(_OTHERS)][1] if source in distilled else "x"
+    if source := stretched_for(method):
+        marker = line_style(source, distilled)["marker"] if source in distilled else "x"
         return {"color": _ORANGE, "marker": marker, "linestyle": "--"}
     color, marker = _OTHERS[distilled.index(method) % len(_OTHERS)]
     return {"color": color, "marker": marker}
@@ -57,7 +68,7 @@ def plot_curves(path: str | Path, runs: Sequence[Mapping[str, Any]], labels: Map
 
     Args:
         path: the PNG to write.
-        runs: results with detector, method, metrics and curve (see ``d2kd.experiments.results.train_result``).
+        runs: results with detector, method, metrics and curve (see :func:`d2kd.experiments.results.train_result`).
         labels: method -> label, where it is another than the tables'.
     """
     detectors = list(dict.fromkeys(run["detector"] for run in runs))
@@ -75,10 +86,11 @@ def plot_curves(path: str | Path, runs: Sequence[Mapping[str, Any]], labels: Map
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)))
-    figure.savefig(path)
+    with whole_file(path) as partial:
+        figure.savefig(partial, format="png")
 
 
-def _plot_detector(panels: tuple[Any, Any], runs: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> None:
+def _plot_detector(panels: tuple[Axes, Axes], runs: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> None:
     groups: dict[str, list[list[CurvePoint]]] = {}
     for run in runs:
         if run["method"] == TEACHER:
@@ -87,12 +99,12 @@ def _plot_detector(panels: tuple[Any, Any], runs: Sequence[Mapping[str, Any]], l
                 panel.axhline(ap, color="black", linestyle=":", linewidth=1.2, label=TEACHER)
         else:
             groups.setdefault(run["method"], []).append([CurvePoint(*point) for point in run["curve"]])
-    distilled = [m for m in groups if m != ALONE and not m.startswith(stretched(""))]
+    distilled = [method for method in groups if method != ALONE and not stretched_for(method)]
     for method, curves in groups.items():
         points = resample(curves)  # (runs, points, 3)
         mean = points.mean(axis=0)
         for panel, column in zip(panels, (0, 1), strict=True):
-            style = {**_style(method, distilled), "markersize": 4.5, "linewidth": 1.6}
+            style = {**line_style(method, distilled), "markersize": 4.5, "linewidth": 1.6}
             panel.plot(mean[:, column], mean[:, 2], label=labels.get(method, method_label(method)), **style)
             if len(curves) > 1:
                 std = points[:, :, 2].std(axis=0, ddof=1)
@@ -105,26 +117,21 @@ def _plot_detector(panels: tuple[Any, Any], runs: Sequence[Mapping[str, Any]], l
         panel.spines[["top", "right"]].set_visible(False)
 
 
-def mark(boxes: Sequence[Box], truth: Sequence[Box], iou: float = 0.5) -> list[Box]:
+def mark(boxes: Sequence[Box], truth: Sequence[Box], threshold: float = 0.5) -> list[Box]:
     """
     Say of each detection whether it is right: of the class of a ground-truth box that it overlaps by at least
-    ``iou``, and the first such, by score.
+    ``threshold`` (IoU), and the first such, by score.
     """
-    free, out = list(truth), []
-    for box in sorted(boxes, key=lambda b: -(b.score or 0.0)):
-        hits = [t for t in free if t.name == box.name and _iou(t.xyxy, box.xyxy) >= iou]
+    boxes = sorted(boxes, key=lambda box: -(box.score or 0.0))
+    found, there = (torch.tensor([b.xyxy for b in x], dtype=torch.float64).reshape(-1, 4) for x in (boxes, truth))
+    overlaps = iou(found[:, None], there).tolist()
+    free, out = list(range(len(truth))), []
+    for box, row in zip(boxes, overlaps, strict=True):
+        hits = [i for i in free if truth[i].name == box.name and row[i] >= threshold]
         if hits:
-            free.remove(max(hits, key=lambda t: _iou(t.xyxy, box.xyxy)))
-        out.append(Box(box.xyxy, box.name, box.score, right=bool(hits)))
+            free.remove(max(hits, key=row.__getitem__))
+        out.append(replace(box, right=bool(hits)))
     return out
-
-
-def _iou(a: Sequence[float], b: Sequence[float]) -> float:
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    areas = [(r[2] - r[0]) * (r[3] - r[1]) for r in (a, b)]
-    return width * height / (sum(areas) - width * height)
 
 
 def draw_sheet(
@@ -154,7 +161,8 @@ def draw_sheet(
         for row, (image, boxes) in enumerate(zip(images, rows, strict=True)):
             sheet.paste(_draw_panel(image, boxes, panel), (x, head + row * (panel + gap)))
     draw.text((gap, size[1] - foot / 2), caption, fill="black", font=_font(16), anchor="lm")
-    sheet.save(path)
+    with whole_file(path) as partial:
+        sheet.save(partial, format="PNG")
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
@@ -173,14 +181,14 @@ def _draw_panel(image: np.ndarray, boxes: Sequence[Box], size: int) -> Image.Ima
     taken: list[tuple[float, float, float, float]] = []
     for box, corners, color in zip(boxes, scaled, colors, strict=True):
         text = box.name if box.score is None else f"{box.name}  {box.score:.2f}"
-        label = _place(draw.textbbox((0, 0), text, font=font)[2:], corners, size, taken)
+        label = place_label(draw.textbbox((0, 0), text, font=font)[2:], corners, size, taken)
         taken.append(label)
         draw.rectangle(label, fill=color, outline="black")
         draw.text((label[0] + 4, label[1] + 1), text, fill="black", font=font)
     return out
 
 
-def _place(
+def place_label(
     text: tuple[float, float],
     box: tuple[float, float, float, float],
     size: int,

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from statistics import fmean
 from typing import IO, NamedTuple
 
-__all__ = ["Command", "Job", "JobError", "Progress", "duration", "run_jobs"]
+__all__ = ["Command", "Job", "JobError", "Progress", "run_jobs", "short_path"]
 
-_STOP_SECONDS = 10  # between asking a process to end and ending it
+STOP_SECONDS = 10  # between asking a command to end and killing it
 
 
 class JobError(RuntimeError):
@@ -30,6 +36,9 @@ class Progress(NamedTuple):
     done: int
     total: int
     note: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.done}/{self.total} {self.note}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -45,9 +54,11 @@ class Command:
         return self.folder / "console.log"
 
 
-@dataclass(frozen=True, eq=False)  # itself is its identity
+@dataclass(frozen=True, eq=False)  # compared and hashed by identity
 class Job:
     """
+    The three functions are called in other threads, but never two of any job at the same time.
+
     Args:
         name: what people read; unique.
         kind: jobs of one kind take about as long per iteration.
@@ -65,19 +76,16 @@ class Job:
     needs: tuple[str, ...] = ()
 
 
-@dataclass
-class _Running:
-    command: Command
-    process: subprocess.Popen
+class _Running(NamedTuple):
+    process: subprocess.Popen[bytes]
     started: float
     done_before: int
-    last: Progress = field(default_factory=lambda: Progress(0, 0))
 
 
 def run_jobs(jobs: Sequence[Job], processes: int, stream: IO[str] | None = None) -> list[str]:
     """
     Run the jobs, in their order where they do not wait for others. A failed job does not stop those that do
-    not need it. On Ctrl-C (or SIGTERM) all commands are ended and KeyboardInterrupt is raised.
+    not need it. On Ctrl-C or SIGTERM all commands are ended with their children, and KeyboardInterrupt is raised.
 
     Args:
         jobs: what to run.
@@ -91,187 +99,169 @@ def run_jobs(jobs: Sequence[Job], processes: int, stream: IO[str] | None = None)
     Raises:
         ValueError: ``processes`` < 1, two jobs of one name, or a need that is no earlier job.
     """
-    if processes < 1:
-        raise ValueError(f"processes is {processes}, expected at least 1.")
     names: set[str] = set()
     for job in jobs:
-        missing = [need for need in job.needs if need not in names]
-        if job.name in names or missing:
-            raise ValueError(f"Job {job.name!r} stands twice, or before what it needs: {missing}.")
+        if job.name in names or not names.issuperset(job.needs):
+            raise ValueError(f"Job {job.name!r} stands twice, or before what it needs: {', '.join(job.needs)}.")
         names.add(job.name)
-    return _Runner(jobs, processes, stream or sys.stdout).run()
+    runner = _Runner(jobs, processes, stream or sys.stdout)
+    with _one_interrupt(), ThreadPoolExecutor(processes) as pool:
+        try:
+            return runner.run(pool)
+        finally:
+            runner.stop()
 
 
 class _Runner:
     def __init__(self, jobs: Sequence[Job], processes: int, stream: IO[str]) -> None:
-        self.waiting = list(jobs)
+        self.jobs, self.processes, self.stream, self.tty = jobs, processes, stream, stream.isatty()
+        self.futures: dict[str, Future[bool]] = {}  # of the jobs whose turn has come: whether they succeeded
         self.running: dict[Job, _Running] = {}
-        self.succeeded: set[str] = set()
-        self.failed: list[str] = []
-        self.processes, self.stream, self.count = processes, stream, len(jobs)
         self.rates: dict[str, float] = {}  # kind -> seconds per iteration, evaluations included
-        self.tty = stream.isatty()
-        self.next_status = time.monotonic() + 2
+        self.one_at_a_time = threading.Lock()  # held while functions of jobs are called
+        self.stopping = False
 
-    def run(self) -> list[str]:
-        with _sigterm_interrupts():
-            try:
-                while self.waiting or self.running:
-                    self.collect()
-                    self.start()
-                    self.status()
-                    if self.running:
-                        time.sleep(0.2)
-            finally:
-                self.stop()
-        return self.failed
+    def run(self, pool: ThreadPoolExecutor) -> list[str]:
+        next_status = time.monotonic() + 2
+        while len(self.futures) < len(self.jobs) or self.unfinished():
+            for job in self.startable():
+                self.futures[job.name] = pool.submit(self.work, job)
+            wait(self.unfinished(), max(0, next_status - time.monotonic()), FIRST_COMPLETED)
+            if time.monotonic() >= next_status:
+                self.status()
+                next_status = time.monotonic() + (3 if self.tty else 30)
+        return [name for name, future in self.futures.items() if not future.result()]
 
-    def start(self) -> None:
-        for job in list(self.waiting):
-            broken = [need for need in job.needs if need in self.failed]
-            if broken:
-                self.waiting.remove(job)
-                self.fail(job, f"not started, since it needs: {', '.join(broken)}")
-            elif len(self.running) < self.processes and self.succeeded.issuperset(job.needs):
-                self.waiting.remove(job)
-                try:
-                    self.launch(job)
-                except JobError as e:
-                    self.fail(job, str(e))
+    def unfinished(self) -> list[Future[bool]]:
+        return [future for future in self.futures.values() if not future.done()]
 
-    def launch(self, job: Job) -> None:
-        command = job.prepare()
-        if command is None:
-            self.succeeded.add(job.name)
-            self.say(f"{job.name}: is there already ({job.finish()})")
-            return
-        command.folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(command.folder / ".lock", os.O_RDWR | os.O_CREAT)
+    def startable(self) -> list[Job]:
+        """The next jobs, as many as threads are free. What they need has ended, whether it succeeded or not."""
+        ended = {name: future.result() for name, future in self.futures.items() if future.done()}
+        ready = [job for job in self.jobs if job.name not in self.futures and ended.keys() >= set(job.needs)]
+        return ready[: self.processes - len(self.futures) + len(ended)]
+
+    def work(self, job: Job) -> bool:
+        """What a thread does: a job from beginning to end. Returns whether it succeeded."""
         try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise JobError(f"another process is running in {command.folder}: wait for it") from None
-            with open(command.log, "ab") as log:
-                process = subprocess.Popen(
-                    command.argv,
-                    env=dict(command.env),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,  # a Ctrl-C reaches us alone, and we end it with its own children
-                    pass_fds=(lock,),  # the lock lives as long as the command, even if we are killed
-                )
-        finally:
-            os.close(lock)
-        progress = job.progress()
-        self.running[job] = _Running(command, process, time.monotonic(), progress.done, progress)
-        resumed = f" from iteration {progress.done}" if progress.done else ""
-        self.say(f"{job.name}: started{resumed} (log: {_short(command.log)})")
+            self.say(f"{job.name}: {self.attempt(job)}")
+        except JobError as e:
+            self.say(f"{job.name}: FAILED, {e}")
+            return False
+        return True
 
-    def collect(self) -> None:
-        for job, run in list(self.running.items()):
-            if run.process.poll() is None:
-                continue
+    def attempt(self, job: Job) -> str:
+        with self.one_at_a_time:
+            broken = [need for need in job.needs if not self.futures[need].result()]
+            if broken or self.stopping:
+                raise JobError(f"not started, since it needs: {', '.join(broken)}")
+            command = job.prepare()
+            if command is None:
+                return f"already done ({job.finish()})"
+            done = job.progress().done
+            process = _start(command)
+            running = self.running[job] = _Running(process, time.monotonic(), done)
+            resumed = f" from iteration {done}" if done else ""
+            self.say(f"{job.name}: started{resumed} (log: {short_path(command.log)})")
+        code = process.wait()
+        _send(process, signal.SIGKILL)  # children that outlive it
+        with self.one_at_a_time:
             del self.running[job]
-            code = run.process.returncode
-            try:
-                if code != 0:
-                    raise JobError(f"exit code {code}; the last lines of {_short(run.command.log)}:")
-                self.note_rate(job, run)
-                text = job.finish()
-            except JobError as e:
-                self.fail(job, str(e))
-                if code != 0:
-                    self.say("\n".join(f"    {line}" for line in _tail(run.command.log)))
-            else:
-                self.succeeded.add(job.name)
-                self.say(f"{job.name}: done in {duration(time.monotonic() - run.started)} ({text})")
-
-    def fail(self, job: Job, why: str) -> None:
-        self.failed.append(job.name)
-        self.say(f"{job.name}: FAILED, {why}")
-
-    def note_rate(self, job: Job, run: _Running) -> None:
-        run.last = job.progress()
-        done = run.last.done - run.done_before
-        if done > 0:
-            self.rates[job.kind] = (time.monotonic() - run.started) / done
-
-    def eta(self) -> float | None:
-        """Seconds until everything is done; None before the first rate is known."""
-        for job, run in self.running.items():
-            self.note_rate(job, run)
-        if not self.rates:
-            return None
-        typical = sum(self.rates.values()) / len(self.rates)
-        left = {}
-        for job in [*self.running, *self.waiting]:
-            progress = self.running[job].last if job in self.running else job.progress()
-            rate = self.rates.get(job.kind, typical)
-            left[job.name] = max(0, progress.total - progress.done) * rate
-        # Neither less than what one chain of needs takes, nor than the work shared by all processes.
-        chain: dict[str, float] = {}
-        for job in [*self.running, *self.waiting]:
-            chain[job.name] = left[job.name] + max((chain.get(need, 0.0) for need in job.needs), default=0.0)
-        return max(sum(left.values()) / self.processes, *chain.values())
+            if code != 0:
+                with open(command.log, errors="replace") as log:
+                    tail = "".join(f"\n    {line.rstrip()}" for line in deque(log, 15))
+                raise JobError(f"exit code {code}; the last lines of {short_path(command.log)}:{tail}")
+            seconds = round(time.monotonic() - running.started)
+            return f"done in {timedelta(seconds=seconds)} ({job.finish()})"
 
     def status(self) -> None:
-        if not self.running or time.monotonic() < self.next_status:
-            return
-        self.next_status = time.monotonic() + (3 if self.tty else 30)
-        eta = self.eta()
-        parts = [f"{len(self.succeeded)}/{self.count} done"]
-        for job, run in self.running.items():
-            done, total, note = run.last
-            parts.append(f"{job.name} {done}/{total}" + (f" {note}" if note else ""))
-        parts.append("ETA ?" if eta is None else f"ETA {duration(eta)}")
-        line = " | ".join(parts)
+        with self.one_at_a_time:
+            if not self.running:
+                return
+            waiting = [job for job in self.jobs if job.name not in self.futures]
+            left = {job: job.progress() for job in [*self.running, *waiting]}
+            for job, run in self.running.items():
+                if (done := left[job].done - run.done_before) > 0:
+                    self.rates[job.kind] = (time.monotonic() - run.started) / done
+            succeeded = sum(future.done() and future.result() for future in self.futures.values())
+            parts = [f"{succeeded}/{len(self.jobs)} done", *(f"{job.name} {left[job]}" for job in self.running)]
+        line = " | ".join([*parts, self.eta(left)])
         if self.tty:
-            self.stream.write("\r\033[K" + line[: shutil.get_terminal_size().columns - 1])
-            self.stream.flush()
+            self.say(line[: shutil.get_terminal_size().columns - 1], end="")
         else:
-            print(line, file=self.stream, flush=True)
+            self.say(line)
 
-    def say(self, text: str) -> None:
-        print(("\r\033[K" if self.tty else "") + text, file=self.stream, flush=True)
+    def eta(self, left: Mapping[Job, Progress]) -> str:
+        """From the rates so far: neither less than one chain of needs takes, nor than the work shared by all."""
+        if not self.rates:
+            return "ETA ?"
+        typical = fmean(self.rates.values())
+        seconds = {job: max(0, p.total - p.done) * self.rates.get(job.kind, typical) for job, p in left.items()}
+        chains: dict[str, float] = {}
+        for job in left:
+            chains[job.name] = seconds[job] + max((chains.get(need, 0.0) for need in job.needs), default=0.0)
+        most = max([sum(seconds.values()) / self.processes, *chains.values()])
+        return f"ETA {timedelta(seconds=round(most))}"
+
+    def say(self, text: str, end: str = "\n") -> None:
+        if not self.stopping:  # what is stopped has not failed
+            print(("\r\033[K" if self.tty else "") + text + end, end="", file=self.stream, flush=True)
 
     def stop(self) -> None:
-        for sig in (signal.SIGTERM, signal.SIGKILL):
-            for run in self.running.values():
-                if run.process.poll() is None:
-                    os.killpg(run.process.pid, sig)
-            deadline = time.monotonic() + _STOP_SECONDS
-            while time.monotonic() < deadline and any(r.process.poll() is None for r in self.running.values()):
-                time.sleep(0.05)
+        """End the commands that still run; there are none after a run that was not interrupted."""
+        self.stopping = True
+        for number in itertools.chain([signal.SIGTERM], itertools.repeat(signal.SIGKILL)):
+            for run in list(self.running.values()):
+                _send(run.process, number)
+            if not wait(self.unfinished(), STOP_SECONDS).not_done:
+                break
+
+
+def _start(command: Command) -> subprocess.Popen[bytes]:
+    command.folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(command.folder / ".lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with open(command.log, "ab") as log:
+            return subprocess.Popen(
+                command.argv,
+                env=dict(command.env),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a Ctrl-C reaches us alone, and we end it with its own children
+                pass_fds=(lock,),  # the lock lives as long as the command, even if we are killed
+            )
+    except BlockingIOError:
+        raise JobError(f"another process is running in {command.folder}: wait for it") from None
+    finally:
+        os.close(lock)
+
+
+def _send(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Signal a command and its children."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
 
 
 @contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    def interrupt(signum: int, frame: object) -> None:
+def _one_interrupt() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt as Ctrl-C does; after the first, more of both are ignored, since work ends."""
+
+    def interrupt(number: int, frame: object) -> None:
+        for each in previous:
+            signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
-def _tail(path: Path, lines: int = 15) -> list[str]:
-    with open(path, "rb") as f:
-        f.seek(max(0, path.stat().st_size - 8192))
-        return f.read().decode(errors="replace").splitlines()[-lines:]
-
-
-def _short(path: Path) -> str:
+def short_path(path: Path) -> str:
     """Relative to the current folder where that is shorter."""
-    relative = os.path.relpath(path)
-    return relative if len(relative) < len(str(path)) else str(path)
-
-
-def duration(seconds: float) -> str:
-    """``75`` -> ``1:15``, ``4000`` -> ``1:06:40``."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+    return min(str(path), os.path.relpath(path), key=len)

@@ -1,4 +1,4 @@
-"""Which trainings a comparison of methods x detectors x seeds is made of, and whether they are there already."""
+"""Plans the runs of an experiment, and checks what exists of them."""
 
 from __future__ import annotations
 
@@ -14,35 +14,61 @@ from detectron2.config import LazyConfig
 from omegaconf import DictConfig, OmegaConf
 
 from d2kd.data.digits import DATASET_VERSION
+from d2kd.experiments.files import read_json
 from d2kd.experiments.jobs import JobError
-from d2kd.experiments.report import ALONE, TEACHER, stretched
 
 __all__ = [
-    "Matrix",
+    "ALONE",
+    "TEACHER",
+    "Experiment",
     "Run",
     "check_request",
+    "method_label",
     "plan_run",
     "plan_runs",
     "plan_stretched",
     "plan_teacher",
     "request",
     "sha256",
+    "stretched",
+    "stretched_for",
     "teacher_is_ready",
 ]
 
+ALONE = "alone"  # the method of the undistilled student
+TEACHER = "teacher"
+_STRETCHED = "alone_as_long_as_"
+
+
+def stretched(method: str) -> str:
+    """The name of "the student alone, trained for as long as ``method`` takes"."""
+    return _STRETCHED + method
+
+
+def stretched_for(method: str) -> str | None:
+    """The method whose cost :func:`stretched` was given; None for any other method."""
+    return method.removeprefix(_STRETCHED) if method.startswith(_STRETCHED) else None
+
+
+def method_label(method: str) -> str:
+    """What tables and figures call a method."""
+    if source := stretched_for(method):
+        return f"student alone, at {source}'s cost"
+    return "student alone" if method == ALONE else method
+
 
 @dataclasses.dataclass(frozen=True)
-class Matrix:
+class Experiment:
     """
-    What is compared.
+    Methods x seeds of a detector's config, for one detector or several.
 
     Args:
         configs: folder with ``{detector}_{baseline,METHOD}.py`` and ``*_teacher.py``.
         output: folder for the students' runs, ``{detector}/{method}/seed{n}``.
-        detectors, methods, seeds: the matrix; the method "alone" is the student without distillation.
+        detectors, methods, seeds: all combinations; the method "alone" is the student without distillation.
         overrides: for every student's training.
         max_iter: iterations of the students; None for what their configs say.
-        stretch: add the student alone at each method's cost.
+        stretch: add the student alone, trained for as long as each method takes.
         split: the split that is reported on.
     """
 
@@ -90,74 +116,74 @@ class Run:
 # What to run
 
 
-def config_file(matrix: Matrix, detector: str, method: str) -> Path:
+def config_file(experiment: Experiment, detector: str, method: str) -> Path:
     """
     Raises:
         ValueError: there is no such config.
     """
-    alone = method == ALONE or method.startswith(stretched(""))
-    path = matrix.configs / f"{detector}_{'baseline' if alone else method}.py"
+    alone = method == ALONE or stretched_for(method)
+    path = experiment.configs / f"{detector}_{'baseline' if alone else method}.py"
     if not path.is_file():
-        found = ", ".join(sorted(p.name for p in matrix.configs.glob("*_*.py")))
-        raise ValueError(f"{detector} {method} needs {path.name} in {matrix.configs}; there are: {found}.")
+        found = ", ".join(sorted(p.name for p in experiment.configs.glob("*_*.py")))
+        raise ValueError(f"{detector} {method} needs {path.name} in {experiment.configs}; there are: {found}.")
     return path
 
 
-def plan_run(matrix: Matrix, detector: str, method: str, seed: int, max_iter: int | None = None) -> Run:
+def plan_run(experiment: Experiment, detector: str, method: str, seed: int, max_iter: int | None = None) -> Run:
     """One student's training; ``max_iter`` is that of a stretched one."""
-    config = config_file(matrix, detector, method)
-    max_iter = max_iter or matrix.max_iter or LazyConfig.load(str(config)).train.max_iter
+    config = config_file(experiment, detector, method)
+    max_iter = max_iter or experiment.max_iter or LazyConfig.load(str(config)).train.max_iter
     every = math.ceil(max_iter / 8)  # so that the last quarter of the schedule begins with an evaluation
     overrides = [f"train.seed={seed}", f"train.max_iter={max_iter}", f"train.eval_period={every}"]
     overrides.append(f"train.checkpointer.period={every}")
     overrides.append(f"train.log_period={min(20, every)}")  # an evaluation is logged by the next log
-    folder = matrix.output / detector / method / f"seed{seed}"
-    return Run(detector, method, seed, config, folder, (*overrides, *matrix.overrides), max_iter)
+    folder = experiment.output / detector / method / f"seed{seed}"
+    return Run(detector, method, seed, config, folder, (*overrides, *experiment.overrides), max_iter)
 
 
-def plan_runs(matrix: Matrix) -> list[Run]:
+def plan_runs(experiment: Experiment) -> list[Run]:
     """The students' trainings, stretched ones aside; a seed's runs stand together."""
     return [
-        plan_run(matrix, detector, method, seed)
-        for seed in matrix.seeds
-        for detector in matrix.detectors
-        for method in matrix.methods
+        plan_run(experiment, detector, method, seed)
+        for seed in experiment.seeds
+        for detector in experiment.detectors
+        for method in experiment.methods
     ]
 
 
-def plan_stretched(matrix: Matrix, detector: str, method: str, seed: int) -> Run:
+def plan_stretched(experiment: Experiment, detector: str, method: str, seed: int) -> Run:
     """
     The student alone, with as many iterations as cost the CPU seconds of the distilled run of this seed.
 
     Raises:
         JobError: one of the two runs that this follows from is not finished.
     """
-    pair = [plan_run(matrix, detector, m, seed) for m in (ALONE, method)]
+    pair = [plan_run(experiment, detector, m, seed) for m in (ALONE, method)]
     for run in pair:
         if not run.result_file.is_file():
             raise JobError(f"{run.name} is not finished")
-    alone, distilled = (json.loads(run.result_file.read_text())["cpu_seconds"] for run in pair)
+    alone, distilled = (read_json(run.result_file)["cpu_seconds"] for run in pair)
     iterations = max(1, round(pair[0].max_iter * distilled / alone))
-    return plan_run(matrix, detector, stretched(method), seed, max_iter=iterations)
+    return plan_run(experiment, detector, stretched(method), seed, max_iter=iterations)
 
 
-def plan_teacher(matrix: Matrix, detector: str) -> tuple[Run, str]:
+def plan_teacher(experiment: Experiment, detector: str) -> tuple[Run, str]:
     """
     The training of the students' teacher, and the path or URL where it is expected.
 
     Raises:
         ValueError: no ``*_teacher.py`` writes to where the student's config expects its teacher.
     """
-    config = config_file(matrix, detector, matrix.distilled[0])
+    config = config_file(experiment, detector, experiment.distilled[0])
     folder = Path(LazyConfig.load(str(config)).model.teacher.checkpoint).parent
     # Two detectors may share a teacher, so it is found by its folder, not by its name.
-    for path in sorted(matrix.configs.glob("*_teacher.py")):
+    for path in sorted(experiment.configs.glob("*_teacher.py")):
         train = LazyConfig.load(str(path)).train
         if Path(train.output_dir) == folder:
             break
     else:
         raise ValueError(f"{config.name} expects a teacher in {folder}, but no *_teacher.py writes to that folder.")
-    checkpoint = plan_run(matrix, detector, matrix.distilled[0], 0).load_config().model.teacher.checkpoint
+    checkpoint = plan_run(experiment, detector, experiment.distilled[0], 0).load_config().model.teacher.checkpoint
     return Run(detector, TEACHER, train.seed, path, Path(checkpoint).parent, (), train.max_iter), checkpoint
 
 
@@ -214,7 +240,7 @@ def check_request(run: Run) -> dict[str, Any]:
     new, file = request(run), run.folder / "request.json"
     if not file.is_file():
         return new
-    old = json.loads(file.read_text())
+    old = read_json(file)
     if new["teacher_sha256"] is None:  # not there (yet)
         old["teacher_sha256"] = None
     if old == new:

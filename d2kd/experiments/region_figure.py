@@ -9,17 +9,20 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from matplotlib import colormaps, patheffects
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from d2kd.checkpoint import whole_file
 from d2kd.regions import inside_box_region, valuable_localization_region
 from d2kd.regions.atss import assign
 
@@ -100,9 +103,9 @@ def draw_regions(
     regions = ld_regions(anchors, gt_boxes)
     positives = next(iter(regions.values()))
     height = 1.5 + len(regions) * 3.6 * canvas[0] / canvas[1]
-    figure = Figure(figsize=(1.1 + 3.6 * len(strides), height), dpi=110, layout="constrained")
+    layout = ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.06)
+    figure = Figure(figsize=(1.1 + 3.6 * len(strides), height), dpi=110, layout=layout)
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(h_pad=0.08, w_pad=0.06)
     panels = figure.subplots(len(regions), len(strides), squeeze=False, sharex=True, sharey=True)
     for row, (label, levels) in zip(panels, regions.items(), strict=True):
         row[0].set_ylabel(label, fontsize=12, labelpad=8)
@@ -124,10 +127,11 @@ def draw_regions(
         "weight of a location (grey: 0)     boxes: objects     dots: positives     corner: locations in the region",
         fontsize=11.5,
     )
-    figure.savefig(path)
+    with whole_file(path) as partial:
+        figure.savefig(partial, format="png")
 
 
-def _draw_level(panel: Any, weights: np.ndarray, stride: int) -> Any:
+def _draw_level(panel: Axes, weights: np.ndarray, stride: int) -> AxesImage:
     rows, columns = weights.shape
     low, right, bottom = -stride / 2, (columns - 0.5) * stride, (rows - 0.5) * stride
     return panel.imshow(
@@ -140,13 +144,13 @@ def _draw_level(panel: Any, weights: np.ndarray, stride: int) -> Any:
     )
 
 
-def _dot(panel: Any, positive: np.ndarray, stride: int) -> None:
+def _dot(panel: Axes, positive: np.ndarray, stride: int) -> None:
     y, x = np.nonzero(positive)
     panel.scatter(x * stride, y * stride, s=5, color="black", linewidths=0, zorder=4)
 
 
-def _draw_boxes(panel: Any, boxes: Sequence[Sequence[float]]) -> None:
-    outline = [patheffects.withStroke(linewidth=2.8, foreground="white")]
+def _draw_boxes(panel: Axes, boxes: Sequence[Sequence[float]]) -> None:
+    outline: list[patheffects.AbstractPathEffect] = [patheffects.withStroke(linewidth=2.8, foreground="white")]
     for number, (x0, y0, x1, y1) in enumerate(boxes):
         color = _COLORS[number % len(_COLORS)]
         box = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, color=color, linewidth=1.8, zorder=3)
@@ -154,7 +158,7 @@ def _draw_boxes(panel: Any, boxes: Sequence[Sequence[float]]) -> None:
         panel.add_patch(box)
 
 
-def _note(panel: Any, text: str) -> None:
+def _note(panel: Axes, text: str) -> None:
     panel.text(
         0.985,
         0.975,
@@ -168,13 +172,12 @@ def _note(panel: Any, text: str) -> None:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("docs/pictures/ld_regions.png"), help="the PNG to write")
-    output = parser.parse_args(argv).output
-    output.parent.mkdir(parents=True, exist_ok=True)
-    draw_regions(output, torch.tensor(_BOXES), _CANVAS)
+    draw_regions(parser.parse_args(argv).output, torch.tensor(_BOXES), _CANVAS)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -1,11 +1,10 @@
-"""What is kept of finished trainings: metrics on a split, cost, curve and origin."""
+"""Results of finished runs: metrics on a split, cost, curve, and what they were made with."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.metadata
 import io
-import json
 import math
 import platform
 from collections.abc import Mapping
@@ -20,19 +19,29 @@ from torch import nn
 
 from d2kd.engine.defaults import resolve_device
 from d2kd.engine.evaluation import evaluate
-from d2kd.experiments import report
+from d2kd.experiments.curves import CurvePoint, curve, read_metrics
+from d2kd.experiments.files import read_json, write_json
 from d2kd.experiments.jobs import JobError
-from d2kd.experiments.plan import Matrix, Run, check_request, plan_run, plan_teacher, request, sha256
-from d2kd.experiments.report import ALONE, METRICS, TEACHER, stretched
+from d2kd.experiments.plan import (
+    ALONE,
+    TEACHER,
+    Experiment,
+    Run,
+    check_request,
+    plan_run,
+    plan_teacher,
+    request,
+    sha256,
+    stretched_for,
+)
+from d2kd.experiments.statistics import METRICS
 
 __all__ = [
     "collect",
     "evaluate_checkpoint",
     "load_detector",
-    "read_json",
     "train_result",
     "versions",
-    "write_json",
 ]
 
 
@@ -59,9 +68,9 @@ def _metrics(record: Mapping[str, float], prefix: str) -> dict[str, float | None
 
 
 def train_result(run: Run) -> dict[str, Any]:
-    """What is kept of a training that has ended: val metrics, cost, curve, and where all that comes from."""
-    records = report.read_metrics(run.folder / "metrics.json", run.max_iter)
-    points = report.curve(records)
+    """The result of a finished run: val metrics, cost, curve, its request and the versions of libraries."""
+    records = read_metrics(run.folder / "metrics.json", run.max_iter)
+    points = curve(records)
     cost = next((r for r in reversed(records.values()) if "cost/cpu_seconds" in r), {})
     cpu, wall = cost.get("cost/cpu_seconds"), cost.get("cost/wall_seconds")
     cfg = run.load_config()
@@ -69,7 +78,7 @@ def train_result(run: Run) -> dict[str, Any]:
         val = _metrics(records[run.max_iter], prefix="bbox/")
     else:  # killed between its last checkpoint and its last evaluation, or trained elsewhere
         val = evaluate_checkpoint(cfg, run.folder / "model_final.pth", "val")
-        points.append(report.CurvePoint(run.max_iter, cpu, val["AP"]))
+        points.append(CurvePoint(run.max_iter, cpu, math.nan if val["AP"] is None else val["AP"]))
     model = instantiate(cfg.model)
     return {
         "detector": run.detector,
@@ -94,49 +103,46 @@ def _with_split(result: dict[str, Any], run: Run, checkpoint: str | Path, split:
     return {**result, "split": split, **result["metrics"][split]}
 
 
-def collect(matrix: Matrix) -> tuple[list[dict[str, Any]], int]:
+def collect(experiment: Experiment) -> tuple[list[dict[str, Any]], int]:
     """
-    Results of the matrix's teachers and of all finished runs in its output folder that were made with its
+    Results of the experiment's teachers and of all finished runs in its output folder that were made with its
     overrides and the configs as they are now, whichever detectors, methods and seeds it names.
 
     Returns:
-        (results, with the metrics of ``matrix.split`` at their top level; number of other runs left out)
+        (results, with the metrics of ``experiment.split`` at their top level; number of other runs left out)
     """
     results, left_out = [], 0
-    for file in sorted(matrix.output.glob("*/*/seed*/result.json")):
+    for file in sorted(experiment.output.glob("*/*/seed*/result.json")):
         result = read_json(file)
         detector, method, seed = result["detector"], result["method"], result["seed"]
-        max_iter = result["max_iter"] if method.startswith(stretched("")) else None
+        max_iter = result["max_iter"] if stretched_for(method) else None
         try:
-            run = plan_run(matrix, detector, method, seed, max_iter)
+            run = plan_run(experiment, detector, method, seed, max_iter)
             check_request(run)
-        except (JobError, ValueError):  # of another request; of a config that is no more
+        except (JobError, ValueError):  # another request, or a config that no longer exists
             left_out += 1
             continue
-        results.append(_with_split(result, run, run.folder / "model_final.pth", matrix.split, file))
-    if matrix.distilled:
-        results += [_teacher_result(matrix, detector) for detector in sorted({r["detector"] for r in results})]
+        results.append(_with_split(result, run, run.folder / "model_final.pth", experiment.split, file))
+    if experiment.distilled:
+        results += [_teacher_result(experiment, detector) for detector in sorted({r["detector"] for r in results})]
     rank = {TEACHER: 0, ALONE: 1}
-    results.sort(
-        key=lambda r: (
-            r["detector"],
-            rank.get(r["method"], 2 if r["method"].startswith(stretched("")) else 3),
-            r["method"],
-            r["seed"],
-        )
-    )
-    return results, left_out
+
+    def place(result: dict[str, Any]) -> tuple[str, int, str, int]:
+        method = result["method"]
+        return result["detector"], rank.get(method, 2 if stretched_for(method) else 3), method, result["seed"]
+
+    return sorted(results, key=place), left_out
 
 
-def _teacher_result(matrix: Matrix, detector: str) -> dict[str, Any]:
-    run, checkpoint = plan_teacher(matrix, detector)
-    file = matrix.output / detector / TEACHER / "result.json"
+def _teacher_result(experiment: Experiment, detector: str) -> dict[str, Any]:
+    run, checkpoint = plan_teacher(experiment, detector)
+    file = experiment.output / detector / TEACHER / "result.json"
     wanted = {"checkpoint": checkpoint, "sha256": sha256(checkpoint)}
     result = read_json(file) if file.is_file() else {}
     if result.get("weights") != wanted:
         result = {**train_result(run), "weights": wanted}
         write_json(file, result)
-    return _with_split(result, run, checkpoint, matrix.split, file)
+    return _with_split(result, run, checkpoint, experiment.split, file)
 
 
 @cache
@@ -148,16 +154,3 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return {"python": platform.python_version(), **found}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's content."""
-    return json.loads(path.read_text())
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(".tmp")
-    new.write_text(json.dumps(content, indent=1) + "\n")
-    new.replace(path)

@@ -115,9 +115,9 @@ def test_a_small_run_measures_every_part(detector, tmp_path, capsys):
     # bckd, crosskd, and those whose losses have schedules, which must be measured at their full weight
     methods = {"bckd": ["regions"], "crosskd": ["crossed output", "regions"], "ftpd": ["regions"], "tid": ["regions"]}
     argv = ["--detector", detector, "--methods", *methods, *SMALL, "--device", "cpu", "--json", str(file)]
-    result = benchmark.main(argv)
+    assert benchmark.main(argv) == 0
     table = capsys.readouterr().out
-    assert json.loads(file.read_text()) == result
+    result = json.loads(file.read_text())
     assert result["command"] == "python tools/benchmark.py " + " ".join(argv)
     assert result["environment"]["torch"] == torch.__version__
     assert result["config"]["image_size"] == [64, 64]
@@ -167,10 +167,17 @@ def test_a_distilled_step_is_measured_when_schedules_have_ended():
     assert seen == [1.0]
 
 
-def test_no_method_measures_the_baseline_alone(capsys):
-    result = benchmark.main(["--detector", "retinanet", *SMALL, "--device", "cpu", "--methods"])
-    assert [case["method"] for case in result["cases"]] == [""] * 4
+def test_no_method_measures_the_baseline_alone(tmp_path, capsys):
+    file = tmp_path / "result.json"
+    assert benchmark.main(["--detector", "retinanet", *SMALL, "--device", "cpu", "--json", str(file), "--methods"]) == 0
+    assert [case["method"] for case in json.loads(file.read_text())["cases"]] == [""] * 4
     assert benchmark.RESTATED in capsys.readouterr().out
+
+
+def test_a_method_that_does_not_fit_is_one_sentence(capsys):
+    assert benchmark.main(["--detector", "fcos", *SMALL, "--device", "cpu", "--methods", "ld"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("benchmark.py: ") and error.count("\n") == 1 and "FCOS" in error
 
 
 def test_auto_takes_cuda_only_where_there_is_one(monkeypatch):

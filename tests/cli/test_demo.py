@@ -10,10 +10,8 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from d2kd.cli import demo
-from d2kd.data import digits
-from d2kd.experiments import results
-from d2kd.experiments.plan import plan_run, plan_teacher
-from d2kd.experiments.report import ALONE, METRICS, TEACHER, stretched
+from d2kd.data.digits import dataset
+from d2kd.experiments import ALONE, METRICS, TEACHER, plan_run, plan_teacher, results, stretched, training_jobs
 
 FAKE = Path(__file__).with_name("fake_train_net.py")
 LONGER = stretched("crosskd")
@@ -90,7 +88,7 @@ def test_detect_keeps_the_best_with_class_names():
 @pytest.fixture
 def small_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(digits, "SIZES", {"train": 2, "val": 2, "test": 8})
+    monkeypatch.setattr(dataset, "SIZES", {"train": 2, "val": 2, "test": 8})
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     threads = torch.get_num_threads()
@@ -103,24 +101,27 @@ def save_weights(run, folder):
 
 
 def test_sheet_shows_ground_truth_in_its_place(tmp_path, small_data, monkeypatch):
-    matrix = demo.demo_matrix(tmp_path, max_iter=8)
+    experiment = demo.demo_experiment(tmp_path, max_iter=8)
     for method in (ALONE, "crosskd"):
-        run = plan_run(matrix, demo.DETECTOR, method, 0)
+        run = plan_run(experiment, demo.DETECTOR, method, 0)
         run.folder.mkdir(parents=True)
         save_weights(run, run.folder)
-    teacher, _ = plan_teacher(matrix, demo.DETECTOR)
+    teacher, _ = plan_teacher(experiment, demo.DETECTOR)
     (tmp_path / "teacher").mkdir()
     save_weights(teacher, tmp_path / "teacher")
     monkeypatch.setattr(demo, "plan_teacher", lambda *_: (teacher, str(tmp_path / "teacher/model_final.pth")))
     drawn = {}
     monkeypatch.setattr(demo, "draw_sheet", lambda path, images, columns, caption: drawn.update(i=images, c=columns))
-    demo.write_sheet(matrix, tmp_path / "sheet.png")
+    demo.write_sheet(experiment, tmp_path / "sheet.png")
     assert list(drawn["c"]) == ["ground truth", "student alone", "student distilled (CrossKD)", "teacher"]
     assert [len(rows) for rows in drawn["c"].values()] == [8] * 4
-    first = json.loads((tmp_path / "data/digits/annotations/digits_test.json").read_text())["annotations"][0]
+    there = json.loads((tmp_path / "data/digits/annotations/digits_test.json").read_text())
+    assert len(there["images"]) == 8
+    names = {category["id"]: category["name"] for category in there["categories"]}
+    first = there["annotations"][0]
     x, y, width, height = first["bbox"]
     box = drawn["c"]["ground truth"][0][0]
-    assert box.xyxy == (x, y, x + width, y + height) and box.name == digits.CLASSES[first["category_id"] - 1]
+    assert box.xyxy == (x, y, x + width, y + height) and box.name == names[first["category_id"]]
     with Image.open(tmp_path / "data/digits/test/000001.jpg") as image:
         np.testing.assert_array_equal(drawn["i"][0], np.asarray(image.convert("RGB")))
 
@@ -130,13 +131,13 @@ def test_the_demo_runs_its_stages_once(tmp_path, small_data, monkeypatch, capsys
     (tmp_path / "plan.json").write_text(json.dumps({f"{student}_crosskd": {"cpu": 1.5}}))
     monkeypatch.setenv("FAKE_PLAN", str(tmp_path / "plan.json"))
     monkeypatch.setenv("FAKE_CALLS", str(tmp_path / "calls"))
-    monkeypatch.setattr(demo.compare, "TRAIN", (str(FAKE),))
+    monkeypatch.setattr(training_jobs, "TRAIN", (str(FAKE),))
     monkeypatch.setattr(results, "evaluate_checkpoint", lambda *_: {**dict.fromkeys(METRICS), "AP": 31.0})
-    monkeypatch.setattr(demo, "write_sheet", lambda matrix, path: path.touch())
-    base = demo.demo_matrix(tmp_path / "out", 16)
+    monkeypatch.setattr(demo, "write_sheet", lambda experiment, path: path.touch())
+    base = demo.demo_experiment(tmp_path / "out", 16)
     checkpoint = f"model.teacher.checkpoint={tmp_path}/teacher/model_final.pth"
     changed = {**vars(base), "overrides": (checkpoint,)}  # not where a real demo's teacher lies
-    monkeypatch.setattr(demo, "demo_matrix", lambda *_: type(base)(**changed))
+    monkeypatch.setattr(demo, "demo_experiment", lambda *_: type(base)(**changed))
 
     assert demo.main(["--max-iter", "16"]) == 0
     calls = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
@@ -154,7 +155,7 @@ def test_the_demo_runs_its_stages_once(tmp_path, small_data, monkeypatch, capsys
 
     assert demo.main(["--max-iter", "16"]) == 0
     assert len((tmp_path / "calls").read_text().splitlines()) == 4
-    assert capsys.readouterr().out.count("is there already") == 4
+    assert capsys.readouterr().out.count("already done") == 4
 
 
 def test_a_failed_stage_ends_the_demo_without_a_table(tmp_path, small_data, monkeypatch, capsys):

@@ -1,0 +1,58 @@
+"""What a run has logged, and its AP over its schedule."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from d2kd.experiments.curves import CurvePoint, curve, last_quarter, read_metrics, resample
+
+
+def write_metrics(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def test_metrics_are_by_finished_iterations_and_a_resume_replaces_what_it_repeats(tmp_path):
+    file = tmp_path / "metrics.json"
+    write_metrics(file, [{"iteration": 19, "x": 1}, {"iteration": 39, "x": 2}])
+    with open(file, "a") as f:
+        f.write('{"iteration": 59, "x"')  # killed here
+        f.write('\n{"iteration": 39, "x": 3}\n{"iteration": 59, "x": 4}\n{"iteration": 60, "bbox/AP": NaN}\n')
+    records = read_metrics(file, max_iter=60)
+    assert list(records) == [20, 40, 60]
+    assert records[40]["x"] == 3
+    assert records[60]["x"] == 4 and math.isnan(records[60]["bbox/AP"])
+    assert read_metrics(tmp_path / "none.json", 60) == {}
+
+
+def test_curve_interpolates_the_cost_between_logs(tmp_path):
+    file = tmp_path / "metrics.json"
+    ends = [{"iteration": 19, "cost/cpu_seconds": 2.0}, {"iteration": 24, "bbox/AP": 5.0}]
+    ends += [{"iteration": 39, "cost/cpu_seconds": 6.0}, {"iteration": 40, "bbox/AP": 9.0, "cost/cpu_seconds": 6.0}]
+    write_metrics(file, ends)
+    assert curve(read_metrics(file, 40)) == [CurvePoint(25, 3.0, 5.0), CurvePoint(40, 6.0, 9.0)]
+    write_metrics(file, [{"iteration": 40, "bbox/AP": 9.0}])
+    assert curve(read_metrics(file, 40)) == [CurvePoint(40, None, 9.0)]
+
+
+@pytest.mark.parametrize(
+    "points, added",
+    [
+        ([(500, 10.0), (750, 20.0), (1000, 26.0)], 6.0),  # evaluated at three quarters
+        ([(700, 10.0), (800, 20.0), (1000, 26.0)], 11.0),  # or around them: 15.0 at 750
+        ([(800, 20.0), (1000, 26.0)], None),
+    ],
+)
+def test_last_quarter(points, added):
+    assert last_quarter([CurvePoint(i, None, ap) for i, ap in points]) == added
+
+
+def test_resample_aligns_schedules_of_different_lengths():
+    short = [CurvePoint(100, 10.0, 1.0), CurvePoint(200, 20.0, 2.0)]
+    long = [CurvePoint(101, 11.0, 4.0), CurvePoint(201, 21.0, 6.0), CurvePoint(300, 31.0, 8.0)]
+    table = resample([short, long])
+    assert table.shape == (2, 2, 3)
+    np.testing.assert_allclose(table[0], [[100, 10, 1], [200, 20, 2]])
+    np.testing.assert_allclose(table[1][1], [300, 31, 8])
+    np.testing.assert_allclose(table[1][0, [0, 2]], [150, 4 + 2 * 49 / 100])
