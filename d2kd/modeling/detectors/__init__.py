@@ -2,17 +2,23 @@
 
 from d2kd.modeling.detectors.assigner import ATSSAssigner
 from d2kd.modeling.detectors.atss import ATSS, ATSSHead
-from d2kd.modeling.detectors.base import AssignedDetector, strides_of
+from d2kd.modeling.detectors.base import AssignedDetector
 from d2kd.modeling.detectors.config import add_atss_config, add_gfl_config
-from d2kd.modeling.detectors.distribution import (
-    DistributionATSS,
-    DistributionBoxes,
-    DistributionFCOS,
-    DistributionRetinaNet,
-    expected_distances,
-)
+from d2kd.modeling.detectors.distribution import DistributionBoxes, expected_distances
+from d2kd.modeling.detectors.distribution_detectors import DistributionATSS, DistributionFCOS, DistributionRetinaNet
 from d2kd.modeling.detectors.gfl import GFL, GFLHead
 from d2kd.modeling.detectors.head import DenseHead
+from d2kd.modeling.detectors.interface import (
+    BoxTransform,
+    box_transform_of,
+    infer,
+    label_anchors_of,
+    make_anchors,
+    num_classes_of,
+    pixel_statistics,
+    reg_max_of,
+    strides_of,
+)
 
 __all__ = [
     "ATSS",
@@ -20,6 +26,7 @@ __all__ = [
     "ATSSAssigner",
     "ATSSHead",
     "AssignedDetector",
+    "BoxTransform",
     "DenseHead",
     "DistributionATSS",
     "DistributionBoxes",
@@ -28,6 +35,13 @@ __all__ = [
     "GFLHead",
     "add_atss_config",
     "add_gfl_config",
+    "box_transform_of",
     "expected_distances",
+    "infer",
+    "label_anchors_of",
+    "make_anchors",
+    "num_classes_of",
+    "pixel_statistics",
+    "reg_max_of",
     "strides_of",
 ]
