@@ -286,10 +286,10 @@ def test_the_students_own_load_hooks_work():
     """A detector that renames old keys when it loads still does so as a student."""
     student = build_detector("FCOS")
 
-    def rename(state_dict, prefix, *args):
+    def rename(module, state_dict, prefix, *args):
         state_dict[prefix + "head.ctrness.bias"] = state_dict.pop(prefix + "head.old_name")
 
-    student._register_load_state_dict_pre_hook(rename)
+    student.register_load_state_dict_pre_hook(rename)
     old = {k: v.clone() for k, v in build_detector("FCOS", seed=1).state_dict().items()}
     old["head.old_name"] = old.pop("head.ctrness.bias") + 5
     model = DistilledDetector(student=student)
