@@ -12,7 +12,8 @@ from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
 from d2kd.modeling.adapters.taps import Block, split_tower
-from d2kd.modeling.detectors import DistributionBoxes, num_classes_of, reg_max_of
+from d2kd.modeling.detectors import DistributionBoxes
+from d2kd.modeling.detectors.interface import num_classes_of, reg_max_of
 from d2kd.structures import Assignment, DenseOutput, OutputSpec
 
 __all__ = ["ADAPTER_REGISTRY", "Adapter", "family_of", "get_adapter", "input_format_of", "predictors_of"]

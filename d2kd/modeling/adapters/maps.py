@@ -8,7 +8,8 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes
 from torch import Tensor
 
-from d2kd.modeling.detectors import DistributionBoxes, box_transform_of, expected_distances, strides_of
+from d2kd.modeling.detectors import DistributionBoxes, expected_distances
+from d2kd.modeling.detectors.interface import box_transform_of, strides_of
 
 __all__ = ["check_lists", "check_maps", "decode", "view_anchors", "view_boxes"]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from d2kd.modeling.adapters.base import Adapter
 from d2kd.modeling.adapters.tails import cross_head
 from d2kd.modeling.adapters.taps import Taps, record_taps
-from d2kd.modeling.detectors import pixel_statistics, strides_of
+from d2kd.modeling.detectors.interface import pixel_statistics, strides_of
 
 __all__ = ["IMAGES", "AdapterCheck", "cross", "crosses_itself", "make_features", "undisturbed"]
 

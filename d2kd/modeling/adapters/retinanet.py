@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from d2kd.modeling.adapters.base import ADAPTER_REGISTRY, Adapter, predictors_of
 from d2kd.modeling.adapters.maps import check_maps, decode, view_anchors, view_boxes
-from d2kd.modeling.detectors import DenseHead, DistributionBoxes, box_transform_of, num_classes_of
+from d2kd.modeling.detectors import DenseHead, DistributionBoxes
+from d2kd.modeling.detectors.interface import box_transform_of, num_classes_of
 from d2kd.structures import DenseOutput
 
 __all__ = ["RetinaNetAdapter"]

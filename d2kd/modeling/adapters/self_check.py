@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 from d2kd.modeling.adapters.base import get_adapter
 from d2kd.modeling.adapters.probe import IMAGES, AdapterCheck, cross, make_features, undisturbed
 from d2kd.modeling.adapters.taps import Taps, record_taps, tap_channels
-from d2kd.modeling.detectors import infer, label_anchors_of, make_anchors, pixel_statistics, strides_of
+from d2kd.modeling.detectors.interface import infer, label_anchors_of, make_anchors, pixel_statistics, strides_of
 from d2kd.structures import DenseOutput, OutputSpec
 
 __all__ = ["AdapterReport", "check_adapter"]

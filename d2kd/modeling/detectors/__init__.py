@@ -8,17 +8,6 @@ from d2kd.modeling.detectors.distribution import DistributionBoxes, expected_dis
 from d2kd.modeling.detectors.distribution_detectors import DistributionATSS, DistributionFCOS, DistributionRetinaNet
 from d2kd.modeling.detectors.gfl import GFL, GFLHead
 from d2kd.modeling.detectors.head import DenseHead
-from d2kd.modeling.detectors.interface import (
-    BoxTransform,
-    box_transform_of,
-    infer,
-    label_anchors_of,
-    make_anchors,
-    num_classes_of,
-    pixel_statistics,
-    reg_max_of,
-    strides_of,
-)
 
 __all__ = [
     "ATSS",
@@ -26,7 +15,6 @@ __all__ = [
     "ATSSAssigner",
     "ATSSHead",
     "AssignedDetector",
-    "BoxTransform",
     "DenseHead",
     "DistributionATSS",
     "DistributionBoxes",
@@ -35,13 +23,5 @@ __all__ = [
     "GFLHead",
     "add_atss_config",
     "add_gfl_config",
-    "box_transform_of",
     "expected_distances",
-    "infer",
-    "label_anchors_of",
-    "make_anchors",
-    "num_classes_of",
-    "pixel_statistics",
-    "reg_max_of",
-    "strides_of",
 ]

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from d2kd.losses.iou_localization import iou_loss
 from d2kd.modeling.detectors.base import AssignedDetector
 from d2kd.modeling.detectors.config import yacs_arguments
+from d2kd.modeling.detectors.detection_losses import LevelLabels, centerness_targets, mean_over_ranks
 from d2kd.modeling.detectors.distribution import DistributionBoxes
 from d2kd.modeling.detectors.head import DenseHead, Norm
 from d2kd.modeling.detectors.interface import BoxTransform, reg_max_of
-from d2kd.modeling.detectors.losses import LevelLabels, centerness_targets, mean_over_ranks
 
 __all__ = ["ATSS", "ATSSHead"]
 

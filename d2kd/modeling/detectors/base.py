@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2kd.modeling.detectors.assigner import ATSSAssigner
+from d2kd.modeling.detectors.detection_losses import LevelLabels
 from d2kd.modeling.detectors.interface import BoxTransform, check_strides, strides_of
-from d2kd.modeling.detectors.losses import LevelLabels
 
 __all__ = ["AssignedDetector"]
 

@@ -75,18 +75,18 @@ class _ExpectedDistances(torch.autograd.Function):
 
 class DistributionBoxes(DenseDetector):
     """
-    A dense detector whose head predicts a distribution for each side of a box (``head.reg_max``), to be named before
-    the detector in a class's bases.
+    A dense detector whose head predicts a distribution for each side of a box (``head.reg_max``).
 
-    Where the detector reads its head's box predictions, it finds the expected distances to the four sides in pixels,
-    which it decodes from the anchor's centre; nothing else of it changes. Its constructor passes its own arguments
-    through :meth:`with_distances`.
+    A class that derives from it and from a detector names it first. Where that detector reads its head's box
+    predictions, it finds the expected distances to the four sides in pixels, which it decodes from the anchor's
+    centre; nothing else of it changes. The class's constructor calls the detector's with
+    :meth:`distribution_arguments`.
     """
 
     @classmethod
-    def with_distances(cls, head: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    def distribution_arguments(cls, head: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """
-        The detector's arguments with its head, and a box transform that decodes distances.
+        A detector's arguments with this head and with a box transform that decodes distances.
 
         Args:
             head: predicts distributions: :class:`DenseHead` with ``reg_max``.

@@ -33,7 +33,7 @@ class DistributionRetinaNet(DistributionBoxes, RetinaNet):
     def __init__(self, *, head: nn.Module, box_loss_weight: float = 2.0, **kwargs: Any) -> None:
         if "box_reg_loss_type" in kwargs:
             raise TypeError("DistributionRetinaNet's box loss is GIoU: remove box_reg_loss_type from its config.")
-        super().__init__(box_reg_loss_type="giou", **self.with_distances(head, kwargs))
+        super().__init__(box_reg_loss_type="giou", **self.distribution_arguments(head, kwargs))
         check_strides(self)
         self.box_loss_weight = box_loss_weight
 
@@ -58,7 +58,7 @@ class DistributionFCOS(DistributionBoxes, FCOS):
     """
 
     def __init__(self, *, head: nn.Module, box_loss_weight: float = 1.0, **kwargs: Any) -> None:
-        super().__init__(**self.with_distances(head, kwargs))
+        super().__init__(**self.distribution_arguments(head, kwargs))
         self.box_loss_weight = box_loss_weight
 
     def losses(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -81,4 +81,4 @@ class DistributionATSS(DistributionBoxes, ATSS):
     """
 
     def __init__(self, *, head: nn.Module, **kwargs: Any) -> None:
-        super().__init__(**self.with_distances(head, kwargs))
+        super().__init__(**self.distribution_arguments(head, kwargs))

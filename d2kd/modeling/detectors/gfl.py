@@ -16,10 +16,10 @@ from d2kd.losses.binary_classification import gap_weighted_bce
 from d2kd.losses.iou_localization import iou_loss
 from d2kd.modeling.detectors.base import AssignedDetector
 from d2kd.modeling.detectors.config import yacs_arguments
+from d2kd.modeling.detectors.detection_losses import LevelLabels, distribution_focal_loss, mean_over_ranks
 from d2kd.modeling.detectors.distribution import DistributionBoxes, expected_distances
 from d2kd.modeling.detectors.head import DenseHead, Norm
 from d2kd.modeling.detectors.interface import strides_of
-from d2kd.modeling.detectors.losses import LevelLabels, distribution_focal_loss, mean_over_ranks
 from d2kd.structures import iou
 
 __all__ = ["GFL", "GFLHead"]
@@ -69,7 +69,7 @@ class GFL(DistributionBoxes, AssignedDetector):
         min_score_sum: float = 1.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**self.with_distances(head, kwargs))
+        super().__init__(**self.distribution_arguments(head, kwargs))
         self.qfl_beta = qfl_beta
         self.box_loss_weight = box_loss_weight
         self.dfl_loss_weight = dfl_loss_weight

@@ -10,7 +10,7 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from d2kd.modeling.adapters import Taps, cross_head, get_adapter, tap_index
-from d2kd.modeling.detectors import label_anchors_of
+from d2kd.modeling.detectors.interface import label_anchors_of
 from d2kd.modeling.distillation.overlap import Overlap
 from d2kd.modeling.distillation.teacher import TeacherStep
 from d2kd.structures import Assignment, DenseOutput

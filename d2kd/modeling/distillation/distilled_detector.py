@@ -104,7 +104,7 @@ class DistilledDetector(nn.Module):
         self._overlap: Overlap | None = None  # until the pair was checked
         warn_of_stacked_terms(built)
 
-    # ---- who is who ------------------------------------------------------------------------------------------
+    # ---- student and teacher ---------------------------------------------------------------------------------
 
     @property
     def student(self) -> DenseDetector:

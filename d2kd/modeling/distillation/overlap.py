@@ -10,7 +10,7 @@ import torch
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Instances
 
-from d2kd.modeling.detectors import make_anchors, num_classes_of, strides_of
+from d2kd.modeling.detectors.interface import make_anchors, num_classes_of, strides_of
 
 __all__ = ["Overlap", "find_overlap"]
 

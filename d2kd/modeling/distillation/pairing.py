@@ -10,7 +10,7 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 
 from d2kd.losses import SOURCES, DistillationLoss
 from d2kd.modeling.adapters import crosses_itself, get_adapter, tap_channels, tap_index
-from d2kd.modeling.detectors import num_classes_of, strides_of
+from d2kd.modeling.detectors.interface import num_classes_of, strides_of
 from d2kd.modeling.distillation.overlap import Overlap, find_overlap
 
 __all__ = ["check_pairing", "warn_of_stacked_terms"]

@@ -38,7 +38,7 @@ def make_tap_projectors(
     student: DenseDetector, losses: Iterable[DistillationLoss], channels: Sequence[int] | None
 ) -> dict[str, nn.Conv2d]:
     """
-    A 1x1 convolution for each branch and tail that ``losses`` cross; without bias, since alignment takes means away.
+    A projector for each branch and tail that ``losses`` cross; without bias, since alignment takes means away.
 
     Args:
         channels: [student's, teacher's]; None: none are needed.

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from d2kd.modeling.adapters import Taps, check_lists, get_adapter, record_taps, tap_indices
-from d2kd.modeling.detectors import label_anchors_of, make_anchors
+from d2kd.modeling.detectors.interface import label_anchors_of, make_anchors
 from d2kd.modeling.distillation.monitors import check_finite, warn_of_unlabelled
 from d2kd.modeling.distillation.overlap import Overlap
 from d2kd.structures import Assignment, DenseOutput
@@ -112,7 +112,7 @@ def run_student(
         detector: in training mode.
         batched_inputs: "image" of each image, and "instances" of the first ``num_labelled``.
         num_labelled: how many have labels, which come first.
-        tails: for each of them a tap is recorded that leaves as many blocks of each branch.
+        tails: for each of these numbers, the taps before that many last blocks of each branch are recorded.
         overlap: the levels and classes to read; None: all of the student's.
 
     Raises:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from d2kd.checkpoint import load_strictly
 from d2kd.modeling.adapters import Taps, get_adapter, input_format_of, record_taps, tap_indices
-from d2kd.modeling.detectors import make_anchors, pixel_statistics
+from d2kd.modeling.detectors.interface import make_anchors, pixel_statistics
 from d2kd.modeling.distillation.overlap import Overlap
 from d2kd.modeling.distillation.student_step import StudentStep
 from d2kd.structures import DenseOutput
@@ -68,7 +68,7 @@ class Teacher:
         model: Mapping[str, Any] | DenseDetector,
         checkpoint: str | None = None,
         input_format: str | None = None,
-        class_map: Mapping[Any, Any] | None = None,
+        class_map: Mapping[int, int] | Mapping[str, Any] | None = None,
     ) -> None:
         if not checkpoint and not isinstance(model, nn.Module):
             raise ValueError(
@@ -240,7 +240,7 @@ def run_teacher(
         student: what the student made of it.
         overlap: which levels and classes are common.
         input_format: channel order of the images.
-        tails: for each of them a tap is recorded that leaves as many blocks of each branch.
+        tails: for each of these numbers, the taps before that many last blocks of each branch are recorded.
         keep_features: see :meth:`Teacher.run`.
     """
     step = teacher.run(

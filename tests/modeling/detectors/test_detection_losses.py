@@ -9,7 +9,7 @@ from detectron2.modeling.box_regression import Box2BoxTransformLinear
 from torch.nn import functional as F
 
 from d2kd.modeling.detectors import expected_distances
-from d2kd.modeling.detectors.losses import LevelLabels, centerness_targets, distribution_focal_loss
+from d2kd.modeling.detectors.detection_losses import LevelLabels, centerness_targets, distribution_focal_loss
 from tests.modeling.distillation.golden_scene import load_golden
 
 PRECISIONS = [
