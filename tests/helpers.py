@@ -1,7 +1,9 @@
 """Tiny detectors and batches: a training step takes about ten milliseconds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
+from unittest import mock
 
 import torch
 from detectron2.config import instantiate
@@ -30,6 +32,7 @@ from d2kd.losses import (
 from d2kd.methods import get_losses
 from d2kd.modeling import DistilledDetector
 from d2kd.modeling.detectors import ATSS, GFL, ATSSAssigner, ATSSHead, GFLHead
+from d2kd.modeling.distillation import distilled_detector
 from d2kd.structures import Assignment
 
 FAMILIES = ("RetinaNet", "FCOS", "GFL", "ATSS")
@@ -217,6 +220,19 @@ def run_step(model: nn.Module, batch: list[dict], iteration: int = 0) -> dict[st
     """The losses of one forward pass in training mode."""
     with EventStorage(iteration):
         return model(batch)
+
+
+@contextmanager
+def watched(name: str) -> Iterator[list]:
+    """What the function of that name returns, of those that a training step calls, each time it is called inside."""
+    function, results = getattr(distilled_detector, name), []
+
+    def watching(*args, **kwargs):
+        results.append(function(*args, **kwargs))
+        return results[-1]
+
+    with mock.patch.object(distilled_detector, name, watching):
+        yield results
 
 
 def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor | None]:

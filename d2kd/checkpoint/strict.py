@@ -35,13 +35,13 @@ class Loaded:
 class _StrictCheckpointer(DetectionCheckpointer):
     """Raises on anything but a complete load."""
 
-    def __init__(self, model: nn.Module, *, refusal: str, harmless: re.Pattern) -> None:
+    def __init__(self, model: nn.Module, *, refusal: str, harmless: re.Pattern[str]) -> None:
         super().__init__(model)
         self._refusal = refusal
         self._harmless = harmless
         self.ignored: list[str] = []
 
-    def _log_incompatible_keys(self, incompatible: Any) -> None:
+    def _log_incompatible_keys(self, incompatible: Any) -> None:  # fvcore's type of it is private
         mismatched = {k for k, _, _ in incompatible.incorrect_shapes}
         self.ignored = [k for k in incompatible.unexpected_keys if self._harmless.search(k)]
         found = {
@@ -56,7 +56,7 @@ class _StrictCheckpointer(DetectionCheckpointer):
             raise MisfitError(f"{self._refusal}:\n" + "\n".join(lines))
 
 
-def load_strictly(model: nn.Module, checkpoint: str, *, refusal: str, absent: str, harmless: re.Pattern) -> Loaded:
+def load_strictly(model: nn.Module, checkpoint: str, *, refusal: str, absent: str, harmless: re.Pattern[str]) -> Loaded:
     """
     Load ``checkpoint`` through ``DetectionCheckpointer``, refusing all but a complete load.
 

@@ -111,6 +111,7 @@ def test_a_shape_mismatched_load_keeps_going(tmp_path, caplog, wrap):
     model = trained()
     bias = model.head.cls_score.bias.detach().clone()
     checkpointer = DetectionCheckpointer(wrap(model))
+    caplog.clear()  # which teacher was loaded
     with caplog.at_level(logging.WARNING):
         checkpointer.load(str(path))
     assert "Skip loading parameter" in caplog.text and "head.cls_score.bias" in caplog.text
@@ -287,10 +288,10 @@ def test_the_students_own_load_hooks_work():
     """A detector that renames old keys when it loads still does so as a student."""
     student = build_detector("FCOS")
 
-    def rename(state_dict, prefix, *args):
+    def rename(module, state_dict, prefix, *args):
         state_dict[prefix + "head.ctrness.bias"] = state_dict.pop(prefix + "head.old_name")
 
-    student._register_load_state_dict_pre_hook(rename)
+    student.register_load_state_dict_pre_hook(rename)
     old = {k: v.clone() for k, v in build_detector("FCOS", seed=1).state_dict().items()}
     old["head.old_name"] = old.pop("head.ctrness.bias") + 5
     model = DistilledDetector(student=student)

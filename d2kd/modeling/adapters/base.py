@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from d2kd.modeling.adapters.taps import Block, split_tower
 from d2kd.modeling.detectors import DistributionBoxes
+from d2kd.modeling.detectors.interface import num_classes_of, reg_max_of
 from d2kd.structures import Assignment, DenseOutput, OutputSpec
 
-__all__ = ["ADAPTER_REGISTRY", "Adapter", "check_predictors", "family_of", "get_adapter", "input_format_of"]
+__all__ = ["ADAPTER_REGISTRY", "Adapter", "family_of", "get_adapter", "input_format_of", "predictors_of"]
 
 ADAPTER_REGISTRY = Registry("ADAPTER")
 ADAPTER_REGISTRY.__doc__ = """
@@ -42,9 +43,9 @@ class Adapter(ABC):
         Raises:
             TypeError: the head is built otherwise.
         """
-        names = ("cls_subnet", "bbox_subnet")
-        _check_children(head, names, "in which d2kd looks for the tower blocks", "towers() lists them")
-        return {"cls": split_tower(head.cls_subnet), "box": split_tower(head.bbox_subnet)}
+        names = {"cls": "cls_subnet", "box": "bbox_subnet"}
+        found = _children_of(head, names.values(), "in which d2kd looks for the tower blocks", "towers() lists them")
+        return {branch: split_tower(tower) for branch, tower in zip(names, found)}
 
     @abstractmethod
     def predict(self, head: nn.Module, level: int, towers_out: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
@@ -60,8 +61,8 @@ class Adapter(ABC):
         features = detector.backbone.output_shape()
         return OutputSpec(
             family=self.detector_class.__name__,
-            num_classes=detector.num_classes,
-            bins=detector.head.reg_max + 1 if isinstance(detector, DistributionBoxes) else None,
+            num_classes=num_classes_of(detector),
+            bins=detector.bins if isinstance(detector, DistributionBoxes) else None,
             centerness=self.has_centerness,
             feature_channels=features[detector.head_in_features[0]].channels,
             box_coding=_box_coding(getattr(detector, "box2box_transform", None)),
@@ -85,7 +86,7 @@ class Adapter(ABC):
     def assignment(
         self,
         detector: DenseDetector,
-        labelled: tuple[Sequence[Tensor], Sequence[Tensor]],
+        labelled: Sequence[Sequence[Tensor]],
         gt_instances: Sequence[Instances],
         sizes: Sequence[tuple[int, int]],
         *,
@@ -99,15 +100,14 @@ class Adapter(ABC):
             sizes: (H, W) of each level.
             num_labelled: how many images have labels, which come first; None: all.
         """
-        labels, matched_boxes, *_ = labelled
-        labels = torch.stack(list(labels))
+        labels = torch.stack(list(labelled[0]))
         # Detectron2's Matcher has infinity at both ends.
         matcher = getattr(detector, "anchor_matcher", None)
         return Assignment.from_flat(
             labels,
-            detector.num_classes,
+            num_classes_of(detector),
             sizes,
-            matched_boxes=torch.stack([getattr(boxes, "tensor", boxes) for boxes in matched_boxes]),
+            matched_boxes=torch.stack([getattr(boxes, "tensor", boxes) for boxes in labelled[1]]),
             gt_boxes=[x.gt_boxes.tensor for x in gt_instances],
             gt_classes=[x.gt_classes for x in gt_instances],
             valid=self.valid_anchors(labels),
@@ -116,21 +116,25 @@ class Adapter(ABC):
         )
 
 
-def check_predictors(head: nn.Module, *names: str) -> None:
+def predictors_of(head: nn.Module, *names: str) -> list[nn.Module]:
     """
+    These children of ``head``.
+
     Raises:
-        TypeError: ``head`` lacks one of these children.
+        TypeError: it lacks one of them.
     """
-    _check_children(head, names, "which d2kd takes for a predictor", "predict() runs them")
+    return _children_of(head, names, "which d2kd takes for a predictor", "predict() runs them")
 
 
-def _check_children(head: nn.Module, names: Sequence[str], role: str, remedy: str) -> None:
-    missing = [name for name in names if not hasattr(head, name)]
+def _children_of(head: nn.Module, names: Iterable[str], role: str, remedy: str) -> list[nn.Module]:
+    found = {name: getattr(head, name, None) for name in names}
+    missing = [name for name, child in found.items() if child is None]
     if missing:
         raise TypeError(
             f"{type(head).__name__} has no {' and no '.join(missing)}, {role}: register an Adapter whose {remedy}, or "
             "choose losses with source='student'."
         )
+    return [child for child in found.values() if child is not None]
 
 
 def _box_coding(transform: object) -> str:
@@ -199,9 +203,10 @@ def get_adapter(detector: DenseDetector) -> Adapter:
             "(preprocess_image, backbone, head, forward_training); move what it adds into one of those."
         )
     adapter = _nearest(cls)
-    if getattr(detector.head, "reg_max", None) is not None and not isinstance(detector, DistributionBoxes):
+    reg_max = reg_max_of(detector.head)
+    if reg_max is not None and not isinstance(detector, DistributionBoxes):
         raise TypeError(
             f"{cls.__name__} reads four numbers a box, but its head predicts distributions (reg_max "
-            f"{detector.head.reg_max}): use Distribution{adapter.detector_class.__name__} of d2kd.modeling.detectors."
+            f"{reg_max}): use Distribution{adapter.detector_class.__name__} of d2kd.modeling.detectors."
         )
     return adapter

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from detectron2.modeling.meta_arch.fcos import FCOS
 from torch import Tensor, nn
 
-from d2kd.modeling.adapters.base import ADAPTER_REGISTRY, check_predictors
+from d2kd.modeling.adapters.base import ADAPTER_REGISTRY, predictors_of
 from d2kd.modeling.adapters.retinanet import RetinaNetAdapter
 from d2kd.modeling.detectors import DenseHead
 
@@ -25,5 +25,5 @@ class FCOSAdapter(RetinaNetAdapter):
         predictions = super().predict(head, level, towers_out)
         if isinstance(head, DenseHead):
             return predictions
-        check_predictors(head, "ctrness")
-        return (*predictions, head.ctrness(towers_out["box"]))
+        (ctrness,) = predictors_of(head, "ctrness")
+        return (*predictions, ctrness(towers_out["box"]))

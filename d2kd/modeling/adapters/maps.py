@@ -9,6 +9,7 @@ from detectron2.structures import Boxes
 from torch import Tensor
 
 from d2kd.modeling.detectors import DistributionBoxes, expected_distances
+from d2kd.modeling.detectors.interface import box_transform_of, strides_of
 
 __all__ = ["check_lists", "check_maps", "decode", "view_anchors", "view_boxes"]
 
@@ -64,15 +65,15 @@ def check_maps(
                 )
 
 
-def view_anchors(anchors: Boxes, size: tuple[int, int]) -> Tensor:
-    """One level's flat anchors (H*W*A, 4) as a view of shape (A, H, W, 4)."""
-    return anchors.tensor.unflatten(0, (*size, -1)).permute(2, 0, 1, 3)
+def view_anchors(anchors: Boxes, maps: Tensor) -> Tensor:
+    """The flat anchors (H*W*A, 4) of a level's (..., H, W) maps as a view of shape (A, H, W, 4)."""
+    return anchors.tensor.unflatten(0, (*maps.shape[-2:], -1)).permute(2, 0, 1, 3)
 
 
 def view_boxes(detector: DenseDetector, maps: Sequence[Tensor]) -> list[Tensor]:
     """Raw box maps (N, A*C, H, W) as views of shape (N, A, 4, H, W), or (N, A, 4, n+1, H, W) of a distribution head."""
     if isinstance(detector, DistributionBoxes):
-        return [x.unflatten(1, (-1, 4, detector.head.reg_max + 1)) for x in maps]
+        return detector.split_bins(maps)
     return [x.unflatten(1, (-1, 4)) for x in maps]
 
 
@@ -89,7 +90,7 @@ def decode(detector: DenseDetector, params: Tensor, anchors: Tensor, level: int)
     """
     deltas = params.float()
     if isinstance(detector, DistributionBoxes):
-        deltas = expected_distances(deltas, dim=3) * detector.anchor_generator.strides[level]
+        deltas = expected_distances(deltas, dim=3) * strides_of(detector)[level]
     deltas = deltas.movedim(2, -1)
-    boxes = detector.box2box_transform.apply_deltas(deltas.reshape(-1, 4), anchors.expand_as(deltas).reshape(-1, 4))
-    return boxes.view(deltas.shape)
+    flat_anchors = anchors.expand_as(deltas).reshape(-1, 4)
+    return box_transform_of(detector).apply_deltas(deltas.reshape(-1, 4), flat_anchors).view(deltas.shape)

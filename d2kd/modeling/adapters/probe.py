@@ -1,4 +1,4 @@
-"""Running a detector's head on made-up maps, without a trace, and what is said where an adapter does not fit it."""
+"""Running a detector's head on made-up maps, which leaves it as it was, and checking its adapter against it."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from torch import Tensor
 from d2kd.modeling.adapters.base import Adapter
 from d2kd.modeling.adapters.tails import cross_head
 from d2kd.modeling.adapters.taps import Taps, record_taps
-from d2kd.modeling.detectors import strides_of
+from d2kd.modeling.detectors.interface import pixel_statistics, strides_of
 
-__all__ = ["IMAGES", "Fit", "cross", "crosses_itself", "make_features", "undisturbed"]
+__all__ = ["IMAGES", "AdapterCheck", "cross", "crosses_itself", "make_features", "undisturbed"]
 
 #: Images of a made-up batch.
 IMAGES = 2
 
 
-class Fit:
-    """A detector and the adapter that reads it, and the sentence that says where the two do not fit."""
+class AdapterCheck:
+    """A check of an adapter against a detector that it reads: names both in the error where they do not fit."""
 
     def __init__(self, detector: DenseDetector, adapter: Adapter) -> None:
         self.detector = detector
@@ -54,7 +54,9 @@ def undisturbed(detector: DenseDetector) -> Iterator[None]:
     """Inside, the detector is in eval mode and may be run; afterwards it, and the random state, are as they were."""
     modes = [(module, module.training) for module in detector.modules()]
     buffers = [
-        (module, name, x, x.clone()) for module, _ in modes for name, x in module._buffers.items() if x is not None
+        (module, name, x, x.clone())
+        for module, _ in modes
+        for name, x in module.named_buffers(recurse=False, remove_duplicate=False)
     ]
     cycles = [(module, module._pos) for module, _ in modes if isinstance(module, CycleBatchNormList)]
     device = detector.device
@@ -62,16 +64,16 @@ def undisturbed(detector: DenseDetector) -> Iterator[None]:
     try:
         with rng, torch.no_grad(), torch.autocast(device.type, enabled=False):
             detector.eval()
-            for module, _ in cycles:
-                module._pos = 0
+            for cycle, _ in cycles:
+                cycle._pos = 0
             yield
     finally:
         for module, mode in modes:
             module.training = mode
-        for module, position in cycles:
-            module._pos = position
+        for cycle, position in cycles:
+            cycle._pos = position
         for module, name, buffer, value in buffers:
-            module._buffers[name] = buffer
+            setattr(module, name, buffer)
             if not torch.equal(buffer, value):
                 buffer.copy_(value)
 
@@ -85,7 +87,8 @@ def make_features(detector: DenseDetector) -> list[Tensor]:
     for name, stride in zip(detector.head_in_features, strides):
         height, width = (-(-cells * max(strides) // stride) for cells in (1, 2))
         features.append(torch.randn(IMAGES, shapes[name].channels, height, width, generator=generator))
-    return [x.to(detector.pixel_mean) for x in features]
+    pixel_mean, _ = pixel_statistics(detector)
+    return [x.to(pixel_mean) for x in features]
 
 
 def crosses_itself(detector: DenseDetector, adapter: Adapter, indices: Mapping[str, int]) -> bool:
@@ -102,23 +105,23 @@ def crosses_itself(detector: DenseDetector, adapter: Adapter, indices: Mapping[s
     Raises:
         TypeError: ``adapter`` fails on this head.
     """
-    fit = Fit(detector, adapter)
+    check = AdapterCheck(detector, adapter)
     with undisturbed(detector):
         features = make_features(detector)
         wanted = {branch: {index} for branch, index in indices.items()}
         with record_taps(adapter.towers(detector.head), wanted, features) as taps:
             predictions = detector.head(features)
-        return cross(fit, predictions, taps, indices)[1] is None
+        return cross(check, predictions, taps, indices)[1] is None
 
 
 def cross(
-    fit: Fit, predictions: Sequence[Sequence[Tensor]], taps: Taps, indices: Mapping[str, int]
+    check: AdapterCheck, predictions: Sequence[Sequence[Tensor]], taps: Taps, indices: Mapping[str, int]
 ) -> tuple[list[list[Tensor]], str | None]:
     """The detector's own taps through its own head: raw predictions, and what differs in them."""
-    with fit.using("predict", "runs the predictors of its head"):
+    with check.using("predict", "runs the predictors of its head"):
         crossed = cross_head(
-            fit.adapter,
-            fit.detector.head,
+            check.adapter,
+            check.detector.head,
             taps,
             taps,
             student_indices=dict(indices),

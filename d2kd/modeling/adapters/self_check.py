@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
@@ -14,9 +13,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from d2kd.modeling.adapters.base import get_adapter
-from d2kd.modeling.adapters.probe import IMAGES, Fit, cross, make_features, undisturbed
+from d2kd.modeling.adapters.probe import IMAGES, AdapterCheck, cross, make_features, undisturbed
 from d2kd.modeling.adapters.taps import Taps, record_taps, tap_channels
-from d2kd.modeling.detectors import strides_of
+from d2kd.modeling.detectors.interface import infer, label_anchors_of, make_anchors, pixel_statistics, strides_of
 from d2kd.structures import DenseOutput, OutputSpec
 
 __all__ = ["AdapterReport", "check_adapter"]
@@ -91,33 +90,33 @@ def check_adapter(detector: DenseDetector) -> AdapterReport:
         ValueError: the adapter reads something that the detector does not do; the message names the method to write.
     """
     adapter = get_adapter(detector)
-    fit = Fit(detector, adapter)
+    check = AdapterCheck(detector, adapter)
     with undisturbed(detector):
         features = make_features(detector)
         predictions = detector.head(features)
-        output, spec = _check_dense_output(fit, features, predictions)
-        _check_inference(fit, features, predictions)
-        _check_assignment(fit, features, output)
-        with fit.using("towers", "lists the blocks that its head calls"):
+        output, spec = _check_dense_output(check, features, predictions)
+        _check_inference(check, features, predictions)
+        _check_assignment(check, features, output)
+        with check.using("towers", "lists the blocks that its head calls"):
             towers = adapter.towers(detector.head)
             every = {branch: set(range(len(blocks) + 1)) for branch, blocks in towers.items()}
             with record_taps(towers, every, features) as taps:
                 detector.head(features)
-        channels = _check_channels(fit, towers, taps)
+        channels = _check_channels(check, towers, taps)
         max_tail = min(map(len, towers.values()))
         for tail in range(max_tail + 1):
             indices = {branch: len(blocks) - tail for branch, blocks in towers.items()}
-            crossed, difference = cross(fit, predictions, taps, indices)
+            crossed, difference = cross(check, predictions, taps, indices)
             if difference:
-                fit.refuse(
+                check.refuse(
                     "predict",
                     "does all that its head does after the towers (a student, or a teacher of losses with "
                     "source='student', needs none)",
                     f"its own taps (tail={tail}) do not give its own predictions: {difference} differ, so its "
                     "forward does more than the adapter's towers() and predict()",
                 )
-            with fit.using("predict", "returns all the lists that dense_output() reads"):
-                adapter.dense_output(detector, crossed, detector.anchor_generator(features))
+            with check.using("predict", "returns all the lists that dense_output() reads"):
+                adapter.dense_output(detector, crossed, make_anchors(detector, features))
     return AdapterReport(
         detector=type(detector).__name__,
         adapter=type(adapter).__name__,
@@ -129,12 +128,14 @@ def check_adapter(detector: DenseDetector) -> AdapterReport:
     )
 
 
-def _check_dense_output(fit: Fit, features: Sequence[Tensor], predictions: Any) -> tuple[DenseOutput, OutputSpec]:
-    detector, adapter = fit.detector, fit.adapter
-    with fit.using("dense_output", "reads what its head returns"):
-        output = adapter.dense_output(detector, predictions, detector.anchor_generator(features))
+def _check_dense_output(
+    check: AdapterCheck, features: Sequence[Tensor], predictions: Sequence[Sequence[Tensor]]
+) -> tuple[DenseOutput, OutputSpec]:
+    detector, adapter = check.detector, check.adapter
+    with check.using("dense_output", "reads what its head returns"):
+        output = adapter.dense_output(detector, predictions, make_anchors(detector, features))
         output.boxes  # noqa: B018  # decodes
-    with fit.using("describe", "says what its dense output has"):
+    with check.using("describe", "says what its dense output has"):
         spec = adapter.describe(detector)
     bins = () if spec.bins is None else (spec.bins,)
     kinds = {
@@ -148,16 +149,16 @@ def _check_dense_output(fit: Fit, features: Sequence[Tensor], predictions: Any) 
         maps = getattr(output, kind)
         if kind == "centerness" and not spec.centerness:
             if maps is not None:
-                fit.refuse("describe", "says what its dense output has", "it has a centerness of which none is said")
+                check.refuse("describe", "says what its dense output has", "it has a centerness of which none is said")
             continue
         if maps is None or len(maps) != len(features):
             found = "None" if maps is None else f"{len(maps)} maps"
-            fit.refuse("dense_output", "gives one map a level", f"its {kind} are {found} for {len(features)} levels")
+            check.refuse("dense_output", "gives one map a level", f"its {kind} are {found} for {len(features)} levels")
         for level, (found, feature) in enumerate(zip(maps, features)):
             size = tuple(feature.shape[-2:])
             wanted = (*shape(output.logits[level].shape[1]), *size, *((4,) if kind in ("anchors", "boxes") else ()))
             if tuple(found.shape) != wanted:
-                fit.refuse(
+                check.refuse(
                     "dense_output",
                     "gives maps of the shapes that DenseOutput states",
                     f"the {kind} of level {level} have shape {tuple(found.shape)}, expected {wanted} for "
@@ -166,9 +167,9 @@ def _check_dense_output(fit: Fit, features: Sequence[Tensor], predictions: Any) 
     return output, spec
 
 
-def _check_inference(fit: Fit, features: Sequence[Tensor], predictions: Any) -> None:
+def _check_inference(check: AdapterCheck, features: Sequence[Tensor], predictions: Sequence[Sequence[Tensor]]) -> None:
     """Write one object into made-up predictions, through the dense output: the detector must report it, and there."""
-    detector, adapter = fit.detector, fit.adapter
+    detector, adapter = check.detector, check.adapter
     generator = torch.Generator().manual_seed(0)
 
     def make_up(x: Tensor) -> Tensor:
@@ -176,38 +177,38 @@ def _check_inference(fit: Fit, features: Sequence[Tensor], predictions: Any) -> 
         return 0.2 + 0.6 * torch.rand(x.shape, generator=generator).to(x.device) if x.is_floating_point() else x
 
     predictions = tree_map_only(Tensor, make_up, predictions)
-    anchors = detector.anchor_generator(features)
+    anchors = make_anchors(detector, features)
     stride = max(strides_of(detector))
     size = (stride, 2 * stride)
-    images = ImageList(features[0].new_zeros(IMAGES, len(detector.pixel_mean), *size), [size] * IMAGES)
+    images = ImageList(features[0].new_zeros(IMAGES, len(pixel_statistics(detector)[0]), *size), [size] * IMAGES)
     task = "gives each location the class scores, anchor and decoding that its forward_inference gives it"
     for level in range(len(features)):
         output = adapter.dense_output(detector, predictions, anchors)
         for x in output.logits:
             x.fill_(_COLD)
         shape = output.logits[level].shape
-        image, anchor, cls, y, x = (int(torch.randint(0, n, (), generator=generator)) for n in shape)
-        output.logits[level][image, anchor, cls, y, x] = _HOT
-        box = output.boxes[level][image, anchor, y, x]
+        image, anchor, cls, row, column = (int(torch.randint(0, n, (), generator=generator)) for n in shape)
+        output.logits[level][image, anchor, cls, row, column] = _HOT
+        box = output.boxes[level][image, anchor, row, column]
         if not torch.equal(adapter.dense_output(detector, predictions, anchors).logits[level], output.logits[level]):
-            fit.refuse("dense_output", "gives views", "the logits of its dense output are no views of the head's maps")
-        place = f"class {cls} at anchor {anchor} of cell ({y}, {x}) of level {level} in image {image}"
-        results = detector.forward_inference(images, list(features), deepcopy(predictions))
+            check.refuse("dense_output", "gives views", "its logits are no views of the head's maps")
+        place = f"class {cls} at anchor {anchor} of cell ({row}, {column}) of level {level} in image {image}"
+        results = infer(detector, images, list(features), deepcopy(predictions))
         found = [
             (score, i, int(label), found_box)
             for i, one in enumerate(results)
             for score, label, found_box in zip(one.scores.tolist(), one.pred_classes, one.pred_boxes.tensor)
         ]
         if not found:
-            fit.refuse("dense_output", task, f"an object of {place} is not among its detections")
+            check.refuse("dense_output", task, f"an object of {place} is not among its detections")
         _, found_image, found_cls, found_box = max(found, key=lambda detection: detection[0])
         if (found_image, found_cls) != (image, cls):
-            fit.refuse("dense_output", task, f"it detects {place} as class {found_cls} in image {found_image}")
+            check.refuse("dense_output", task, f"it detects {place} as class {found_cls} in image {found_image}")
         if not any(
             torch.allclose(found_box.float(), x.float(), rtol=1e-3, atol=1e-2) for x in (box, _clipped(box, size))
         ):
             decoded, detected = ([round(v, 1) for v in x.tolist()] for x in (box, found_box))
-            fit.refuse("dense_output", task, f"it decodes {place} to {decoded}, but detects {detected}")
+            check.refuse("dense_output", task, f"it decodes {place} to {decoded}, but detects {detected}")
 
 
 def _clipped(box: Tensor, size: tuple[int, int]) -> Tensor:
@@ -216,41 +217,36 @@ def _clipped(box: Tensor, size: tuple[int, int]) -> Tensor:
     return boxes.tensor[0]
 
 
-def _check_assignment(fit: Fit, features: Sequence[Tensor], output: DenseOutput) -> None:
-    detector, adapter = fit.detector, fit.adapter
-    if not hasattr(detector, "label_anchors"):
-        raise TypeError(
-            f"{type(detector).__name__} has no label_anchors(anchors, gt_instances), from whose call in "
-            "forward_training d2kd takes the labels of a step: move its labelling there."
-        )
+def _check_assignment(check: AdapterCheck, features: Sequence[Tensor], output: DenseOutput) -> None:
+    detector, adapter = check.detector, check.adapter
     stride = max(strides_of(detector))
     instances = Instances((stride, 2 * stride))
     corners = torch.tensor([[stride / 4, stride / 4, stride, stride * 3 / 4]])
     instances.gt_boxes = Boxes(corners.to(output.anchors[0]))
     instances.gt_classes = torch.zeros(1, dtype=torch.int64, device=corners.device).to(output.anchors[0].device)
-    with fit.using("assignment", "reads what its label_anchors returns"):
-        gt = [instances] * IMAGES
-        labelled = detector.label_anchors(detector.anchor_generator(features), gt)
+    gt = [instances] * IMAGES
+    labelled = label_anchors_of(detector)(make_anchors(detector, features), gt)
+    with check.using("assignment", "reads what its label_anchors returns"):
         labels = adapter.assignment(detector, labelled, gt, output.sizes).labels
     found, wanted = [tuple(x.shape) for x in labels], [tuple(x.select(2, 0).shape) for x in output.logits]
     if found != wanted:
-        fit.refuse(
+        check.refuse(
             "assignment",
             "gives every location of the dense output its label",
             f"its labels have shapes {found}, its locations {wanted}",
         )
 
 
-def _check_channels(fit: Fit, towers: Mapping[str, Sequence], taps: Taps) -> dict[str, list[int]]:
+def _check_channels(check: AdapterCheck, towers: Mapping[str, Sequence], taps: Taps) -> dict[str, list[int]]:
     """Channels of each branch's taps; what pairing reads off the blocks must be what they make."""
     channels = {}
     task = "lists blocks that end with the channels of their last convolution"
     for branch, blocks in towers.items():
         channels[branch] = [taps[branch, index][0].shape[1] for index in range(len(blocks) + 1)]
-        with fit.using("towers", task):
+        with check.using("towers", task):
             stated = [tap_channels(blocks, index, channels[branch][0]) for index in range(len(blocks) + 1)]
         if stated != channels[branch]:
-            fit.refuse(
+            check.refuse(
                 "towers",
                 task,
                 f"the blocks of '{branch}' have convolutions to {stated} channels, but give {channels[branch]}",

@@ -25,7 +25,7 @@ def cross_head(
     student_indices: Mapping[str, int],
     teacher_indices: Mapping[str, int],
     levels: Sequence[int] | None = None,
-    tap_projectors: Mapping[str, nn.Module] | None = None,
+    tap_projectors: Mapping[str, nn.Conv2d] | None = None,
     align: bool = True,
 ) -> list[list[Tensor]]:
     """

@@ -16,7 +16,7 @@ Block = Sequence[nn.Module]
 Taps = dict[tuple[str, int], list[Tensor]]
 
 
-def split_tower(tower: nn.Sequential) -> list[Block]:
+def split_tower(tower: nn.Module) -> list[Block]:
     """
     Split a head's tower into blocks; each block starts at a convolution (or is a module that contains one).
 
@@ -28,16 +28,17 @@ def split_tower(tower: nn.Sequential) -> list[Block]:
             f"Expected a tower of type nn.Sequential, found {type(tower).__name__}: write an adapter whose "
             "towers() lists the blocks of this head."
         )
-    blocks: list[list[nn.Module]] = []
+    blocks: list[Block] = []
     for module in tower:
         if any(isinstance(m, nn.Conv2d) for m in module.modules()):
-            blocks.append([])
-        elif not blocks:
+            blocks.append([module])
+        elif blocks:
+            blocks[-1] = [*blocks[-1], module]
+        else:
             raise TypeError(
                 f"Expected a tower that starts with a convolution, found {type(module).__name__}: write an "
                 "adapter whose towers() lists the blocks of this head."
             )
-        blocks[-1].append(module)
     return blocks
 
 

@@ -88,7 +88,7 @@ class TimmBackbone(Backbone):
         # Those of windowed transformers come channels last.
         self._channels_last = getattr(self.body, "output_fmt", "NCHW") == "NHWC"
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
+    def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]  # Backbone's has no argument
         """
         Args:
             x: (N, 3, H, W) normalised RGB images.

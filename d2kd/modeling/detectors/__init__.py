@@ -2,15 +2,10 @@
 
 from d2kd.modeling.detectors.assigner import ATSSAssigner
 from d2kd.modeling.detectors.atss import ATSS, ATSSHead
-from d2kd.modeling.detectors.base import AssignedDetector, strides_of
+from d2kd.modeling.detectors.base import AssignedDetector
 from d2kd.modeling.detectors.config import add_atss_config, add_gfl_config
-from d2kd.modeling.detectors.distribution import (
-    DistributionATSS,
-    DistributionBoxes,
-    DistributionFCOS,
-    DistributionRetinaNet,
-    expected_distances,
-)
+from d2kd.modeling.detectors.distribution import DistributionBoxes, expected_distances
+from d2kd.modeling.detectors.distribution_detectors import DistributionATSS, DistributionFCOS, DistributionRetinaNet
 from d2kd.modeling.detectors.gfl import GFL, GFLHead
 from d2kd.modeling.detectors.head import DenseHead
 
@@ -29,5 +24,4 @@ __all__ = [
     "add_atss_config",
     "add_gfl_config",
     "expected_distances",
-    "strides_of",
 ]

@@ -17,8 +17,10 @@ from torch.nn import functional as F
 from d2kd.losses.iou_localization import iou_loss
 from d2kd.modeling.detectors.base import AssignedDetector
 from d2kd.modeling.detectors.config import yacs_arguments
-from d2kd.modeling.detectors.head import DenseHead
-from d2kd.modeling.detectors.losses import LevelLabels, centerness_targets, mean_over_ranks
+from d2kd.modeling.detectors.detection_losses import LevelLabels, centerness_targets, mean_over_ranks
+from d2kd.modeling.detectors.distribution import DistributionBoxes
+from d2kd.modeling.detectors.head import DenseHead, Norm
+from d2kd.modeling.detectors.interface import BoxTransform, reg_max_of
 
 __all__ = ["ATSS", "ATSSHead"]
 
@@ -27,7 +29,7 @@ class ATSSHead(DenseHead):
     """ATSS's head: :class:`DenseHead` with centerness on the box tower, a learned scale for each level, group norm."""
 
     def __init__(
-        self, *, norm: Any = "GN", centerness_on: str = "box", scale_levels: bool = True, **kwargs: Any
+        self, *, norm: Norm = "GN", centerness_on: str = "box", scale_levels: bool = True, **kwargs: Any
     ) -> None:
         super().__init__(norm=norm, centerness_on=centerness_on, scale_levels=scale_levels, **kwargs)
 
@@ -53,24 +55,23 @@ class ATSS(AssignedDetector):
         ValueError: a head that predicts distributions, which :class:`DistributionATSS` reads.
     """
 
-    predicts_distributions = False
-
     @configurable
     def __init__(
         self,
         *,
         head: nn.Module,
-        box2box_transform: object | None = None,
+        box2box_transform: BoxTransform | None = None,
         focal_loss_alpha: float = 0.25,
         focal_loss_gamma: float = 2.0,
         box_loss_weight: float = 2.0,
         centerness_loss_weight: float = 1.0,
         **kwargs: Any,
     ) -> None:
-        if not self.predicts_distributions and getattr(head, "reg_max", None) is not None:
+        reg_max = reg_max_of(head)
+        if reg_max is not None and not isinstance(self, DistributionBoxes):
             raise ValueError(
                 f"{type(self).__name__} reads four numbers a box, and its head predicts distributions "
-                f"(reg_max {head.reg_max}): use DistributionATSS, or set the head's reg_max to None."
+                f"(reg_max {reg_max}): use DistributionATSS, or set the head's reg_max to None."
             )
         if box2box_transform is None:
             box2box_transform = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
@@ -96,10 +97,10 @@ class ATSS(AssignedDetector):
         self,
         images: ImageList,
         features: Sequence[Tensor],
-        predictions: Sequence[Sequence[Tensor]],
+        predictions: list[list[Tensor]],
         gt_instances: Sequence[Instances],
     ) -> dict[str, Tensor]:
-        # No class maps: they are read in the head's own layout.
+        # No class maps: they are read as they lie in memory.
         _, pred_deltas, pred_centerness = self._transpose_dense_predictions(
             [[], *predictions[1:]], [self.num_classes, 4, 1]
         )
@@ -142,12 +143,12 @@ class ATSS(AssignedDetector):
         anchor_boxes = torch.cat([x.tensor for x in anchors])
         anchor_boxes = labels.gather_flat(anchor_boxes.expand(len(gt_boxes), -1, -1))
         targets = labels.gather_flat(torch.stack(list(gt_boxes)))
-        centerness = centerness_targets((anchor_boxes[:, :2] + anchor_boxes[:, 2:]) / 2, targets)
+        centerness = centerness_targets(anchor_boxes, targets)
         deltas = labels.gather_flat(torch.cat(list(pred_deltas), dim=1))
         boxes = self.box2box_transform.apply_deltas(deltas, anchor_boxes)
         loss_box_reg = (iou_loss(boxes, targets) * centerness).sum()
-        logits = labels.gather_flat(torch.cat(list(pred_centerness), dim=1)).squeeze(1)
-        loss_centerness = F.binary_cross_entropy_with_logits(logits.float(), centerness, reduction="sum")
+        quality = labels.gather_flat(torch.cat(list(pred_centerness), dim=1)).squeeze(1)
+        loss_centerness = F.binary_cross_entropy_with_logits(quality.float(), centerness, reduction="sum")
 
         self._log_positives(labels)
         counts = torch.stack([labels.per_image.clamp(min=1).sum().to(centerness), centerness.sum()])

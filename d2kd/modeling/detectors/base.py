@@ -15,29 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2kd.modeling.detectors.assigner import ATSSAssigner
-from d2kd.modeling.detectors.losses import LevelLabels
+from d2kd.modeling.detectors.detection_losses import LevelLabels
+from d2kd.modeling.detectors.interface import BoxTransform, check_strides, strides_of
 
-__all__ = ["AssignedDetector", "check_strides", "strides_of"]
-
-
-def strides_of(detector: DenseDetector) -> list[int]:
-    """The stride of each level that the detector's head is given."""
-    shapes = detector.backbone.output_shape()
-    return [shapes[name].stride for name in detector.head_in_features]
-
-
-def check_strides(detector: DenseDetector) -> None:
-    """
-    Raises:
-        ValueError: the anchor generator's strides, which distances and cells are counted in, are not the features'.
-    """
-    expected = strides_of(detector)
-    found = list(detector.anchor_generator.strides)
-    if found != expected:
-        raise ValueError(
-            f"{type(detector).__name__}'s anchor_generator.strides are {found}, but its features "
-            f"{', '.join(detector.head_in_features)} have strides {expected}: make them equal."
-        )
+__all__ = ["AssignedDetector"]
 
 
 class AssignedDetector(DenseDetector):
@@ -69,10 +50,10 @@ class AssignedDetector(DenseDetector):
         *,
         backbone: Backbone,
         head: nn.Module,
-        head_in_features: Sequence[str] | None = None,
+        head_in_features: list[str] | None = None,
         anchor_generator: nn.Module,
         assigner: ATSSAssigner,
-        box2box_transform: object,
+        box2box_transform: BoxTransform,
         num_classes: int,
         test_score_thresh: float = 0.05,
         test_topk_candidates: int = 1000,
@@ -111,7 +92,7 @@ class AssignedDetector(DenseDetector):
         divisor = max(self.backbone.size_divisibility, 1)
         sizes = [[math.ceil(side / divisor) * divisor for side in x.image_size[::-1]] for x in gt_instances]
         valid = []
-        for boxes, stride in zip(anchors, self.anchor_generator.strides, strict=True):
+        for boxes, stride in zip(anchors, strides_of(self), strict=True):
             centers = boxes.get_centers()
             cells = (centers - centers[:1]) / stride  # (R, 2) column and row, up to rounding
             limits = cells.new_tensor([[math.ceil(side / stride) - 0.5 for side in size] for size in sizes])
@@ -147,7 +128,7 @@ class AssignedDetector(DenseDetector):
         get_event_storage().put_scalar("num_pos_anchors", labels.per_image.float().mean().item())
 
     def forward_inference(
-        self, images: ImageList, features: Sequence[Tensor], predictions: Sequence[Sequence[Tensor]]
+        self, images: ImageList, features: Sequence[Tensor], predictions: list[list[Tensor]]
     ) -> list[Instances]:
         """Detections of each image in its resized size; the maps in ``predictions`` are left as they are."""
         dims = [self.num_classes, 4, 1][: len(predictions)]

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from detectron2.modeling.box_regression import Box2BoxTransformLinear
-from detectron2.modeling.meta_arch import RetinaNet
-from detectron2.modeling.meta_arch.fcos import FCOS
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from d2kd.losses.kernel import compute_dtype
-from d2kd.modeling.detectors.atss import ATSS
-from d2kd.modeling.detectors.base import check_strides
+from d2kd.modeling.detectors.interface import reg_max_of, strides_of
 
-__all__ = [
-    "DistributionATSS",
-    "DistributionBoxes",
-    "DistributionFCOS",
-    "DistributionRetinaNet",
-    "expected_distances",
-]
+__all__ = ["DistributionBoxes", "expected_distances"]
 
 
 def expected_distances(logits: Tensor, *, dim: int = -1) -> Tensor:
@@ -54,11 +46,18 @@ def _probs_and_bins(logits: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     return probs, bins.view(-1, *[1] * (logits.dim() - dim - 1))
 
 
+class _Kept(FunctionCtx):
+    """What the forward pass keeps for the backward pass."""
+
+    dim: int
+    saved_tensors: tuple[Tensor, Tensor]
+
+
 class _ExpectedDistances(torch.autograd.Function):
     """dE/dlogit_j = p_j (j - E)."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, logits: Tensor, dim: int) -> Tensor:
+    def forward(ctx: _Kept, logits: Tensor, dim: int) -> Tensor:
         probs, bins = _probs_and_bins(logits, dim)
         expectation = probs.mul_(bins).sum(dim)
         ctx.save_for_backward(logits, expectation)
@@ -67,111 +66,68 @@ class _ExpectedDistances(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad_output: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: _Kept, grad_output: Tensor) -> tuple[Tensor, None]:
         logits, expectation = ctx.saved_tensors
         probs, bins = _probs_and_bins(logits, ctx.dim)
         grad = probs.mul_(bins - expectation.unsqueeze(ctx.dim)).mul_(grad_output.unsqueeze(ctx.dim))
         return grad.to(logits.dtype), None
 
 
-class DistributionBoxes:
+class DistributionBoxes(DenseDetector):
     """
-    Mixin of a dense detector whose head predicts a distribution for each side of a box (``head.reg_max``).
+    A dense detector whose head predicts a distribution for each side of a box (``head.reg_max``).
 
-    Where the detector reads its head's box predictions, it finds the expected distances to the four sides in pixels,
-    which it decodes from the anchor's centre; nothing else of it changes.
-
-    Args:
-        head: predicts distributions: :class:`DenseHead` with ``reg_max``.
-        kwargs: the detector's own, without ``box2box_transform``.
-
-    Raises:
-        ValueError: a head without ``reg_max``, or an anchor generator of other strides than the backbone's.
-        TypeError: a ``box2box_transform``.
+    A class that derives from it and from a detector names it first. Where that detector reads its head's box
+    predictions, it finds the expected distances to the four sides in pixels, which it decodes from the anchor's
+    centre; nothing else of it changes. The class's constructor calls the detector's with
+    :meth:`distribution_arguments`.
     """
 
-    predicts_distributions = True
+    @classmethod
+    def distribution_arguments(cls, head: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """
+        A detector's arguments with this head and with a box transform that decodes distances.
 
-    def __init__(self, *, head: nn.Module, **kwargs: Any) -> None:
-        name = type(self).__name__
-        if getattr(head, "reg_max", None) is None:
+        Args:
+            head: predicts distributions: :class:`DenseHead` with ``reg_max``.
+            arguments: the detector's other arguments, without ``box2box_transform``.
+
+        Raises:
+            ValueError: a head without ``reg_max``.
+            TypeError: a ``box2box_transform``.
+        """
+        cls._reg_max_of(head)
+        if "box2box_transform" in arguments:
+            raise TypeError(f"{cls.__name__} decodes distances itself: remove box2box_transform from its config.")
+        return {"head": head, "box2box_transform": Box2BoxTransformLinear(normalize_by_size=False), **arguments}
+
+    @classmethod
+    def _reg_max_of(cls, head: nn.Module) -> int:
+        reg_max = reg_max_of(head)
+        if reg_max is None:
             raise ValueError(
-                f"{name} needs a head that predicts a distribution for each side of a box, found "
+                f"{cls.__name__} needs a head that predicts a distribution for each side of a box, found "
                 f"{type(head).__name__} without reg_max: give it a DenseHead with reg_max (the papers: 16)."
             )
-        if "box2box_transform" in kwargs:
-            raise TypeError(f"{name} decodes distances itself: remove box2box_transform from its config.")
-        super().__init__(head=head, box2box_transform=Box2BoxTransformLinear(normalize_by_size=False), **kwargs)
-        check_strides(self)
+        return reg_max
+
+    @property
+    def bins(self) -> int:
+        """n + 1, the bins of each side's distribution."""
+        return self._reg_max_of(self.head) + 1
+
+    def split_bins(self, distributions: Sequence[Tensor]) -> list[Tensor]:
+        """Per level, the head's (N, A*4*(n+1), H, W) as views of shape (N, A, 4, n+1, H, W)."""
+        return [x.unflatten(1, (-1, 4, self.bins)) for x in distributions]
+
+    def distances(self, distributions: Sequence[Tensor]) -> list[Tensor]:
+        """Per level, the head's (N, A*4*(n+1), H, W) -> (N, A*4, H, W), expected distances in pixels."""
+        levels = zip(self.split_bins(distributions), strides_of(self), strict=True)
+        return [(expected_distances(x, dim=3) * stride).flatten(1, 2) for x, stride in levels]
 
     def _transpose_dense_predictions(
-        self, predictions: Sequence[Sequence[Tensor]], dims_per_anchor: Sequence[int]
+        self, predictions: list[list[Tensor]], dims_per_anchor: list[int]
     ) -> list[list[Tensor]]:
+        # Where Detectron2's detectors, and AssignedDetector, take up the head's predictions.
         logits, distributions, *rest = predictions
-        distances = [
-            (expected_distances(x.unflatten(1, (-1, 4, self.head.reg_max + 1)), dim=3) * stride).flatten(1, 2)
-            for x, stride in zip(distributions, self.anchor_generator.strides, strict=True)
-        ]
-        return super()._transpose_dense_predictions([logits, distances, *rest], dims_per_anchor)
-
-
-class DistributionRetinaNet(DistributionBoxes, RetinaNet):
-    """
-    Detectron2's RetinaNet with distributions for boxes, as LD's (arXiv:2204.05957): GIoU of the decoded
-    boxes; no quality or distribution focal loss.
-
-    Args:
-        box_loss_weight: of the GIoU loss.
-        kwargs: Detectron2's ``RetinaNet``'s, without ``box2box_transform`` and ``box_reg_loss_type``.
-
-    Raises:
-        ValueError: a head without ``reg_max``.
-        TypeError: one of the two arguments above.
-    """
-
-    def __init__(self, *, box_loss_weight: float = 2.0, **kwargs: Any) -> None:
-        if "box_reg_loss_type" in kwargs:
-            raise TypeError("DistributionRetinaNet's box loss is GIoU: remove box_reg_loss_type from its config.")
-        super().__init__(box_reg_loss_type="giou", **kwargs)
-        self.box_loss_weight = box_loss_weight
-
-    def losses(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        losses = super().losses(*args, **kwargs)
-        losses["loss_box_reg"] = losses["loss_box_reg"] * self.box_loss_weight
-        return losses
-
-
-class DistributionFCOS(DistributionBoxes, FCOS):
-    """
-    Detectron2's FCOS with distributions for boxes; no quality or distribution focal loss.
-
-    Args:
-        box_loss_weight: of the GIoU loss.
-        kwargs: Detectron2's ``FCOS``'s, without ``box2box_transform``.
-
-    Raises:
-        ValueError: a head without ``reg_max``.
-        TypeError: a ``box2box_transform``.
-    """
-
-    def __init__(self, *, box_loss_weight: float = 1.0, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.box_loss_weight = box_loss_weight
-
-    def losses(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        losses = super().losses(*args, **kwargs)
-        losses["loss_fcos_loc"] = losses["loss_fcos_loc"] * self.box_loss_weight
-        return losses
-
-
-class DistributionATSS(DistributionBoxes, ATSS):
-    """
-    :class:`ATSS` with distributions for boxes; no quality or distribution focal loss.
-
-    Args:
-        kwargs: :class:`ATSS`'s, without ``box2box_transform``.
-
-    Raises:
-        ValueError: a head without ``reg_max``.
-        TypeError: a ``box2box_transform``.
-    """
+        return super()._transpose_dense_predictions([logits, self.distances(distributions), *rest], dims_per_anchor)

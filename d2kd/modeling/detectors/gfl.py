@@ -10,15 +10,16 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling.meta_arch.build import META_ARCH_REGISTRY
 from detectron2.structures import Boxes, ImageList, Instances
-from torch import Tensor
+from torch import Tensor, nn
 
 from d2kd.losses.binary_classification import gap_weighted_bce
 from d2kd.losses.iou_localization import iou_loss
 from d2kd.modeling.detectors.base import AssignedDetector
 from d2kd.modeling.detectors.config import yacs_arguments
+from d2kd.modeling.detectors.detection_losses import LevelLabels, distribution_focal_loss, mean_over_ranks
 from d2kd.modeling.detectors.distribution import DistributionBoxes, expected_distances
-from d2kd.modeling.detectors.head import DenseHead
-from d2kd.modeling.detectors.losses import LevelLabels, distribution_focal_loss, mean_over_ranks
+from d2kd.modeling.detectors.head import DenseHead, Norm
+from d2kd.modeling.detectors.interface import strides_of
 from d2kd.structures import iou
 
 __all__ = ["GFL", "GFLHead"]
@@ -27,7 +28,7 @@ __all__ = ["GFL", "GFLHead"]
 class GFLHead(DenseHead):
     """GFL's head: :class:`DenseHead` with distributions, a learned scale for each level, and group norm."""
 
-    def __init__(self, *, norm: Any = "GN", reg_max: int = 16, scale_levels: bool = True, **kwargs: Any) -> None:
+    def __init__(self, *, norm: Norm = "GN", reg_max: int = 16, scale_levels: bool = True, **kwargs: Any) -> None:
         super().__init__(norm=norm, reg_max=reg_max, scale_levels=scale_levels, **kwargs)
 
 
@@ -42,6 +43,7 @@ class GFL(DistributionBoxes, AssignedDetector):
     positives (at least one an image) for the classes, the sum of those weights (at least 1) for boxes.
 
     Args:
+        head: predicts distributions: :class:`GFLHead`, or :class:`DenseHead` with ``reg_max``.
         qfl_beta: exponent of the quality focal loss.
         box_loss_weight: of the GIoU loss.
         dfl_loss_weight: of the distribution focal loss.
@@ -59,6 +61,7 @@ class GFL(DistributionBoxes, AssignedDetector):
     def __init__(
         self,
         *,
+        head: nn.Module,
         qfl_beta: float = 2.0,
         box_loss_weight: float = 2.0,
         dfl_loss_weight: float = 0.25,
@@ -66,7 +69,7 @@ class GFL(DistributionBoxes, AssignedDetector):
         min_score_sum: float = 1.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**self.distribution_arguments(head, kwargs))
         self.qfl_beta = qfl_beta
         self.box_loss_weight = box_loss_weight
         self.dfl_loss_weight = dfl_loss_weight
@@ -87,7 +90,7 @@ class GFL(DistributionBoxes, AssignedDetector):
         self,
         images: ImageList,
         features: Sequence[Tensor],
-        predictions: Sequence[Sequence[Tensor]],
+        predictions: list[list[Tensor]],
         gt_instances: Sequence[Instances],
     ) -> dict[str, Tensor]:
         pred_logits, pred_distributions = predictions
@@ -114,16 +117,15 @@ class GFL(DistributionBoxes, AssignedDetector):
             "loss_cls" (quality focal loss), "loss_box_reg" (GIoU) and "loss_dfl".
         """
         logits = [x.unflatten(1, (-1, self.num_classes)) for x in pred_logits]
-        bins = [x.unflatten(1, (-1, 4, self.head.reg_max + 1)) for x in pred_distributions]
         labels = LevelLabels(gt_labels, logits, self.num_classes)
 
         # Boxes: at positives only, in units of their level's stride.
-        strides = [torch.full_like(x.tensor[:, :1], s) for x, s in zip(anchors, self.anchor_generator.strides)]
-        strides = torch.cat(strides).expand(len(gt_boxes), -1, -1)
+        per_level = [torch.full_like(x.tensor[:, :1], stride) for x, stride in zip(anchors, strides_of(self))]
+        strides = torch.cat(per_level).expand(len(gt_boxes), -1, -1)
         centers = torch.cat([x.get_centers() for x in anchors]).expand(len(gt_boxes), -1, -1)
         centers = labels.gather_flat(centers / strides)
         targets = labels.gather_flat(torch.stack(list(gt_boxes)) / strides)
-        bins = labels.gather(bins)  # (P, 4, n + 1)
+        bins = labels.gather(self.split_bins(pred_distributions))  # (P, 4, n + 1)
         distances = expected_distances(bins)
         boxes = torch.cat([centers - distances[:, :2], centers + distances[:, 2:]], dim=1)
         target_distances = torch.cat([centers - targets[:, :2], targets[:, 2:] - centers], dim=1)

@@ -9,7 +9,10 @@ import torch
 from detectron2.layers import CycleBatchNormList, ShapeSpec, get_norm
 from torch import Tensor, nn
 
-__all__ = ["DenseHead", "Scale"]
+__all__ = ["DenseHead", "Norm", "Scale"]
+
+#: A norm as Detectron2's ``norm=`` arguments take it: its name, or what makes it from the number of channels.
+Norm = str | Callable[[int], nn.Module] | None
 
 _BRANCHES = ("cls", "box")
 
@@ -59,7 +62,7 @@ class DenseHead(nn.Module):
         num_classes: int,
         conv_dims: Sequence[int],
         num_anchors: int = 1,
-        norm: str | Callable[[int], nn.Module] | None = "",
+        norm: Norm = "",
         prior_prob: float = 0.01,
         reg_max: int | None = None,
         centerness_on: str | None = None,
@@ -78,7 +81,7 @@ class DenseHead(nn.Module):
                 f"head.box_activation is {box_activation!r} with head.reg_max {reg_max}: the bins of a distribution "
                 "are logits, choose one of the two."
             )
-        channels = {shape.channels for shape in input_shape}
+        channels = {shape.channels for shape in input_shape if shape.channels is not None}
         if len(channels) != 1:
             raise ValueError(
                 f"head.input_shape has levels of {sorted(channels)} channels, expected the same for all: the towers "
@@ -90,7 +93,7 @@ class DenseHead(nn.Module):
         self.centerness_on = centerness_on
         self.box_activation = box_activation
 
-        widths = [input_shape[0].channels, *conv_dims]
+        widths = [*channels, *conv_dims]
         norm = _norm_of_levels(norm, self.num_levels)
         self.cls_subnet = _tower(widths, norm)
         self.bbox_subnet = _tower(widths, norm)
@@ -100,12 +103,12 @@ class DenseHead(nn.Module):
         self.ctrness = None if centerness_on is None else nn.Conv2d(widths[-1], num_anchors, 3, padding=1)
         self.scales = nn.ModuleList(Scale() for _ in input_shape) if scale_levels else None
 
+        prior = -math.log((1 - prior_prob) / prior_prob)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.01)
                 if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
+                    nn.init.constant_(module.bias, prior if module is self.cls_score else 0.0)
 
     def predict(self, level: int, towers_out: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """
@@ -125,7 +128,7 @@ class DenseHead(nn.Module):
             boxes = self.scales[level](boxes)
         if self.box_activation == "exp":
             boxes = boxes.float().exp()  # in half precision distances beyond 65504 pixels would be infinite
-        if self.ctrness is None:
+        if self.ctrness is None or self.centerness_on is None:
             return logits, boxes
         return logits, boxes, self.ctrness(towers_out[self.centerness_on])
 
@@ -152,7 +155,7 @@ class DenseHead(nn.Module):
         return [list(maps) for maps in zip(*per_level)]
 
 
-def _norm_of_levels(norm: str | Callable | None, num_levels: int) -> str | Callable | None:
+def _norm_of_levels(norm: Norm, num_levels: int) -> Norm:
     """Batch norm with statistics of each level and shared affine parameters, as ``RetinaNetHead``; others as given."""
     if norm not in ("BN", "SyncBN"):
         return norm
@@ -160,7 +163,7 @@ def _norm_of_levels(norm: str | Callable | None, num_levels: int) -> str | Calla
     return lambda channels: CycleBatchNormList(length=num_levels, bn_class=bn_class, num_features=channels)
 
 
-def _tower(widths: Sequence[int], norm: str | Callable | None) -> nn.Sequential:
+def _tower(widths: Sequence[int], norm: Norm) -> nn.Sequential:
     layers: list[nn.Module] = []
     for in_channels, out_channels in zip(widths, widths[1:]):
         layers.append(nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=not norm))

@@ -10,6 +10,7 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from d2kd.modeling.adapters import Taps, cross_head, get_adapter, tap_index
+from d2kd.modeling.detectors.interface import label_anchors_of
 from d2kd.modeling.distillation.overlap import Overlap
 from d2kd.modeling.distillation.teacher import TeacherStep
 from d2kd.structures import Assignment, DenseOutput
@@ -25,7 +26,7 @@ def crossed_output(
     overlap: Overlap,
     *,
     tail: int,
-    tap_projectors: Mapping[str, nn.Module] | None = None,
+    tap_projectors: Mapping[str, nn.Conv2d] | None = None,
 ) -> DenseOutput:
     """
     :func:`cross_head` on the levels that both have, as a dense output in the teacher's anchors and the common classes.
@@ -64,8 +65,8 @@ def crossed_assignment(
     overlap: Overlap,
 ) -> Assignment:
     """
-    The labels of the anchors that a crossed output lives in: the student's where its layout is the same. Elsewhere the
-    teacher labels all its own levels, since where an object belongs may depend on levels that the student lacks.
+    The labels of the anchors that a crossed output lives in: the student's where both have the same anchors. Elsewhere
+    the teacher labels all its own levels, since where an object belongs may depend on levels that the student lacks.
 
     Args:
         teacher: the detector.
@@ -77,9 +78,9 @@ def crossed_assignment(
     if overlap.same_anchors:
         return student_assignment
     gt_instances = overlap.in_teacher_classes(gt_instances)
-    labelled = teacher.label_anchors(teacher_run.anchors, gt_instances)
+    labelled = label_anchors_of(teacher)(teacher_run.anchors, gt_instances)
     assignment = get_adapter(teacher).assignment(
         teacher, labelled, gt_instances, teacher_run.sizes, num_labelled=student_assignment.num_labelled
     )
-    sizes = [tuple(x.shape[2:]) for x in student_assignment.labels]
+    sizes = [(x.shape[-2], x.shape[-1]) for x in student_assignment.labels]
     return assignment.select(overlap.teacher_levels, sizes).with_classes(overlap.teacher_classes)

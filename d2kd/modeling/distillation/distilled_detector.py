@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -13,17 +14,17 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from d2kd.losses import DistillationLoss
-from d2kd.modeling.adapters import get_adapter, input_format_of, tap_indices
+from d2kd.modeling.adapters import get_adapter, input_format_of
 from d2kd.modeling.distillation.crossing import crossed_assignment, crossed_output
 from d2kd.modeling.distillation.monitors import check_finite, gap_at_positives
 from d2kd.modeling.distillation.normalizers import compute_normalizers
 from d2kd.modeling.distillation.overlap import Overlap
 from d2kd.modeling.distillation.pairing import check_pairing, warn_of_stacked_terms
-from d2kd.modeling.distillation.state import DistillationState, make_tap_projectors
+from d2kd.modeling.distillation.state import DistillationState, build_losses, make_tap_projectors
 from d2kd.modeling.distillation.step_regions import make_regions, source_key, stack_parts
-from d2kd.modeling.distillation.student_step import StudentStep, images_of_use, run_student
-from d2kd.modeling.distillation.teacher import Teacher, TeacherStep
-from d2kd.structures import Assignment
+from d2kd.modeling.distillation.student_step import images_of_use, run_student
+from d2kd.modeling.distillation.teacher import Teacher, run_teacher
+from d2kd.structures import Assignment, DenseOutput
 
 __all__ = ["DistilledDetector"]
 
@@ -54,7 +55,7 @@ class DistilledDetector(nn.Module):
             plain student, the baseline of every comparison.
         input_format: channel order of the student's images; None: its own ``input_format``, else "BGR".
         tap_projector_channels: [student's, teacher's] channels of the taps, where they differ: crossed taps go through
-            a 1x1 convolution first, one for each branch and tail, trained with the student and saved under
+            a projector first, a 1x1 convolution for each branch and tail, trained with the student and saved under
             ``distillation.tap_projectors``. None: they have one width.
 
     Raises:
@@ -62,37 +63,36 @@ class DistilledDetector(nn.Module):
         ValueError: losses without a teacher, or values that contradict each other.
     """
 
+    pixel_mean: Tensor
+    distillation: DistillationState
+    _student: DenseDetector
+
     def __init__(
         self,
         *,
-        student: DenseDetector | Mapping,
-        teacher: Mapping | None = None,
-        losses: Mapping[str, DistillationLoss | Mapping | None] | None = None,
+        student: DenseDetector | Mapping[str, Any],
+        teacher: Mapping[str, Any] | None = None,
+        losses: Mapping[str, DistillationLoss | Mapping[str, Any] | None] | None = None,
         input_format: str | None = None,
         tap_projector_channels: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        student = instantiate(student)
-        get_adapter(student)
+        detector: DenseDetector = instantiate(student)
+        get_adapter(detector)
         for table in _ADOPTED:
-            setattr(self, table, getattr(student, table))
-        for name, child in student._modules.items():  # with those that are None, or have two names
+            setattr(self, table, getattr(detector, table))
+        for name, child in detector._modules.items():  # with those that are None, or have two names
             if name == "distillation":
                 raise ValueError("The student has a child named 'distillation', a name that d2kd uses: rename it.")
             self.add_module(name, child)
-        object.__setattr__(self, "_student", student)  # kept out of the module tree
+        object.__setattr__(self, "_student", detector)  # kept out of the module tree
         self.input_format = input_format_of(
-            student, input_format, "model.input_format (in a yacs config: INPUT.FORMAT)"
+            detector, input_format, "model.input_format (in a yacs config: INPUT.FORMAT)"
         )
 
         with torch.random.fork_rng(devices=[]):  # the baseline of this seed draws the same numbers after this
-            built = {name: instantiate(loss) for name, loss in (losses or {}).items() if loss is not None}
-            for name, loss in built.items():
-                if not name.isidentifier() or hasattr(nn.ModuleDict, name):
-                    raise ValueError(f"model.losses.{name}: {name!r} cannot name a loss, choose another name.")
-                if not isinstance(loss, DistillationLoss):
-                    raise TypeError(f"model.losses.{name} is a {type(loss).__name__}, expected a DistillationLoss.")
-            tap_projectors = make_tap_projectors(student, built.values(), tap_projector_channels)
+            built = build_losses(losses or {})
+            tap_projectors = make_tap_projectors(detector, built.values(), tap_projector_channels)
         if built and teacher is None:
             raise ValueError(
                 f"model.losses has {', '.join(built)} but model.teacher is null: name a teacher, or set "
@@ -100,11 +100,11 @@ class DistilledDetector(nn.Module):
             )
         self.distillation = DistillationState(built, tap_projectors)
         self.tap_projector_channels = tap_projector_channels
-        self._teacher = Teacher(**teacher) if built else None
+        self._teacher = Teacher(**teacher) if built and teacher is not None else None
         self._overlap: Overlap | None = None  # until the pair was checked
         warn_of_stacked_terms(built)
 
-    # ---- who is who ------------------------------------------------------------------------------------------
+    # ---- student and teacher ---------------------------------------------------------------------------------
 
     @property
     def student(self) -> DenseDetector:
@@ -119,9 +119,21 @@ class DistilledDetector(nn.Module):
         return self._teacher
 
     @property
-    def losses(self) -> Mapping[str, DistillationLoss]:
+    def losses(self) -> dict[str, DistillationLoss]:
         """The distillation losses by name."""
-        return self.distillation.losses
+        return {name: x for name, x in self.distillation.losses.items() if isinstance(x, DistillationLoss)}
+
+    @property
+    def overlap(self) -> Overlap:
+        """
+        The levels and classes in which the losses compare student and teacher.
+
+        Raises:
+            RuntimeError: :meth:`load_teacher` was not called, or there are no losses.
+        """
+        if self._overlap is None:
+            raise RuntimeError("The pair was not checked yet: call load_teacher() of a DistilledDetector with losses.")
+        return self._overlap
 
     @property
     def device(self) -> torch.device:
@@ -139,32 +151,36 @@ class DistilledDetector(nn.Module):
         """
         if not self.losses:
             return
+        teacher = self._held_teacher()
+        if self._overlap is not None:
+            return
+        if not teacher.is_loaded:
+            with torch.random.fork_rng(devices=[]):
+                teacher.load(self.device, self.pixel_mean.dtype)
+        self._overlap = check_pairing(
+            self.student,
+            teacher.detector,
+            self.losses,
+            class_map=teacher.class_map,
+            tap_projector_channels=self.tap_projector_channels,
+        )
+
+    def _held_teacher(self) -> Teacher:
         if self._teacher is None:
             raise RuntimeError(
                 "This DistilledDetector is a copy (deepcopy or pickle), and copies have no teacher: train the original."
             )
-        if self._overlap is not None:
-            return
-        if not self._teacher.is_loaded:
-            with torch.random.fork_rng(devices=[]):
-                self._teacher.load(self.device, self.pixel_mean.dtype)
-        self._overlap = check_pairing(
-            self.student,
-            self._teacher.detector,
-            self.losses,
-            class_map=self._teacher.class_map,
-            tap_projector_channels=self.tap_projector_channels,
-        )
+        return self._teacher
 
     def train(self, mode: bool = True) -> DistilledDetector:
         super().train(mode)
         self.student.train(mode)
         return self
 
-    def _apply(self, fn: Any, recurse: bool = True) -> DistilledDetector:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DistilledDetector:
         super()._apply(fn, recurse)
         if self._teacher is not None:
-            self._teacher._apply(fn)
+            self._teacher.apply_to_tensors(fn)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -172,7 +188,7 @@ class DistilledDetector(nn.Module):
 
     # ---- one step --------------------------------------------------------------------------------------------
 
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict]:
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """
         Args:
             batched_inputs: as for the student; in training each has "image" (C, H, W) and, if it has labels,
@@ -195,27 +211,40 @@ class DistilledDetector(nn.Module):
         takers = [name for name, loss in active.items() if any(part.label_free for part in loss.parts)]
         batched_inputs, num_labelled = images_of_use(batched_inputs, takers)
         tails = {loss.tail for loss in active.values() if loss.source == "crossed"}
-        student = self._run_student(batched_inputs, num_labelled, tails)
-        sources = {"student": student.output}
+
+        self.distillation.restore_normalizer(self.student)
+        student = run_student(
+            self.student, batched_inputs, num_labelled=num_labelled, tails=tails, overlap=self._overlap
+        )
+        sources: dict[str | tuple[str, int], DenseOutput] = {"student": student.output}
         assignments = {"student": student.assignment}
         regions: dict[str, list[Sequence[Tensor]]] = {}
         if active:
+            held, overlap = self._held_teacher(), self.overlap
             student.check_sizes(batched_inputs)
-            teacher = self._run_teacher(batched_inputs, student, active, tails)
+            teacher = run_teacher(
+                held,
+                batched_inputs,
+                student,
+                overlap,
+                input_format=self.input_format,
+                tails=tails,
+                keep_features=any(loss.task == "feature" for loss in active.values()),
+            )
             for tail in tails:
                 sources["crossed", tail] = crossed_output(
                     self.student,
-                    self._teacher.detector,
+                    held.detector,
                     student.taps,
                     teacher,
-                    self._overlap,
+                    overlap,
                     tail=tail,
                     tap_projectors=self.distillation.tap_projectors_of(tail),
                 )
             teacher.taps.clear()  # read by the crossing alone
             if tails:
                 assignments["crossed"] = crossed_assignment(
-                    self._teacher.detector, teacher, student.assignment, student.gt_instances, self._overlap
+                    held.detector, teacher, student.assignment, student.gt_instances, overlap
                 )
             regions = make_regions(active, sources, teacher.output, assignments)
         normalizers = self._normalizers(active, regions, assignments)
@@ -233,11 +262,11 @@ class DistilledDetector(nn.Module):
             for part, region in zip(loss.parts, regions[name]):
                 # Each location counts with its region's weight: how much of an image this part distils.
                 images = len(batched_inputs) if part.label_free else max(num_labelled, 1)
-                count = sum(w.sum() for w in region) / images
+                count = reduce(add, (weight.sum() for weight in region)) / images
                 monitors[f"kd/{name}_{part.name}{'_' if part.name else ''}locations"] = count
         if takers and num_labelled < len(batched_inputs):
             monitors["kd/unlabeled_images"] = self.pixel_mean.new_tensor(len(batched_inputs) - num_labelled)
-        if active and self._overlap.same_anchors:
+        if active and overlap.same_anchors:
             monitors["kd/gap_at_positives"] = gap_at_positives(student.output, teacher.output, student.assignment)
         check_finite(losses)
         if monitors:
@@ -255,30 +284,6 @@ class DistilledDetector(nn.Module):
             if loss.schedule is not None:
                 storage.put_scalar(f"kd/{name}_weight", loss.scheduled_weight, smoothing_hint=False)
         return {name: loss for name, loss in self.losses.items() if loss.scheduled_weight > 0}
-
-    def _run_student(self, batched_inputs: Sequence[Mapping], num_labelled: int, tails: set[int]) -> StudentStep:
-        self.distillation.restore_normalizer(self.student)
-        taps = tap_indices(self.student, tails)
-        run = run_student(self.student, batched_inputs, num_labelled=num_labelled, tap_indices=taps)
-        return run if self._overlap is None else run.restrict(self._overlap)
-
-    def _run_teacher(
-        self,
-        batched_inputs: Sequence[Mapping],
-        student: StudentStep,
-        active: Mapping[str, DistillationLoss],
-        tails: set[int],
-    ) -> TeacherStep:
-        run = self._teacher.run(
-            batched_inputs,
-            input_format=self.input_format,
-            canvas=student.canvas,
-            levels=self._overlap.teacher_levels,
-            sizes=student.output.sizes,
-            tap_indices=tap_indices(self._teacher.detector, tails),
-            keep_features=any(loss.task == "feature" for loss in active.values()),
-        )
-        return replace(run, output=run.output.with_classes(self._overlap.teacher_classes))
 
     def _normalizers(
         self,

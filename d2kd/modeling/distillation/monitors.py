@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import add
 
 import torch
 from detectron2.utils import comm
@@ -26,19 +28,19 @@ def gap_at_positives(student: DenseOutput, teacher: DenseOutput, assignment: Ass
         student, teacher: in the same anchors and classes.
         assignment: the labels of those anchors.
     """
-    total = count = 0
+    gaps, counts = [], []
     for ours, theirs, labels, positive in zip(student.logits, teacher.logits, assignment.labels, assignment.positives):
         # Gathered where the maps lie, and masked after: no class map is copied, and no GPU waits for an index.
         classes = labels.clamp(0, assignment.num_classes - 1).unsqueeze(student.class_dim)
         ours, theirs = (x.gather(student.class_dim, classes).float().sigmoid() for x in (ours, theirs))
-        total = total + ((theirs - ours).abs().squeeze(student.class_dim) * positive).sum()
-        count = count + positive.sum()
-    return total / count.clamp(min=1)
+        gaps.append(((theirs - ours).abs().squeeze(student.class_dim) * positive).sum())
+        counts.append(positive.sum())
+    return reduce(add, gaps) / reduce(add, counts).clamp(min=1)
 
 
 def warn_of_unlabelled(num_labelled: int, num_images: int, takers: Sequence[str]) -> None:
     """
-    Say, once a process, what images without labels are used for; a mapper may have dropped annotations unmeant.
+    Say, once a process, what images without labels are used for: a mapper may have dropped annotations by mistake.
 
     Args:
         takers: names of the losses that they train.
@@ -70,9 +72,8 @@ def check_finite(losses: Mapping[str, Tensor]) -> None:
     bad = torch.stack([~torch.isfinite(value.detach()) for value in losses.values()]).float()
     if comm.get_world_size() > 1:
         torch.distributed.all_reduce(bad, op=torch.distributed.ReduceOp.MAX)
-    bad = bad.tolist()
-    if any(bad):
-        names = [name for name, flag in zip(losses, bad) if flag]
+    names = [name for name, flag in zip(losses, bad.tolist()) if flag]
+    if names:
         raise FloatingPointError(
             f"Not finite: {', '.join(names)}. Lower the learning rate, clip gradients (train.clip_grad) or train "
             "without fp16; if only loss_kd_* terms are named, look at the teacher's predictions on this data."

@@ -1,4 +1,4 @@
-"""What a student and its teacher both speak of: levels of one stride, and classes."""
+"""The levels and classes that a student and its teacher have in common."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Instances
 
-from d2kd.modeling.detectors import strides_of
+from d2kd.modeling.detectors.interface import make_anchors, num_classes_of, strides_of
 
 __all__ = ["Overlap", "find_overlap"]
 
@@ -39,7 +39,7 @@ class Overlap:
 
     def in_teacher_classes(self, gt_instances: Sequence[Instances]) -> list[Instances]:
         """The objects, of the classes that both have, with the teacher's class ids."""
-        if self.teacher_classes is None:
+        if self.student_classes is None or self.teacher_classes is None:
             return list(gt_instances)
         renamed = []
         for instances in gt_instances:
@@ -69,7 +69,7 @@ def find_overlap(student: DenseDetector, teacher: DenseDetector, class_map: Mapp
             "(model.student.head_in_features, model.teacher.model.head_in_features)."
         )
     levels = tuple(ours.index(stride) for stride in common), tuple(theirs.index(stride) for stride in common)
-    classes = _match_classes(student.num_classes, teacher.num_classes, class_map)
+    classes = _match_classes(num_classes_of(student), num_classes_of(teacher), class_map)
     return Overlap(*levels, *classes, anchor_difference=_anchor_difference(student, teacher, *levels))
 
 
@@ -77,12 +77,12 @@ def _anchor_difference(
     student: DenseDetector, teacher: DenseDetector, student_levels: Sequence[int], teacher_levels: Sequence[int]
 ) -> str | None:
     """The first difference between the anchors of a 2x2 map of each of these levels; None without any."""
-    probes = []
+    boxes = []
     for detector, levels in ((student, student_levels), (teacher, teacher_levels)):
         maps = [torch.zeros(1, 1, 2, 2, device=detector.device) for _ in detector.head_in_features]
-        anchors = detector.anchor_generator(maps)
-        probes.append([anchors[level].tensor for level in levels])
-    for level, ours, theirs in zip(student_levels, *probes):
+        anchors = make_anchors(detector, maps)
+        boxes.append([anchors[level].tensor for level in levels])
+    for level, ours, theirs in zip(student_levels, *boxes):
         if ours.shape != theirs.shape:
             return f"{len(ours) // 4} and {len(theirs) // 4} a cell of level {level}"
         for a, b in zip(ours.tolist(), theirs.tolist()):

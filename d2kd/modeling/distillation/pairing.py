@@ -10,7 +10,7 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 
 from d2kd.losses import SOURCES, DistillationLoss
 from d2kd.modeling.adapters import crosses_itself, get_adapter, tap_channels, tap_index
-from d2kd.modeling.detectors import strides_of
+from d2kd.modeling.detectors.interface import num_classes_of, strides_of
 from d2kd.modeling.distillation.overlap import Overlap, find_overlap
 
 __all__ = ["check_pairing", "warn_of_stacked_terms"]
@@ -24,7 +24,7 @@ def _head_in_channels(detector: DenseDetector) -> int:
 
 
 def _check_taps(name: str, tail: int, student: DenseDetector, teacher: DenseDetector) -> dict[str, tuple[int, int]]:
-    """See that a loss can cross these heads; what the student's and the teacher's taps are wide, for each branch."""
+    """See that a loss can cross these heads; for each branch, the channels of the student's and the teacher's taps."""
     student_towers = get_adapter(student).towers(student.head)
     teacher_towers = get_adapter(teacher).towers(teacher.head)
     if student_towers.keys() != teacher_towers.keys():
@@ -32,7 +32,7 @@ def _check_taps(name: str, tail: int, student: DenseDetector, teacher: DenseDete
             f"model.losses.{name} crosses heads, but the student's head has the towers {sorted(student_towers)} and "
             f"the teacher's {sorted(teacher_towers)}: choose losses with source='student'."
         )
-    widths = {}
+    widths: dict[str, tuple[int, int]] = {}
     for branch in teacher_towers:
         for who, towers in (("student", student_towers), ("teacher", teacher_towers)):
             depth = len(towers[branch])
@@ -41,10 +41,11 @@ def _check_taps(name: str, tail: int, student: DenseDetector, teacher: DenseDete
                     f"model.losses.{name} has tail={tail}, but the '{branch}' tower of the {who}'s head has {depth} "
                     f"blocks: set model.losses.{name}.tail to {depth} or less."
                 )
-        widths[branch] = tuple(
+        ours, theirs = (
             tap_channels(towers[branch], tap_index(detector, branch, tail), _head_in_channels(detector))
             for detector, towers in ((student, student_towers), (teacher, teacher_towers))
         )
+        widths[branch] = ours, theirs
     indices = {branch: tap_index(teacher, branch, tail) for branch in teacher_towers}
     if not crosses_itself(teacher, get_adapter(teacher), indices):
         raise ValueError(
@@ -60,12 +61,12 @@ def _check_widths(
 ) -> None:
     """
     Args:
-        widths: for each loss, its tail and each branch, what the student's and the teacher's taps are wide.
+        widths: for each loss, its tail and each branch, the channels of the student's and the teacher's taps.
         tap_projector_channels: see :func:`check_pairing`.
     """
-    adapted = None if tap_projector_channels is None else tuple(tap_projector_channels)
+    projected = None if tap_projector_channels is None else tuple(tap_projector_channels)
     for (name, tail, branch), (ours, theirs) in widths.items():
-        if (adapted is None and ours == theirs) or adapted == (ours, theirs):
+        if (projected is None and ours == theirs) or projected == (ours, theirs):
             continue
         found = (
             f"model.losses.{name} (tail={tail}) sends the student's {ours} channels of the '{branch}' tower into the "
@@ -75,19 +76,19 @@ def _check_widths(
             "give both heads the same width (model.student.head.conv_dims, or the FPN's out_channels where the tap is "
             "the head's input)"
         )
-        if adapted is not None:
-            found = f"model.tap_projector_channels is {list(adapted)}, but {found}"
+        if projected is not None:
+            found = f"model.tap_projector_channels is {list(projected)}, but {found}"
         if len(set(widths.values())) > 1:
             others = " and ".join(str(list(pair)) for pair in sorted(set(widths.values())))
             raise ValueError(
                 f"{found}. One pair of widths must fit all crossed losses and branches, but they have {others}: "
                 f"{same}, or one tail to all crossed losses (model.losses.NAME.tail)."
             )
-        if adapted is not None:
+        if projected is not None:
             raise ValueError(f"{found}: set it to {[ours, theirs]}" + (", or null." if ours == theirs else "."))
         raise ValueError(
-            f"{found}: set model.tap_projector_channels={[ours, theirs]} to train a 1x1 convolution between them, or "
-            f"{same}."
+            f"{found}: set model.tap_projector_channels={[ours, theirs]} to train a projector, a 1x1 convolution, "
+            f"between them, or {same}."
         )
 
 
@@ -102,13 +103,13 @@ def check_pairing(
     """
     Args:
         class_map: teacher class id -> student class id; None: the same ids.
-        tap_projector_channels: what the convolutions between the taps take and give; None: there are none.
+        tap_projector_channels: what the projectors of the taps take and give; None: there are none.
 
     Returns:
         the levels and classes in which the losses compare them.
 
     Raises:
-        ValueError: something that cannot be adapted differs; the message names both values and the config key.
+        ValueError: the three do not go together; the message names both values and the config key.
         TypeError: a class map that is none.
     """
     shared = {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}
@@ -118,7 +119,7 @@ def check_pairing(
             "(model.teacher.model) apart from the student, or give a copy.deepcopy of it."
         )
     overlap = find_overlap(student, teacher, class_map)
-    num_classes = student.num_classes if overlap.student_classes is None else len(overlap.student_classes)
+    num_classes = num_classes_of(student) if overlap.student_classes is None else len(overlap.student_classes)
     _check_squares(student, teacher)
     widths: dict[tuple[str, int, str], tuple[int, int]] = {}
     for name, loss in losses.items():
@@ -170,13 +171,13 @@ def _log_overlap(student: DenseDetector, teacher: DenseDetector, overlap: Overla
     if ours != theirs:
         common = [ours[level] for level in overlap.student_levels]
         logger.info("Distilled on levels of strides %s: the student has %s, the teacher %s.", common, ours, theirs)
-    if overlap.student_classes is not None:
+    if overlap.student_classes is not None and overlap.teacher_classes is not None:
         pairs = zip(overlap.teacher_classes, overlap.student_classes)
         logger.info(
             "Distilled on %d classes, of the student's %d and the teacher's %d: teacher id -> student id %s.",
             len(overlap.student_classes),
-            student.num_classes,
-            teacher.num_classes,
+            num_classes_of(student),
+            num_classes_of(teacher),
             ", ".join(f"{t} -> {s}" for t, s in pairs),
         )
 

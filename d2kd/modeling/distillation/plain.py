@@ -1,4 +1,4 @@
-"""The way back: the plain detector inside a distilled one."""
+"""The plain detector inside a distilled one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything that distillation adds to a checkpoint."""
+"""What distillation adds to a checkpoint."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from detectron2.config import instantiate
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from torch import Tensor, nn
 
@@ -13,14 +14,31 @@ from d2kd.losses import SOURCES, DistillationLoss
 from d2kd.losses.feature import check_widths
 from d2kd.modeling.adapters import get_adapter
 
-__all__ = ["DistillationState", "make_tap_projectors"]
+__all__ = ["DistillationState", "build_losses", "make_tap_projectors"]
+
+
+def build_losses(losses: Mapping[str, DistillationLoss | Mapping[str, Any] | None]) -> dict[str, DistillationLoss]:
+    """
+    The losses by name, without those that are None.
+
+    Raises:
+        ValueError: a name that no module can have.
+        TypeError: something that is no ``DistillationLoss``.
+    """
+    built = {name: instantiate(loss) for name, loss in losses.items() if loss is not None}
+    for name, loss in built.items():
+        if not name.isidentifier() or hasattr(nn.ModuleDict, name):
+            raise ValueError(f"model.losses.{name}: {name!r} cannot name a loss, choose another name.")
+        if not isinstance(loss, DistillationLoss):
+            raise TypeError(f"model.losses.{name} is a {type(loss).__name__}, expected a DistillationLoss.")
+    return built
 
 
 def make_tap_projectors(
     student: DenseDetector, losses: Iterable[DistillationLoss], channels: Sequence[int] | None
 ) -> dict[str, nn.Conv2d]:
     """
-    A 1x1 convolution for each branch and tail that ``losses`` cross; without bias, since alignment takes means away.
+    A projector for each branch and tail that ``losses`` cross; without bias, since alignment takes means away.
 
     Args:
         channels: [student's, teacher's]; None: none are needed.
@@ -31,16 +49,19 @@ def make_tap_projectors(
     if channels is None:
         return {}
     check_widths("model.tap_projector_channels", channels)
+    in_channels, out_channels = channels
     tails = sorted({loss.tail for loss in losses if loss.source == "crossed"})
     branches = get_adapter(student).towers(student.head) if tails else ()
-    return {f"{branch}_{tail}": nn.Conv2d(*channels, 1, bias=False) for tail in tails for branch in branches}
+    return {
+        f"{branch}_{tail}": nn.Conv2d(in_channels, out_channels, 1, bias=False) for tail in tails for branch in branches
+    }
 
 
 class DistillationState(nn.Module):
     """
-    The child ``distillation`` of a :class:`DistilledDetector`: its losses with what they learn, the convolutions that
-    crossed taps are sent through, the student's running loss normaliser, which Detectron2 keeps as a plain attribute
-    and so forgets on resume, and how many positives an image has.
+    The child ``distillation`` of a :class:`DistilledDetector`: its losses with what they learn, the projectors of
+    crossed taps, the student's running loss normaliser, which Detectron2 keeps as a plain attribute and so forgets on
+    resume, and how many positives an image has.
 
     Keys of ``distillation.*`` that a checkpoint lacks keep their present values and are not reported missing, so
     that any checkpoint of the plain student loads strictly.
@@ -49,7 +70,7 @@ class DistillationState(nn.Module):
     loss_normalizer: Tensor
     positives_per_image: Tensor
 
-    def __init__(self, losses: Mapping[str, nn.Module], tap_projectors: Mapping[str, nn.Module]) -> None:
+    def __init__(self, losses: Mapping[str, DistillationLoss], tap_projectors: Mapping[str, nn.Conv2d]) -> None:
         super().__init__()
         self.losses = nn.ModuleDict(losses)
         self.tap_projectors = nn.ModuleDict(tap_projectors)
@@ -57,15 +78,15 @@ class DistillationState(nn.Module):
         self.register_buffer("loss_normalizer", torch.zeros((), dtype=torch.float64))
         # Running means over images with labels, of each of SOURCES; 0 = none yet.
         self.register_buffer("positives_per_image", torch.zeros(len(SOURCES), dtype=torch.float64))
-        self._restored = False
+        self._loaded = False
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        self._restored = prefix + "loss_normalizer" in state_dict
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        self._loaded = prefix + "loss_normalizer" in state_dict
         for key, value in self.state_dict(prefix=prefix).items():
             state_dict.setdefault(key, value)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def _apply(self, fn: Callable, recurse: bool = True) -> DistillationState:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DistillationState:
         exact = dict(self.named_buffers(recurse=False))
         super()._apply(fn, recurse)
         # model.half() must not round them.
@@ -73,28 +94,30 @@ class DistillationState(nn.Module):
             setattr(self, name, value.to(getattr(self, name).device))
         return self
 
-    def tap_projectors_of(self, tail: int) -> dict[str, nn.Module] | None:
-        """For each branch the convolution of the taps that leave ``tail`` blocks; None: there are none."""
+    def tap_projectors_of(self, tail: int) -> dict[str, nn.Conv2d] | None:
+        """For each branch the projector of the taps that leave ``tail`` blocks; None: there are none."""
         suffix = f"_{tail}"
         return {
-            name.removesuffix(suffix): adapter for name, adapter in self.tap_projectors.items() if name.endswith(suffix)
+            name.removesuffix(suffix): projector
+            for name, projector in self.tap_projectors.items()
+            if name.endswith(suffix) and isinstance(projector, nn.Conv2d)
         } or None
 
     def zero_of(self, loss: DistillationLoss) -> Tensor:
         """
-        A zero in the graph of all parameters that are trained by ``loss``, those of its taps' adapters included: every
+        A zero in the graph of all parameters that are trained by ``loss``, those of its tap projectors included: every
         parameter takes part in every step, whichever terms are on and whichever branch they read.
         """
-        modules = [loss]
+        modules: list[nn.Module] = [loss]
         if loss.source == "crossed":
             modules += (self.tap_projectors_of(loss.tail) or {}).values()
         parameters = [p for module in modules for p in module.parameters()]
         return sum((p.float().sum() * 0 for p in parameters), torch.zeros((), device=self.loss_normalizer.device))
 
-    def restore_normalizer(self, student: nn.Module) -> None:
-        """Give a loaded normaliser back to the student; once after each load."""
-        if self._restored:
+    def restore_normalizer(self, student: DenseDetector) -> None:
+        """Give a loaded normaliser back to the student, in the first step after each load."""
+        if self._loaded:
             value = self.loss_normalizer.item()
             if value > 0:
-                student.loss_normalizer = value
-            self._restored = False
+                vars(student)["loss_normalizer"] = value  # where Detectron2 keeps it
+            self._loaded = False

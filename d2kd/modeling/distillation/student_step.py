@@ -1,10 +1,12 @@
-"""The student's ordinary training step, watched."""
+"""The student's ordinary training step, and what distillation reads off it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -13,7 +15,8 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from d2kd.modeling.adapters import Taps, check_lists, get_adapter, record_taps
+from d2kd.modeling.adapters import Taps, check_lists, get_adapter, record_taps, tap_indices
+from d2kd.modeling.detectors.interface import label_anchors_of, make_anchors
 from d2kd.modeling.distillation.monitors import check_finite, warn_of_unlabelled
 from d2kd.modeling.distillation.overlap import Overlap
 from d2kd.structures import Assignment, DenseOutput
@@ -44,7 +47,7 @@ class StudentStep:
     canvas: tuple[int, int]
     image_sizes: list[tuple[int, int]]
 
-    def check_sizes(self, batched_inputs: Sequence[Mapping]) -> None:
+    def check_sizes(self, batched_inputs: Sequence[Mapping[str, Any]]) -> None:
         """
         Raises:
             TypeError: the student resized its images; the teacher is given them as they are.
@@ -59,19 +62,18 @@ class StudentStep:
                 )
 
     def restrict(self, overlap: Overlap) -> StudentStep:
-        """The same with output, assignment and taps on what the teacher speaks of as well."""
+        """The same with output, assignment and taps on the levels and classes that the teacher has as well."""
         output = self.output.select(overlap.student_levels)
+        assignment = self.assignment.select(overlap.student_levels, output.sizes)
         return replace(
             self,
             output=output.with_classes(overlap.student_classes),
-            assignment=self.assignment.select(overlap.student_levels, output.sizes).with_classes(
-                overlap.student_classes
-            ),
+            assignment=assignment.with_classes(overlap.student_classes),
             taps={key: [maps[level] for level in overlap.student_levels] for key, maps in self.taps.items()},
         )
 
 
-def images_of_use(batched_inputs: Sequence[Mapping], takers: Sequence[str]) -> tuple[list[Mapping], int]:
+def images_of_use(batched_inputs: Sequence[dict[str, Any]], takers: Sequence[str]) -> tuple[list[dict[str, Any]], int]:
     """
     The images of a batch that have labels, then those that have none, if there is a loss that they train.
 
@@ -82,7 +84,8 @@ def images_of_use(batched_inputs: Sequence[Mapping], takers: Sequence[str]) -> t
     Returns:
         the images, at least one, and how many of them have labels.
     """
-    labelled, unlabelled = [], []
+    labelled: list[dict[str, Any]] = []
+    unlabelled: list[dict[str, Any]] = []
     for item in batched_inputs:
         (unlabelled if item.get("unlabeled", False) or "instances" not in item else labelled).append(item)
     if unlabelled:
@@ -92,10 +95,11 @@ def images_of_use(batched_inputs: Sequence[Mapping], takers: Sequence[str]) -> t
 
 def run_student(
     detector: DenseDetector,
-    batched_inputs: Sequence[Mapping],
+    batched_inputs: list[dict[str, Any]],
     *,
     num_labelled: int,
-    tap_indices: Mapping[str, set[int]],
+    tails: Collection[int] = (),
+    overlap: Overlap | None = None,
 ) -> StudentStep:
     """
     The four steps of ``DenseDetector.forward`` in training; nothing runs twice. ``forward_training`` is given the
@@ -108,7 +112,8 @@ def run_student(
         detector: in training mode.
         batched_inputs: "image" of each image, and "instances" of the first ``num_labelled``.
         num_labelled: how many have labels, which come first.
-        tap_indices: for each branch, after how many blocks to record taps.
+        tails: for each of these numbers, the taps before that many last blocks of each branch are recorded.
+        overlap: the levels and classes to read; None: all of the student's.
 
     Raises:
         TypeError: a detector that does not call ``label_anchors`` exactly once, or whose head returns no lists.
@@ -116,21 +121,21 @@ def run_student(
     """
     adapter = get_adapter(detector)
     images = detector.preprocess_image(batched_inputs)
-    features = detector.backbone(images.tensor)
-    features = [features[name] for name in detector.head_in_features]
-    with record_taps(adapter.towers(detector.head) if tap_indices else {}, tap_indices, features) as taps:
+    maps = detector.backbone(images.tensor)
+    features = [maps[name] for name in detector.head_in_features]
+    with record_taps(adapter.towers(detector.head) if tails else {}, tap_indices(detector, tails), features) as taps:
         predictions = detector.head(features)
     device = detector.device
     check_lists(detector, predictions)
     if torch.is_autocast_enabled(device.type):
         predictions = tree_map_only(Tensor, lambda x: x.float() if x.is_floating_point() else x, predictions)
-    anchors = detector.anchor_generator(features)
+    anchors = make_anchors(detector, features)
     output = adapter.dense_output(detector, predictions, anchors)
     output.features = features
     # A NaN in them would fail an assertion inside forward_training, on this rank alone; class maps are left to
     # the losses.
     boxes = [*output.box_params, *(output.centerness or ())]
-    check_finite({"the student's box predictions": sum(x.detach().float().sum() for x in boxes)})
+    check_finite({"the student's box predictions": reduce(add, (x.detach().float().sum() for x in boxes))})
     gt_instances = [x["instances"].to(device) for x in batched_inputs[:num_labelled]]
     gt_instances += [_no_objects(size, device) for size in images.image_sizes[num_labelled:]]
     given = max(num_labelled, 1)
@@ -146,22 +151,24 @@ def run_student(
         )
     (found,) = seen
     if given < len(gt_instances):
-        more = detector.label_anchors(anchors, gt_instances[given:])
-        found = tuple([*some, *rest] for some, rest in zip(found, more))
-    return StudentStep(
+        more = label_anchors_of(detector)(anchors, gt_instances[given:])
+        found = [[*some, *rest] for some, rest in zip(found, more)]
+    height, width = images.tensor.shape[-2:]
+    step = StudentStep(
         losses=losses,
         output=output,
         assignment=adapter.assignment(detector, found, gt_instances, output.sizes, num_labelled=num_labelled),
         taps=taps,
         gt_instances=gt_instances,
-        canvas=tuple(images.tensor.shape[-2:]),
-        image_sizes=[tuple(size) for size in images.image_sizes],
+        canvas=(height, width),
+        image_sizes=[(h, w) for h, w in images.image_sizes],
     )
+    return step if overlap is None else step.restrict(overlap)
 
 
 def _no_objects(size: tuple[int, int], device: torch.device) -> Instances:
     none = torch.zeros(0, dtype=torch.int64, device=device)
-    return Instances(tuple(size), gt_boxes=Boxes(torch.zeros(0, 4, device=device)), gt_classes=none)
+    return Instances(size, gt_boxes=Boxes(torch.zeros(0, 4, device=device)), gt_classes=none)
 
 
 def _first(
@@ -187,17 +194,17 @@ def _kept_normalizer(detector: DenseDetector) -> Iterator[None]:
         if before is None:  # the first step: Detectron2 makes it then
             vars(detector).pop("loss_normalizer", None)
         else:
-            detector.loss_normalizer = before
+            vars(detector)["loss_normalizer"] = before
 
 
 @contextmanager
-def _watch_assignment(detector: DenseDetector) -> Iterator[list]:
+def _watch_assignment(detector: DenseDetector) -> Iterator[list[Sequence[Sequence[Tensor]]]]:
     """Collect the result of each ``label_anchors`` call while inside, by shadowing it on the instance."""
-    seen: list = []
+    seen: list[Sequence[Sequence[Tensor]]] = []
     shadowed = vars(detector).get("label_anchors")
-    label_anchors = detector.label_anchors
+    label_anchors = label_anchors_of(detector)
 
-    def watched(anchors: Any, gt_instances: Any) -> Any:
+    def watched(anchors: Sequence[Boxes], gt_instances: Sequence[Instances]) -> Sequence[Sequence[Tensor]]:
         result = label_anchors(anchors, gt_instances)
         seen.append(result)
         return result

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from detectron2.config import instantiate
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes
-from torch import nn
+from torch import Tensor, nn
 
 from d2kd.checkpoint import load_strictly
-from d2kd.modeling.adapters import Taps, get_adapter, input_format_of, record_taps
+from d2kd.modeling.adapters import Taps, get_adapter, input_format_of, record_taps, tap_indices
+from d2kd.modeling.detectors.interface import make_anchors, pixel_statistics
+from d2kd.modeling.distillation.overlap import Overlap
+from d2kd.modeling.distillation.student_step import StudentStep
 from d2kd.structures import DenseOutput
 
-__all__ = ["Teacher", "TeacherStep"]
+__all__ = ["Teacher", "TeacherStep", "run_teacher"]
 
 # Below Detectron2's logger: whichever trainer runs has set that one up, and which teacher was loaded must be seen.
 logger = logging.getLogger(f"detectron2.{__name__}")
@@ -62,10 +65,10 @@ class Teacher:
 
     def __init__(
         self,
-        model: Mapping | DenseDetector,
+        model: Mapping[str, Any] | DenseDetector,
         checkpoint: str | None = None,
         input_format: str | None = None,
-        class_map: Mapping | None = None,
+        class_map: Mapping[int, int] | Mapping[str, Any] | None = None,
     ) -> None:
         if not checkpoint and not isinstance(model, nn.Module):
             raise ValueError(
@@ -162,7 +165,7 @@ class Teacher:
     @torch.no_grad()
     def run(
         self,
-        batched_inputs: Sequence[Mapping],
+        batched_inputs: Sequence[Mapping[str, Any]],
         *,
         input_format: str,
         canvas: tuple[int, int],
@@ -186,19 +189,20 @@ class Teacher:
         detector = self.detector
         adapter = get_adapter(detector)
         height, width = self.canvas(*canvas)
-        batch = detector.pixel_mean.new_zeros(len(batched_inputs), len(detector.pixel_mean), height, width)
+        pixel_mean, pixel_std = pixel_statistics(detector)
+        batch = pixel_mean.new_zeros(len(batched_inputs), len(pixel_mean), height, width)
         for padded, item in zip(batch, batched_inputs):
             image = item["image"].to(batch.device)
             if input_format != self.input_format:
                 image = image.flip(0)
             h, w = image.shape[-2:]
-            padded[:, :h, :w] = (image - detector.pixel_mean) / detector.pixel_std
+            padded[:, :h, :w] = (image - pixel_mean) / pixel_std
 
-        features = detector.backbone(batch)
-        features = [features[name] for name in detector.head_in_features]
+        maps = detector.backbone(batch)
+        features = [maps[name] for name in detector.head_in_features]
         with record_taps(adapter.towers(detector.head) if tap_indices else {}, tap_indices, features) as taps:
             predictions = detector.head(features)
-        anchors = detector.anchor_generator(features)
+        anchors = make_anchors(detector, features)
         output = adapter.dense_output(detector, predictions, anchors)
         output.features = features if keep_features else None
         all_sizes = output.sizes
@@ -208,10 +212,44 @@ class Teacher:
                 f"On a canvas of {height}x{width} the teacher's levels are {output.sizes}, smaller than the student's "
                 f"{list(sizes)} on {canvas[0]}x{canvas[1]}: both backbones must round sizes alike."
             )
-        taps = {key: [maps[level][..., :h, :w] for level, (h, w) in zip(levels, sizes)] for key, maps in taps.items()}
-        return TeacherStep(output=output.crop(sizes), taps=taps, anchors=anchors, sizes=all_sizes)
+        cropped = {key: [x[level][..., :h, :w] for level, (h, w) in zip(levels, sizes)] for key, x in taps.items()}
+        return TeacherStep(output=output.crop(sizes), taps=cropped, anchors=anchors, sizes=all_sizes)
 
-    def _apply(self, fn: Any) -> None:
-        """Follow the device and dtype of the model that is taught."""
+    def apply_to_tensors(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Follow the device and dtype of the model that is taught: ``nn.Module.to`` and its kin hand ``fn`` on."""
         if self._detector is not None:
             self._detector._apply(fn)
+
+
+def run_teacher(
+    teacher: Teacher,
+    batched_inputs: Sequence[Mapping[str, Any]],
+    student: StudentStep,
+    overlap: Overlap,
+    *,
+    input_format: str,
+    tails: Collection[int] = (),
+    keep_features: bool = False,
+) -> TeacherStep:
+    """
+    :meth:`Teacher.run` on the levels and classes that both have, in the sizes of the student's maps.
+
+    Args:
+        teacher: loaded.
+        batched_inputs: the batch that ``student`` was made of.
+        student: what the student made of it.
+        overlap: which levels and classes are common.
+        input_format: channel order of the images.
+        tails: for each of these numbers, the taps before that many last blocks of each branch are recorded.
+        keep_features: see :meth:`Teacher.run`.
+    """
+    step = teacher.run(
+        batched_inputs,
+        input_format=input_format,
+        canvas=student.canvas,
+        levels=overlap.teacher_levels,
+        sizes=student.output.sizes,
+        tap_indices=tap_indices(teacher.detector, tails),
+        keep_features=keep_features,
+    )
+    return replace(step, output=step.output.with_classes(overlap.teacher_classes))

@@ -7,7 +7,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.backbone import Backbone
 from detectron2.modeling.matcher import Matcher
-from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector, permute_to_N_HWA_K
 from torch import Tensor, nn
 
 from d2kd.modeling.detectors import (
@@ -16,6 +16,7 @@ from d2kd.modeling.detectors import (
     ATSSAssigner,
     DenseHead,
     DistributionATSS,
+    DistributionBoxes,
     DistributionFCOS,
     DistributionRetinaNet,
 )
@@ -107,6 +108,15 @@ def build_given(name: str, maps: list[list[Tensor]], **kwargs) -> DenseDetector:
     reg_max = None if name == "ATSS" else REG_MAX
     sizes = [tuple(x.shape[-2:]) for x in maps[0]]
     return build(name, backbone=GivenSizes(sizes), head=GivenMaps(*maps, reg_max=reg_max), **kwargs)
+
+
+def transposed(detector: DenseDetector, maps: list[list[Tensor]]) -> list[list[Tensor]]:
+    """``maps`` as Detectron2's detectors read them, (N, H*W*A, C): logits, what is decoded to boxes, centerness."""
+    logits, boxes, *rest = maps
+    if isinstance(detector, DistributionBoxes):
+        boxes = detector.distances(boxes)
+    kinds = zip([logits, boxes, *rest], (detector.num_classes, 4, 1))
+    return [[permute_to_N_HWA_K(x, channels) for x in levels] for levels, channels in kinds]
 
 
 def random_maps(name: str, sizes=((6, 8), (3, 4), (2, 2)), num_images: int = 2, seed: int = 0) -> list[list[Tensor]]:

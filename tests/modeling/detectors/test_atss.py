@@ -7,7 +7,7 @@ import torch
 from fvcore.nn import giou_loss
 
 from tests.helpers import NUM_CLASSES, make_batch, run_step
-from tests.modeling.detectors.helpers import build_given, random_maps
+from tests.modeling.detectors.helpers import build_given, random_maps, transposed
 from tests.modeling.distillation.golden_scene import (
     build_golden_detector,
     build_head,
@@ -26,7 +26,7 @@ def test_losses(name):
 
     anchors = detector.anchor_generator([x[:, :1] for x in maps[0]])
     labels, boxes = detector.label_anchors(anchors, [x["instances"] for x in batch])
-    logits, deltas, centerness = detector._transpose_dense_predictions(maps, [NUM_CLASSES, 4, 1])
+    logits, deltas, centerness = transposed(detector, maps)
     logits, deltas, centerness = (torch.cat(x, dim=1) for x in (logits, deltas, centerness))
     anchors = torch.cat([x.tensor for x in anchors])
     cls = box = quality = target_sum = 0.0

@@ -14,7 +14,7 @@ from torch import nn
 from d2kd.modeling.backbones import group_norm
 from d2kd.modeling.detectors import ATSSHead, DenseHead, GFLHead
 from tests.helpers import LEVELS, NUM_CLASSES, PIXELS, build_detector, gradients, make_batch, run_step
-from tests.modeling.detectors.helpers import GivenSizes
+from tests.modeling.detectors.helpers import GivenSizes, transposed
 
 OPTIONS = dict(input_shape=[ShapeSpec(channels=8)] * 3, num_classes=NUM_CLASSES, conv_dims=[8, 8])
 FEATURES = [(2, 8, 6, 8), (2, 8, 3, 4), (2, 8, 1, 1)]
@@ -142,7 +142,7 @@ def test_exponential_distances():
     )
     predictions = head(x)
     anchors = detector.anchor_generator(x)
-    _, deltas, _ = detector._transpose_dense_predictions(predictions, [NUM_CLASSES, 4, 1])
+    _, deltas, _ = transposed(detector, predictions)
     for level, stride in enumerate((8, 16, 32)):
         distances = expected[level][1].permute(1, 2, 0)
         torch.testing.assert_close(deltas[level][1], distances.flatten(0, 1))

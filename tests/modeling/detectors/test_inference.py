@@ -6,7 +6,7 @@ from detectron2.export import TracingAdapter
 from torchvision.ops import box_iou
 
 from tests.helpers import NUM_CLASSES, make_batch
-from tests.modeling.detectors.helpers import CLASSES, build, build_given, random_maps
+from tests.modeling.detectors.helpers import CLASSES, build, build_given, random_maps, transposed
 
 NAMES = ("GFL", "ATSS", "DistributionATSS")
 IMAGES = [(48, 64), (40, 60)]
@@ -15,8 +15,7 @@ IMAGES = [(48, 64), (40, 60)]
 def brute_force(detector, maps, image, size):
     """(score, class, box) of the detections, best first."""
     anchors = detector.anchor_generator([x[:, :1] for x in maps[0]])
-    dims = [NUM_CLASSES, 4, 1][: len(maps)]
-    logits, deltas, *centerness = detector._transpose_dense_predictions(maps, dims)
+    logits, deltas, *centerness = transposed(detector, maps)
     found = []
     for level, boxes in enumerate(anchors):
         decoded = detector.box2box_transform.apply_deltas(deltas[level][image], boxes.tensor)

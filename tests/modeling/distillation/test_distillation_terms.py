@@ -16,6 +16,7 @@ from tests.helpers import (
     make_losses,
     reached,
     run_step,
+    watched,
 )
 
 LEARNERS = ("bckd", "crosskd")
@@ -26,13 +27,6 @@ def watch_terms(model):
     seen = {}
     for name, loss in model.losses.items():
         loss.register_forward_pre_hook(lambda m, args, name=name: seen.update({name: args}))
-    return seen
-
-
-def watch_student(model):
-    """What the student made of each step: its dense output, its assignment."""
-    run_student, seen = model._run_student, []
-    model._run_student = lambda *args: seen.append(run_student(*args)) or seen[-1]
     return seen
 
 
@@ -130,8 +124,9 @@ def test_terms_are_weighted_and_normalised_as_they_say(family, method):
         for name, loss in make_losses(method, normalizer=normalizer, weight=3.0).items()
     }
     model = distilled(student, teacher, losses)
-    seen, runs = watch_terms(model), watch_student(model)
-    found = run_step(model, make_batch(objects=(0, 2)))
+    seen = watch_terms(model)
+    with watched("run_student") as runs:
+        found = run_step(model, make_batch(objects=(0, 2)))
     for name, loss in model.losses.items():
         divisor = cases[loss.parts[0].normalizer](runs[0].assignment, student)
         value = type(loss).forward(loss, *seen[name])
@@ -144,8 +139,9 @@ def test_levels_without_positives_can_be_skipped():
     student, teacher = build_detector("FCOS"), build_detector("FCOS", seed=1)
     losses = {"all": BinaryClassificationKD(), "skip": BinaryClassificationKD(skip_empty_levels=True)}
     model = distilled(student, teacher, losses)
-    seen, runs = watch_terms(model), watch_student(model)
-    run_step(model, make_batch())
+    seen = watch_terms(model)
+    with watched("run_student") as runs:
+        run_step(model, make_batch())
     has_positives = [p.any().item() for p in runs[0].assignment.positives]
     assert has_positives == [True, False, False]  # boxes of less than 28 pixels
     assert [w.any().item() for w in seen["skip"][2]] == has_positives
@@ -156,8 +152,9 @@ def test_ignored_anchors_are_left_out():
     student, teacher = build_detector("RetinaNet"), build_detector("RetinaNet", seed=1)
     regions = ("all_locations", "teacher_quality", "gap", "positives")
     model = distilled(student, teacher, {r: BinaryClassificationKD(region=r) for r in regions})
-    seen, runs = watch_terms(model), watch_student(model)
-    run_step(model, make_batch(seed=2))
+    seen = watch_terms(model)
+    with watched("run_student") as runs:
+        run_step(model, make_batch(seed=2))
     ignored = [labels == -1 for labels in runs[0].assignment.labels]
     assert sum(x.sum() for x in ignored) > 0
     for region in regions:
@@ -230,8 +227,8 @@ def test_a_term_that_is_not_finite_stops_training_and_is_named(who):
 def test_monitors_go_to_the_event_storage(family, method):
     student, teacher = build_detector(family), build_detector(family, seed=1)
     model = distilled(student, teacher, method)
-    seen, runs = watch_terms(model), watch_student(model)
-    with EventStorage(0) as storage:
+    seen = watch_terms(model)
+    with watched("run_student") as runs, EventStorage(0) as storage:
         model(make_batch())
         logged = {name: value for name, (value, _) in storage.latest().items()}
     for name in model.losses:

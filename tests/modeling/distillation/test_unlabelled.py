@@ -199,8 +199,9 @@ def test_monitors_are_means_over_the_images_that_a_region_looks_at():
 def test_no_loss_that_takes_them_no_run_of_them():
     batch = make_batch(SIZES)
     model = pair("GFL", preset("tid", "GFL"))
+    model.load_teacher()
     seen = []
-    for part in (model.backbone, model.teacher._model.backbone):
+    for part in (model.backbone, model.teacher.detector.backbone):
         part.register_forward_pre_hook(lambda m, args: seen.append(len(args[0])))
     found = run_step(model, without_labels(batch, [0, 1, 3]))
     assert seen == [1, 1]

@@ -9,7 +9,7 @@ from detectron2.modeling.box_regression import Box2BoxTransformLinear
 from torch.nn import functional as F
 
 from d2kd.modeling.detectors import expected_distances
-from d2kd.modeling.detectors.losses import LevelLabels, centerness_targets, distribution_focal_loss
+from d2kd.modeling.detectors.detection_losses import LevelLabels, centerness_targets, distribution_focal_loss
 from tests.modeling.distillation.golden_scene import load_golden
 
 PRECISIONS = [
@@ -131,9 +131,10 @@ def test_decoding_of_distances_against_the_reference(golden):
 def test_centerness_targets():
     boxes = torch.tensor([[0.0, 0.0, 10.0, 20.0]]).expand(3, 4)
     centers = torch.tensor([[5.0, 10.0], [2.0, 10.0], [9.0, 5.0]])
+    anchors = torch.cat([centers - 4, centers + 4], dim=1)
     expected = torch.tensor([1.0, math.sqrt(2 / 8), math.sqrt(1 / 9 * 5 / 15)])
-    torch.testing.assert_close(centerness_targets(centers, boxes), expected)
-    assert centerness_targets(centers[:0], boxes[:0]).shape == (0,)
+    torch.testing.assert_close(centerness_targets(anchors, boxes), expected)
+    assert centerness_targets(anchors[:0], boxes[:0]).shape == (0,)
 
 
 def test_labels_over_maps():

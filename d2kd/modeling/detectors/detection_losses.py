@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from detectron2.modeling.box_regression import Box2BoxTransformLinear
 from detectron2.utils import comm
 from torch import Tensor
 from torch.nn import functional as F
@@ -37,19 +38,21 @@ def distribution_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return -(of_left * (1 - near_right) + of_right * near_right)
 
 
-def centerness_targets(centers: Tensor, boxes: Tensor) -> Tensor:
+def centerness_targets(anchors: Tensor, boxes: Tensor) -> Tensor:
     """
     "FCOS: Fully Convolutional One-Stage Object Detection" (ICCV 2019):
-    sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)), with the distances to the sides of the box.
+    sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)), with the distances from the anchor's centre to the sides of
+    the box. Detectron2's ``FCOS.compute_ctrness_targets`` needs an FCOS, and takes all anchors instead of the
+    positives.
 
     Args:
-        centers: (P, 2) points inside their boxes.
+        anchors: (P, 4) xyxy, whose centres lie inside their boxes.
         boxes: (P, 4) xyxy.
 
     Returns:
         (P,) in (0, 1].
     """
-    left_top, right_bottom = centers - boxes[:, :2], boxes[:, 2:] - centers
+    left_top, right_bottom = Box2BoxTransformLinear(normalize_by_size=False).get_deltas(anchors, boxes).chunk(2, dim=1)
     ratios = torch.minimum(left_top, right_bottom) / torch.maximum(left_top, right_bottom)
     return ratios.prod(dim=1).sqrt()
 

@@ -1,0 +1,128 @@
+"""What d2kd reads off any dense detector, beside what Detectron2's ``DenseDetector`` declares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.structures import Boxes, ImageList, Instances
+from torch import Tensor, nn
+
+__all__ = [
+    "BoxTransform",
+    "box_transform_of",
+    "check_strides",
+    "infer",
+    "label_anchors_of",
+    "make_anchors",
+    "num_classes_of",
+    "pixel_statistics",
+    "reg_max_of",
+    "strides_of",
+]
+
+
+@runtime_checkable
+class BoxTransform(Protocol):
+    """What decodes box parameters, such as Detectron2's ``Box2BoxTransform``."""
+
+    def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
+        """(R, 4) parameters and (R, 4) anchors -> (R, 4) boxes, absolute xyxy."""
+
+
+def num_classes_of(detector: DenseDetector) -> int:
+    """
+    Raises:
+        TypeError: ``detector.num_classes`` is no whole number.
+    """
+    value = getattr(detector, "num_classes", None)
+    if not isinstance(value, int):
+        raise TypeError(f"{type(detector).__name__}.num_classes is {value!r}, expected the number of classes.")
+    return value
+
+
+def strides_of(detector: DenseDetector) -> list[int]:
+    """The stride of each level that the detector's head is given."""
+    shapes = detector.backbone.output_shape()
+    return [shapes[name].stride for name in detector.head_in_features]
+
+
+def check_strides(detector: DenseDetector) -> None:
+    """
+    Raises:
+        ValueError: the anchor generator's strides, which distances and cells are counted in, are not the features'.
+    """
+    expected = strides_of(detector)
+    found = list(getattr(detector.anchor_generator, "strides", ()))
+    if found != expected:
+        raise ValueError(
+            f"{type(detector).__name__}'s anchor_generator.strides are {found}, but its features "
+            f"{', '.join(detector.head_in_features)} have strides {expected}: make them equal."
+        )
+
+
+def pixel_statistics(detector: DenseDetector) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of its images, each (C, 1, 1)."""
+    return detector.get_buffer("pixel_mean"), detector.get_buffer("pixel_std")
+
+
+def reg_max_of(head: nn.Module) -> int | None:
+    """n of a head that predicts a distribution of n + 1 bins for each side of a box; None: four numbers a box."""
+    return getattr(head, "reg_max", None)
+
+
+def box_transform_of(detector: DenseDetector) -> BoxTransform:
+    """
+    Raises:
+        TypeError: ``detector.box2box_transform`` has no ``apply_deltas``.
+    """
+    transform = getattr(detector, "box2box_transform", None)
+    if not isinstance(transform, BoxTransform):
+        raise TypeError(
+            f"{type(detector).__name__}.box2box_transform is {transform!r}, expected a box transform such as "
+            "Detectron2's Box2BoxTransform."
+        )
+    return transform
+
+
+def make_anchors(detector: DenseDetector, features: Sequence[Tensor]) -> list[Boxes]:
+    """Per level, the anchors of maps of these sizes, in (H, W, A) order."""
+    return _callable(detector, "anchor_generator", "anchor_generator, which makes the anchors of its levels")(features)
+
+
+def label_anchors_of(
+    detector: DenseDetector,
+) -> Callable[[Sequence[Boxes], Sequence[Instances]], Sequence[Sequence[Tensor]]]:
+    """
+    The detector's ``label_anchors``, which takes the anchors of each level and the objects of each image. It returns
+    the (R,) labels of each image first, then the boxes of the objects that anchors answer for.
+
+    Raises:
+        TypeError: it has none.
+    """
+    what = (
+        "label_anchors(anchors, gt_instances), from whose call in forward_training d2kd takes the labels of a step: "
+        "move its labelling there"
+    )
+    return _callable(detector, "label_anchors", what)
+
+
+def infer(
+    detector: DenseDetector, images: ImageList, features: Sequence[Tensor], predictions: Sequence[Sequence[Tensor]]
+) -> list[Instances]:
+    """
+    What the detector's ``forward_inference`` reports; it may change ``predictions`` in place.
+
+    Raises:
+        TypeError: it has none.
+    """
+    what = "forward_inference(images, features, predictions), which turns its predictions into detections"
+    return _callable(detector, "forward_inference", what)(images, features, predictions)
+
+
+def _callable(detector: DenseDetector, name: str, what: str) -> Callable[..., Any]:
+    found = getattr(detector, name, None)
+    if not callable(found):
+        raise TypeError(f"{type(detector).__name__} has no {what}.")
+    return found
