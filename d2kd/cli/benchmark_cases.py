@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import d2kd
-from d2kd.losses import binary_classification_kd
+from d2kd.losses import DistillationLoss, binary_classification_kd
 from d2kd.methods import METHODS, get_losses
 from d2kd.modeling import DistilledDetector
 from d2kd.modeling.distillation.crossing import crossed_assignment, crossed_output
 from d2kd.modeling.distillation.pairing import check_pairing
-from d2kd.modeling.distillation.step_regions import make_regions, source_key, stack_parts
+from d2kd.modeling.distillation.step_regions import make_regions, stack_regions
 
 # A step when every schedule has come to its end.
 ITERATION = 10**6
@@ -147,7 +147,7 @@ def _part_cases(method: str, model: DistilledDetector, batch: list[dict[str, Any
         crossed = {tail: crossed_output(taught, teaching, student.taps, teacher, overlap, tail=tail) for tail in tails}
         assignment = crossed_assignment(teaching, teacher, student.assignment, student.gt_instances, overlap)
 
-    sources = {"student": student.output, **{("crossed", tail): output for tail, output in crossed.items()}}
+    sources = {("student", 0): student.output, **{("crossed", tail): output for tail, output in crossed.items()}}
     assignments = {"student": student.assignment, "crossed": assignment}
 
     cases = []
@@ -170,8 +170,8 @@ def _part_cases(method: str, model: DistilledDetector, batch: list[dict[str, Any
     cases.append(Case("regions", lambda _: make_regions(losses, sources, teacher.output, assignments), group=method))
     for name, loss in losses.items():
 
-        def fresh(name: str = name, loss: nn.Module = loss) -> tuple:
-            output = sources[source_key(loss)]
+        def fresh(name: str = name, loss: DistillationLoss = loss) -> tuple:
+            output = sources[loss.source_key]
             leaves = {
                 field: _leaves(getattr(output, field))
                 for field in ("logits", "box_params", "centerness", "features")
@@ -179,7 +179,7 @@ def _part_cases(method: str, model: DistilledDetector, batch: list[dict[str, Any
             }
             regions = make_regions({name: loss}, sources, teacher.output, assignments)[name]
             source = dataclasses.replace(output, **leaves)
-            return source, dataclasses.replace(teacher.output), stack_parts(regions), assignments[loss.source]
+            return source, dataclasses.replace(teacher.output), stack_regions(regions), assignments[loss.source]
 
         def run(inputs: tuple, loss: nn.Module = loss) -> None:
             loss(*inputs).sum().backward()

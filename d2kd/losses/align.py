@@ -60,7 +60,7 @@ def _check_inputs(student: Tensor, teacher: Tensor, eps: float) -> None:
     if student.dim() != 4 or teacher.dim() != 4 or student.shape[1] != teacher.shape[1]:
         raise ValueError(
             "align_statistics: the taps must be (N, C, H, W) with the same C, found "
-            f"{tuple(student.shape)} and {tuple(teacher.shape)}; another width needs an adapter first"
+            f"{tuple(student.shape)} and {tuple(teacher.shape)}; another width needs a projector first"
         )
     for name, tap in (("student_tap", student), ("teacher_tap", teacher)):
         if not tap.is_floating_point():

@@ -68,7 +68,7 @@ def channel_wise_kd(
     if student.shape != teacher.shape or student.dim() != 4 or 0 in student.shape[1:]:
         raise ValueError(
             f"{caller}: student and teacher must have the same shape (N, C, H, W) with one channel and one cell at "
-            f"least, found {tuple(student.shape)} and {tuple(teacher.shape)}; another width needs an adapter first"
+            f"least, found {tuple(student.shape)} and {tuple(teacher.shape)}; another width needs a projector first"
         )
     check_floating(caller, student=student, teacher=teacher)
     check_positive(caller, "temperature", temperature)

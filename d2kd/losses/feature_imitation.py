@@ -51,7 +51,7 @@ def feature_imitation(
     if student.shape != teacher.shape or student.dim() != 4 or student.shape[1] == 0:
         raise ValueError(
             "feature_imitation: student and teacher must have the same shape (N, C, H, W), found "
-            f"{tuple(student.shape)} and {tuple(teacher.shape)}; another width needs an adapter first"
+            f"{tuple(student.shape)} and {tuple(teacher.shape)}; another width needs a projector first"
         )
     check_floating("feature_imitation", student=student, teacher=teacher)
     check_reduction("feature_imitation", reduction, ("none", "sum", "mean"))

@@ -21,7 +21,7 @@ class PearsonFeatureKD(FeatureLoss):
     Detectors via Pearson Correlation Coefficient" (NeurIPS 2022).
 
     With the defaults it is the authors' code: on each level the mean over all cells, padding included, summed over the
-    levels; no mask and no adapter. Since each channel is standardised, the maps' scales do not matter, which is the
+    levels; no mask and no projector. Since each channel is standardised, the maps' scales do not matter, which is the
     paper's reason for it where teacher and student are of different kinds. Another region weighs cells after the
     statistics were taken, which are those of a rank's whole batch (not reduced over ranks).
 

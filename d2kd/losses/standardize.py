@@ -91,7 +91,7 @@ def standardized_difference(
     if student.shape != teacher.shape or student.dim() != 4 or student.shape[1] == 0:
         raise ValueError(
             f"{caller}: student and teacher must have the same shape (N, C, H, W), found {tuple(student.shape)} and "
-            f"{tuple(teacher.shape)}; another width needs an adapter first"
+            f"{tuple(teacher.shape)}; another width needs a projector first"
         )
     check_floating(caller, student=student, teacher=teacher)
     _check_options(caller, correction, eps)

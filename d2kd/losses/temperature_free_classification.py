@@ -14,7 +14,7 @@ from d2kd.losses.base import LOSS_REGISTRY
 from d2kd.losses.binary_classification import BinaryClassificationKD
 from d2kd.losses.class_relations import PEARSON_AXES, pearson_kd, zscore_kd
 from d2kd.losses.kernel import check_number, drop_unweighted, weigh_and_reduce
-from d2kd.losses.parts import Part
+from d2kd.losses.region_spec import RegionSpec
 from d2kd.losses.temperature_kl import temperature_kl
 from d2kd.regions.quality import QUALITY
 from d2kd.structures import DenseOutput, OutputSpec
@@ -84,16 +84,16 @@ class TemperatureFreeClassificationKD(BinaryClassificationKD):
                 raise ValueError(f"{name}.{field} is {value!r}, expected one of {', '.join(known)}.")
         check_number(name, "eta", eta)
         check_number(name, "temperature", temperature)
-        quality = Part.of(name, field="quality_region", region=quality_region, normalizer="locations")
+        quality = RegionSpec.of(name, field="quality_region", region=quality_region, normalizer="locations")
         self.kind = kind
         self.eta = eta
         self.axis = axis
         self.temperature = temperature
         self.quality_region = dict(quality_region) if isinstance(quality_region, Mapping) else quality_region
         if kind == "sigmoid+pearson":
-            self.parts = (replace(self.parts[0], name="sigmoid"), replace(quality, name="pearson"))
+            self.regions = (replace(self.regions[0], label="sigmoid"), replace(quality, label="pearson"))
         elif kind != "sigmoid":
-            self.parts = (quality,)
+            self.regions = (quality,)
 
     def check_pair(self, source: OutputSpec, teacher: OutputSpec) -> None:
         # Standardised, two classes are +1 and -1 whatever their logits.

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from d2kd.structures.boxes import box_centers, iou, object_chunks
+from d2kd.structures import box_centers, iou, object_chunks, squared_distance
 
 __all__ = ["adaptive_thresholds", "assign", "candidates", "check_topk"]
 
@@ -68,17 +68,14 @@ def candidates(
             kept = valid[offset:end]
             centers, indices = centers[kept], indices[kept]
         nearest = [
-            _squared_distances(box_centers(part.float()), centers).topk(min(topk, len(centers)), largest=False).indices
-            for part in object_chunks(gt_boxes, len(centers))
+            squared_distance(box_centers(boxes.float())[:, None], centers)
+            .topk(min(topk, len(centers)), largest=False)
+            .indices
+            for boxes in object_chunks(gt_boxes, len(centers))
         ]
         found.append(indices[torch.cat(nearest)])
         offset = end
     return torch.cat(found, dim=1)
-
-
-def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """(G, 2), (R, 2) points -> (G, R). Not ``cdist``, which takes the difference of large numbers."""
-    return (a[:, None, 0] - b[:, 0]).square_().add_((a[:, None, 1] - b[:, 1]).square_())
 
 
 def _check_shapes(level_anchors: Sequence[Tensor], gt_boxes: Tensor, valid: Tensor | None) -> None:

@@ -30,10 +30,10 @@ def make_tap_projectors(
     """
     if channels is None:
         return {}
-    check_widths("model.tap_projector_channels", channels)
+    ours, theirs = check_widths("model.tap_projector_channels", channels)
     tails = sorted({loss.tail for loss in losses if loss.source == "crossed"})
     branches = get_adapter(student).towers(student.head) if tails else ()
-    return {f"{branch}_{tail}": nn.Conv2d(*channels, 1, bias=False) for tail in tails for branch in branches}
+    return {f"{branch}_{tail}": nn.Conv2d(ours, theirs, 1, bias=False) for tail in tails for branch in branches}
 
 
 class DistillationState(nn.Module):
@@ -74,16 +74,18 @@ class DistillationState(nn.Module):
         return self
 
     def tap_projectors_of(self, tail: int) -> dict[str, nn.Module] | None:
-        """For each branch the convolution of the taps that leave ``tail`` blocks; None: there are none."""
+        """For each branch the projector of the taps that leave ``tail`` blocks; None: there are none."""
         suffix = f"_{tail}"
         return {
-            name.removesuffix(suffix): adapter for name, adapter in self.tap_projectors.items() if name.endswith(suffix)
+            name.removesuffix(suffix): projector
+            for name, projector in self.tap_projectors.items()
+            if name.endswith(suffix)
         } or None
 
     def zero_of(self, loss: DistillationLoss) -> Tensor:
         """
-        A zero in the graph of all parameters that are trained by ``loss``, those of its taps' adapters included: every
-        parameter takes part in every step, whichever terms are on and whichever branch they read.
+        A zero in the graph of all parameters that are trained by ``loss``, those of its taps' projectors included:
+        every parameter takes part in every step, whichever terms are on and whichever branch they read.
         """
         modules = [loss]
         if loss.source == "crossed":
