@@ -31,8 +31,8 @@ model = L(build_detector)(family="{family}", seed=9)
 """
 LEARNED = [
     "distillation.losses.box.learned_temperature.theta",
-    "distillation.losses.features.adapter.bias",
-    "distillation.losses.features.adapter.weight",
+    "distillation.losses.features.projector.bias",
+    "distillation.losses.features.projector.weight",
 ]
 
 

@@ -204,7 +204,7 @@ def test_eps_is_added_to_the_students_deviation():
             torch.zeros(2, 3, 4, 4),
             torch.zeros(2, 5, 4, 4),
             1e-6,
-            r"\(2, 3, 4, 4\) and \(2, 5, 4, 4\).*adapter",
+            r"\(2, 3, 4, 4\) and \(2, 5, 4, 4\).*projector",
         ),
         (torch.zeros(3, 4, 4), torch.zeros(3, 4, 4), 1e-6, r"\(N, C, H, W\)"),
         (torch.zeros(2, 3, 4, 4), torch.zeros(3, 4, 4), 1e-6, r"\(N, C, H, W\)"),

@@ -41,7 +41,7 @@ def test_computed_in_float32_and_teacher_detached():
 @pytest.mark.parametrize(
     "kwargs, message",
     [
-        ({"teacher": torch.zeros(2, 4, 5, 6)}, r"\(2, 3, 5, 6\) and \(2, 4, 5, 6\).*adapter"),
+        ({"teacher": torch.zeros(2, 4, 5, 6)}, r"\(2, 3, 5, 6\) and \(2, 4, 5, 6\).*projector"),
         ({"student": torch.zeros(2, 3), "teacher": torch.zeros(2, 3)}, r"\(N, C, H, W\)"),
         ({"student": torch.zeros(2, 0, 5, 6), "teacher": torch.zeros(2, 0, 5, 6)}, r"found \(2, 0, 5, 6\)"),
         ({"student": torch.zeros(2, 3, 5, 6, dtype=torch.int64)}, "student must be floating.*int64"),

@@ -26,9 +26,9 @@ def test_golden_pkd():
 
 def test_defaults_are_the_papers_code():
     module = PearsonFeatureKD()
-    (term,) = module.parts
-    assert (term.region, dict(term.options), term.normalizer) == ("everywhere", {}, "level_locations")
-    assert module.correction == 1 and module.adapter is None
+    (spec,) = module.regions
+    assert (spec.name, dict(spec.options), spec.normalizer) == ("everywhere", {}, "level_locations")
+    assert module.correction == 1 and module.projector is None
 
 
 @pytest.mark.parametrize("correction", [0, 1])
@@ -67,4 +67,4 @@ def test_another_correction_is_refused(value):
 
 def test_a_printed_term_shows_its_correction():
     assert "region=everywhere" in repr(PearsonFeatureKD())
-    assert repr(PearsonFeatureKD(correction=0)).endswith("projector_channels=None, projector_kernel=1, correction=0)")
+    assert repr(PearsonFeatureKD(correction=0)).endswith("projector_channels=None, correction=0)")

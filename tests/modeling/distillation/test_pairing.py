@@ -222,14 +222,6 @@ def test_a_name_that_no_module_can_have(name):
         distilled(build_detector("FCOS"), build_detector("FCOS"), {name: BinaryClassificationKD()})
 
 
-def test_the_running_normaliser_needs_a_student_that_keeps_one(monkeypatch):
-    student = build_detector("FCOS")
-    monkeypatch.setattr(student, "_ema_update", lambda name, value, initial_value: value)
-    model = distilled(student, build_detector("FCOS"), dict(cls=BinaryClassificationKD(normalizer="ema")))
-    with pytest.raises(ValueError, match="losses.cls.normalizer is 'ema', but the student keeps no loss_normalizer"):
-        run_step(model, make_batch())
-
-
 class ScaledHead(RetinaNetHead):
     """Does more than its children: what an adapter that knows only them would miss."""
 
