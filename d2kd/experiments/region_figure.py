@@ -70,7 +70,7 @@ def ld_regions(level_anchors: Sequence[Tensor], gt_boxes: Tensor) -> dict[str, l
         "main region:\npositives": positives.float(),
         "valuable localisation\nregion, as in the code": valuable_localization_region(level_anchors, gt_boxes),
         "valuable localisation\nregion, as in the paper": valuable_localization_region(
-            level_anchors, gt_boxes, metric="diou", weighting="mask", exclude_positives=True, positives=positives
+            level_anchors, gt_boxes, metric="diou", weighting="mask", excluded=positives
         ),
         "inside a box,\nnot positive": inside_box_region(torch.cat(list(level_anchors)), gt_boxes, excluded=positives),
     }

@@ -35,8 +35,8 @@ from d2kd.losses.feature_imitation import FeatureImitation, feature_imitation
 from d2kd.losses.iou_localization import IoULocalizationKD, iou_localization_kd, iou_loss
 from d2kd.losses.laplace_kl import laplace_kl
 from d2kd.losses.localization_distillation import LocalizationDistillation, localization_distillation
-from d2kd.losses.parts import NORMALIZERS, Part
 from d2kd.losses.pearson_feature import PearsonFeatureKD
+from d2kd.losses.region_spec import NORMALIZERS, RegionSpec
 from d2kd.losses.softmax_classification import SoftmaxClassificationKD, softmax_classification_kd
 from d2kd.losses.standardize import standardized_difference
 from d2kd.losses.task_integration import TaskIntegrationKD
@@ -58,10 +58,10 @@ __all__ = [
     "IoULocalizationKD",
     "LocalizationDistillation",
     "PearsonFeatureKD",
+    "RegionSpec",
     "SoftmaxClassificationKD",
     "TaskIntegrationKD",
     "TemperatureFreeClassificationKD",
-    "Part",
     "align_statistics",
     "binary_classification_kd",
     "centerness_kd",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from fvcore.common.param_scheduler import ParamScheduler
 from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
-from d2kd.losses.parts import Part
+from d2kd.losses.region_spec import RegionSpec
 from d2kd.structures import Assignment, DenseOutput, OutputSpec
 
 __all__ = ["LOSS_REGISTRY", "SOURCES", "DistillationLoss"]
@@ -32,14 +31,15 @@ class DistillationLoss(nn.Module, ABC):
     One distillation loss: ``weight * sum over locations of region * kernel(source, teacher) / normaliser``.
 
     A subclass holds a kernel's hyper-parameters, sets :attr:`task` and implements :meth:`level_loss`. One that sums
-    over several regions, each with its own normaliser, replaces :attr:`parts` after ``super().__init__``.
+    over several regions, each with its own normaliser, replaces :attr:`regions` after ``super().__init__``.
 
     Args:
         weight: the loss's weight; 0 turns it off: its kernel is not run.
         source: ``"student"`` or ``"crossed"`` (the student's taps sent through the rest of the teacher's head).
         tail: for ``source="crossed"``: number of teacher tower blocks that the taps are sent through.
         region: the weight of each location: a name in :data:`d2kd.regions.REGION_REGISTRY`, or a mapping of
-            "name", that region's options and, where it has areas, "area".
+            "name" and the region's options. One of several that a function makes is named with a dot, such as
+            "task_integration.weak".
         normalizer: one of :data:`d2kd.losses.NORMALIZERS`.
         skip_empty_levels: leave out pyramid levels on which this rank has no positive, as the papers' code does
             (parity only: the losses are defined on all locations).
@@ -56,8 +56,15 @@ class DistillationLoss(nn.Module, ABC):
     #: What the loss trains: "cls", "box", "centerness" or "feature". Losses of one task and different sources conflict.
     task: str
 
+    weight: float
+    source: str
+    tail: int
+    skip_empty_levels: bool
+    schedule: ParamScheduler | None
+    schedule_iters: int | None
+
     #: The regions that the loss sums over.
-    parts: tuple[Part, ...]
+    regions: tuple[RegionSpec, ...]
 
     #: The step that is being taken, told by the detector before each one; for what changes while training.
     iteration: int = 0
@@ -78,18 +85,23 @@ class DistillationLoss(nn.Module, ABC):
         name = type(self).__name__
         if source not in SOURCES:
             raise ValueError(f"{name}.source is {source!r}, expected one of {', '.join(SOURCES)}.")
-        if not isinstance(weight, Real) or not weight >= 0:
+        if not isinstance(weight, (int, float)) or not weight >= 0:
             raise ValueError(f"{name}.weight is {weight!r}, expected a number >= 0 (0 turns the loss off).")
         if tail < 0:
             raise ValueError(f"{name}.tail is {tail}, expected a number of tower blocks >= 0.")
         self.weight = weight
         self.source = source
         self.tail = tail
-        self.parts = (Part.of(name, region=region, normalizer=normalizer),)
+        self.regions = (RegionSpec.of(name, region=region, normalizer=normalizer),)
         self.skip_empty_levels = skip_empty_levels
         self._schedule_end = _check_schedule(name, schedule, schedule_iters)
         self.schedule = schedule
         self.schedule_iters = schedule_iters
+
+    @property
+    def source_key(self) -> tuple[str, int]:
+        """(source, tail): which dense output the loss reads. There is one of "student", of tail 0."""
+        return self.source, self.tail if self.source == "crossed" else 0
 
     @property
     def scheduled_weight(self) -> float:
@@ -99,7 +111,7 @@ class DistillationLoss(nn.Module, ABC):
         Raises:
             ValueError: the schedule is negative there.
         """
-        if self.schedule is None:
+        if self.schedule is None or self.schedule_iters is None:
             return self.weight
         factor = self.schedule(min(self.iteration / self.schedule_iters, self._schedule_end))
         if factor < 0:
@@ -125,14 +137,14 @@ class DistillationLoss(nn.Module, ABC):
         """
 
     def prepare_region(self, region: Sequence[Tensor]) -> Sequence[Tensor]:
-        """A part's region, per level (N, A, H, W), as this loss reads it: feature losses have one weight a cell."""
+        """A region, per level (N, A, H, W), as this loss reads it: feature losses have one weight a cell."""
         return region
 
     @abstractmethod
     def level_loss(self, source: DenseOutput, teacher: DenseOutput, level: int, region: Tensor) -> Tensor:
         """
         The kernel summed over one level's locations, each weighted by ``region`` (N, A, H, W); a scalar. With several
-        :attr:`parts`, ``region`` is (P, N, A, H, W) and so is the sum (P,).
+        :attr:`regions`, ``region`` is (R, N, A, H, W) and the sums (R,).
         """
 
     def forward(
@@ -147,26 +159,24 @@ class DistillationLoss(nn.Module, ABC):
             source: dense output of the source.
             teacher: dense output of the teacher, in the same anchors and classes.
             region: per level, detached weights as :meth:`prepare_region` returns them, (N, A, H, W); of several
-                :attr:`parts` stacked in front, (P, N, A, H, W).
+                :attr:`regions` stacked in front, (R, N, A, H, W).
             assignment: the labels of the source's anchors, for kernels that read objects.
 
         Returns:
-            (L,) or, of several parts, (L, P): each level's sums, not yet weighted nor normalised.
+            (L,) or, of several regions, (L, R): each level's sums, not yet weighted nor normalised.
         """
         return torch.stack([self.level_loss(source, teacher, level, weight) for level, weight in enumerate(region)])
 
     def extra_repr(self) -> str:
-        fields = {"weight": self.weight, "source": self.source}
+        fields: dict[str, Any] = {"weight": self.weight, "source": self.source}
         if self.source == "crossed":
             fields["tail"] = self.tail
-        for part in self.parts:
-            suffix = f"_{part.name}" if part.name else ""
-            fields[f"region{suffix}"] = part.region
-            if part.area is not None:
-                fields[f"area{suffix}"] = part.area
-            if part.options:
-                fields[f"region_options{suffix}"] = part.options
-            fields[f"normalizer{suffix}"] = part.normalizer
+        for spec in self.regions:
+            suffix = f"_{spec.label}" if spec.label else ""
+            fields[f"region{suffix}"] = spec.name
+            if spec.options:
+                fields[f"region_options{suffix}"] = spec.options
+            fields[f"normalizer{suffix}"] = spec.normalizer
         fields["skip_empty_levels"] = self.skip_empty_levels
         if self.schedule is not None:
             fields["schedule"] = type(self.schedule).__name__

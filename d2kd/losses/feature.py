@@ -1,4 +1,4 @@
-"""What the losses on the pyramid's features share: one weight a cell, and an adapter between two widths."""
+"""What the losses on the pyramid's features share: one weight a cell, and a projector between two widths."""
 
 from __future__ import annotations
 
@@ -17,47 +17,41 @@ class FeatureLoss(DistillationLoss):
     """
     A distillation loss over the maps that the heads were given. A cell's weight is the largest of its anchors'.
 
-    Where the maps differ in width, the loss owns a convolution from the student's to the teacher's, one for all
-    levels, as the pyramid's levels share a head. It is trained with the student and saved under
-    ``distillation.losses.NAME.adapter``; the student's checkpoint does not have it.
+    Where the maps differ in width, the loss owns a projector, a 1x1 convolution from the student's to the teacher's,
+    one for all levels, as the pyramid's levels share a head. It is trained with the student and saved under
+    ``distillation.losses.NAME.projector``; the student's checkpoint does not have it.
 
     A subclass implements :meth:`level_loss` on :meth:`feature_maps` and :meth:`cell_weights`.
 
     Args:
-        projector_channels: [student's, teacher's] channels, for the convolution between them; None: none. May be equal.
-        projector_kernel: its kernel size, 1 or 3; padded, so that maps keep their size.
+        projector_channels: [student's, teacher's] channels, for the projector between them; None: none. May be equal.
         normalizer: see :class:`DistillationLoss`; "level_locations" is a sum of the levels' weighted means over cells.
         kwargs: see :class:`DistillationLoss`; ``source`` is "student", since a crossed output has no features.
 
     Raises:
-        ValueError: as :class:`DistillationLoss`, and for another source, number of channels or kernel size.
+        ValueError: as :class:`DistillationLoss`, and for another source or number of channels.
     """
 
     task = "feature"
 
     def __init__(
-        self,
-        *,
-        projector_channels: Sequence[int] | None = None,
-        projector_kernel: int = 1,
-        normalizer: str = "level_locations",
-        **kwargs: Any,
+        self, *, projector_channels: Sequence[int] | None = None, normalizer: str = "level_locations", **kwargs: Any
     ) -> None:
         super().__init__(normalizer=normalizer, **kwargs)
         name = type(self).__name__
         if self.source != "student":
             raise ValueError(f"{name}.source is {self.source!r}, which has no features: expected 'student'.")
-        _check_adapter(name, projector_channels, projector_kernel)
-        self.projector_channels = None if projector_channels is None else tuple(projector_channels)
-        self.projector_kernel = projector_kernel
-        self.adapter: nn.Conv2d | None = None
-        if self.projector_channels is not None:
-            self.adapter = nn.Conv2d(*self.projector_channels, projector_kernel, padding=projector_kernel // 2)
+        self.projector_channels: tuple[int, int] | None = None
+        self.projector: nn.Conv2d | None = None
+        if projector_channels is not None:
+            ours, theirs = check_widths(f"{name}.projector_channels", projector_channels)
+            self.projector_channels = ours, theirs
+            self.projector = nn.Conv2d(ours, theirs, kernel_size=1)
 
     @property
     def compares_locations(self) -> bool:
         """Cells are compared: anchors matter to regions that may read predictions, all but "everywhere"."""
-        return any(part.region != "everywhere" for part in self.parts)
+        return any(spec.name != "everywhere" for spec in self.regions)
 
     def check_pair(self, source: OutputSpec, teacher: OutputSpec) -> None:
         name = type(self).__name__
@@ -68,7 +62,7 @@ class FeatureLoss(DistillationLoss):
         setting = f"model.losses.NAME.projector_channels={list(widths)}"
         if self.projector_channels is None and widths[0] != widths[1]:
             raise ValueError(
-                f"{name} needs features of one width, but {found}: set {setting} to train a convolution between them, "
+                f"{name} needs features of one width, but {found}: set {setting} to train a projector between them, "
                 "set the student's backbone.out_channels to the teacher's, or set this loss to null."
             )
         if self.projector_channels is not None and self.projector_channels != widths:
@@ -82,10 +76,17 @@ class FeatureLoss(DistillationLoss):
         return [weight.amax(dim=1, keepdim=True) for weight in region]
 
     def feature_maps(self, source: DenseOutput, teacher: DenseOutput, level: int) -> tuple[Tensor, Tensor]:
-        """The student's map of a level, through the adapter if there is one, and the teacher's; (N, C, H, W)."""
+        """
+        The student's map of a level, through the projector if there is one, and the teacher's; (N, C, H, W).
+
+        Raises:
+            ValueError: a dense output without features.
+        """
+        if source.features is None or teacher.features is None:
+            raise ValueError(f"{type(self).__name__} compares features, but one of the dense outputs has none.")
         student = source.features[level]
-        if self.adapter is not None:
-            student = self.adapter(student.to(self.adapter.weight.dtype))
+        if self.projector is not None:
+            student = self.projector(student.to(self.projector.weight.dtype))
         return student, teacher.features[level]
 
     def cell_weights(self, region: Tensor) -> Tensor:
@@ -104,23 +105,21 @@ class FeatureLoss(DistillationLoss):
 
     def extra_repr(self) -> str:
         channels = None if self.projector_channels is None else list(self.projector_channels)
-        return f"{super().extra_repr()}, projector_channels={channels}, projector_kernel={self.projector_kernel}"
+        return f"{super().extra_repr()}, projector_channels={channels}"
 
 
-def check_widths(field: str, channels: Any) -> None:
+def check_widths(field: str, channels: object) -> tuple[int, int]:
     """
+    Returns:
+        ``channels``.
+
     Raises:
-        ValueError: ``channels`` are not two positive whole numbers; ``field`` is the config field to change.
+        ValueError: they are not two positive whole numbers; ``field`` is the config field to change.
     """
-    is_list = isinstance(channels, Sequence) and not isinstance(channels, str) and len(channels) == 2
-    if not is_list or not all(isinstance(x, int) and not isinstance(x, bool) and x > 0 for x in channels):
-        raise ValueError(
-            f"{field} is {channels!r}, expected the student's channels and the teacher's, such as [128, 256], or null."
-        )
-
-
-def _check_adapter(loss: str, channels: Any, kernel: Any) -> None:
-    if channels is not None:
-        check_widths(f"{loss}.projector_channels", channels)
-    if isinstance(kernel, bool) or kernel not in (1, 3):
-        raise ValueError(f"{loss}.projector_kernel is {kernel!r}, expected 1 or 3.")
+    if isinstance(channels, Sequence) and not isinstance(channels, str) and len(channels) == 2:
+        ours, theirs = channels
+        if all(isinstance(x, int) and not isinstance(x, bool) and x > 0 for x in (ours, theirs)):
+            return ours, theirs
+    raise ValueError(
+        f"{field} is {channels!r}, expected the student's channels and the teacher's, such as [128, 256], or null."
+    )

@@ -14,7 +14,7 @@ from d2kd.losses.base import LOSS_REGISTRY
 from d2kd.losses.binary_classification import BinaryClassificationKD
 from d2kd.losses.class_relations import pearson_kd
 from d2kd.losses.kernel import check_choice, check_number, drop_unweighted
-from d2kd.losses.parts import Part
+from d2kd.losses.region_spec import RegionSpec
 from d2kd.regions.quality import QUALITY
 from d2kd.structures import DenseOutput, OutputSpec
 
@@ -67,12 +67,12 @@ class TemperatureFreeClassificationKD(BinaryClassificationKD):
         name = type(self).__name__
         check_choice(name, "kind", kind, _KINDS)
         check_number(name, "eta", eta)
-        quality = Part.of(name, field="quality_region", region=quality_region, normalizer="locations")
+        quality = RegionSpec.of(name, field="quality_region", region=quality_region, normalizer="locations")
         self.kind = kind
         self.eta = eta
         self.quality_region = dict(quality_region) if isinstance(quality_region, Mapping) else quality_region
         if kind == "sigmoid+pearson":
-            self.parts = (replace(self.parts[0], name="sigmoid"), replace(quality, name="pearson"))
+            self.regions = (replace(self.regions[0], label="sigmoid"), replace(quality, label="pearson"))
 
     def check_pair(self, source: OutputSpec, teacher: OutputSpec) -> None:
         # Standardised, two classes are +1 and -1 whatever their logits.

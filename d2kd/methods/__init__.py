@@ -90,7 +90,7 @@ def _described(name: str, method: Method) -> str:
     for preset in method.values():
         for key, node in preset.items():
             loss = instantiate(node)
-            regions = [f"{x.region} ({x.area})" if x.area else x.region for x in loss.parts]
+            regions = [spec.name for spec in loss.regions]
             off = "" if loss.weight > 0 else " (off)"
             losses.setdefault(key, {})[f"{loss.source}, {', '.join(regions)}{off}"] = None
     rows = {

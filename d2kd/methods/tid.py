@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from detectron2.config import LazyCall as L
 
 from d2kd.losses import TaskIntegrationKD
 from d2kd.methods.base import SAME_LOCATIONS, Method, warm_up
 
 
-def _tid(**scores: Any) -> Method:
+def _tid(*, min_teacher_score: float) -> Method:
     losses = dict(
         tid=L(TaskIntegrationKD)(
             weight=1.0,
-            areas=["weak", "key", "rest"],
-            area_weights=[4.0, 2.0, 1.0],
-            scores=scores,
-            feature_norm="pearson",
+            region_weights=dict(weak=4.0, key=2.0, rest=1.0),
+            combine="product",
+            min_teacher_score=min_teacher_score,
             **warm_up(500),
         )
     )
@@ -30,6 +27,6 @@ def _tid(**scores: Any) -> Method:
     )
 
 
-TID = _tid()
-#: Weak areas only where the teacher itself is at least medium in both tasks.
+TID = _tid(min_teacher_score=0.0)
+#: Weak cells only where the teacher itself is at least medium in both tasks.
 TID_RELIABLE = _tid(min_teacher_score=2.25)

@@ -1,11 +1,17 @@
 """
-Regions: where to distil, as one detached weight a location.
+Regions: where to distil, as one weight a location. Torch and fvcore only.
 
-Pure functions on tensors first; the registered ones read them off dense outputs, level by level. Torch and fvcore
-only.
+Functions of tensors come first; the registered ones apply them to the dense outputs of a step. For all of them:
+
+* Weights are detached fp32, whatever the dtype of the inputs, which are left as they are.
+* Boxes are absolute xyxy. Flat tensors of R locations, of one image, are in (level, H, W, A) order; maps are per level,
+  (N, A, H, W).
+* ``valid``, booleans of the locations, leaves out those that are False; None takes all.
+* An option out of its range is a ValueError that begins with the option's name. A loss runs its regions on a batch of
+  one cell when it is built, so that options are looked at before training.
 """
 
-from d2kd.regions.base import REGION_REGISTRY, check_options, is_label_free, label_free
+from d2kd.regions.base import REGION_REGISTRY, check_options, is_label_free, label_free, run_region
 from d2kd.regions.boxes import (
     central_overlap,
     fine_grained_region,
@@ -13,17 +19,15 @@ from d2kd.regions.boxes import (
     valuable_localization_region,
 )
 from d2kd.regions.predictions import general_instance_region
-from d2kd.regions.quality import main_and_valuable_region, top_quality_region
+from d2kd.regions.quality import main_and_valuable_region
 from d2kd.regions.scores import classification_gap, labelled_locations, main_region, teacher_confidence
-from d2kd.regions.task_integration import learning_areas
-from d2kd.regions.task_scores import ImportanceScore, cell_scores
+from d2kd.regions.task_integration import learning_regions
+from d2kd.regions.task_scores import cell_scores
 
 __all__ = [
     "REGION_REGISTRY",
-    "ImportanceScore",
     "cell_scores",
     "central_overlap",
-    "check_options",
     "classification_gap",
     "fine_grained_region",
     "general_instance_region",
@@ -31,10 +35,11 @@ __all__ = [
     "is_label_free",
     "label_free",
     "labelled_locations",
-    "learning_areas",
+    "learning_regions",
     "main_and_valuable_region",
     "main_region",
+    "run_region",
+    "check_options",
     "teacher_confidence",
-    "top_quality_region",
     "valuable_localization_region",
 ]

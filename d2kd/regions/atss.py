@@ -2,8 +2,10 @@
 Adaptive training sample selection (ATSS, arXiv:1912.02424, algorithm 1): which anchors answer for which object.
 
 Pure functions of one image's anchors and objects, read by the detectors that are trained with it and by LD's region.
-Torch only. Numbers as in the implementation that GFL and LD were trained with, which keeps an anchor only where its
-centre is inside the object by more than 0.01 pixel.
+Numbers as in the implementation that GFL and LD were trained with, which keeps an anchor only where its centre is
+inside the object by more than 0.01 pixel.
+
+All raise ValueError for another shape or dtype than they ask for, and for fewer than two candidates.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from d2kd.structures.boxes import box_centers, iou, object_chunks
+from d2kd.structures import box_centers, iou, object_chunks, squared_distance
 
 __all__ = ["adaptive_thresholds", "assign", "candidates", "check_topk"]
 
@@ -46,16 +48,13 @@ def candidates(
     a cell has several anchors, each counts: the nine nearest of RetinaNet's are those of one cell.
 
     Args:
-        level_anchors: per level, (R_l, 4) xyxy anchors, flat in (H, W, A) order.
-        gt_boxes: (G, 4) xyxy objects of the image.
+        level_anchors: per level, (R_l, 4) anchors.
+        gt_boxes: (G, 4) objects of the image.
         topk: candidates of a level and object, at least 2.
-        valid: (R,) booleans over the levels' anchors in a row; None takes them all.
+        valid: (R,) booleans over the levels' anchors in a row.
 
     Returns:
         (G, C) int64 indices into the levels' anchors in a row, level by level.
-
-    Raises:
-        ValueError: ``topk``, or a shape or dtype, is not as above.
     """
     check_topk(topk)
     _check_shapes(level_anchors, gt_boxes, valid)
@@ -68,17 +67,14 @@ def candidates(
             kept = valid[offset:end]
             centers, indices = centers[kept], indices[kept]
         nearest = [
-            _squared_distances(box_centers(part.float()), centers).topk(min(topk, len(centers)), largest=False).indices
-            for part in object_chunks(gt_boxes, len(centers))
+            squared_distance(box_centers(boxes.float())[:, None], centers)
+            .topk(min(topk, len(centers)), largest=False)
+            .indices
+            for boxes in object_chunks(gt_boxes, len(centers))
         ]
         found.append(indices[torch.cat(nearest)])
         offset = end
     return torch.cat(found, dim=1)
-
-
-def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """(G, 2), (R, 2) points -> (G, R). Not ``cdist``, which takes the difference of large numbers."""
-    return (a[:, None, 0] - b[:, 0]).square_().add_((a[:, None, 1] - b[:, 1]).square_())
 
 
 def _check_shapes(level_anchors: Sequence[Tensor], gt_boxes: Tensor, valid: Tensor | None) -> None:
@@ -121,9 +117,6 @@ def adaptive_thresholds(
 
     Returns:
         (G,) fp32, finite; 0 where there are no candidates.
-
-    Raises:
-        ValueError: as :func:`candidates`.
     """
     return _thresholds(_candidates_and_overlaps(level_anchors, gt_boxes, topk, valid)[2])
 
@@ -135,14 +128,15 @@ def assign(level_anchors: Sequence[Tensor], gt_boxes: Tensor, *, topk: int = 9, 
     :func:`adaptive_thresholds` and its centre is inside the object. Of several objects it takes the one of largest
     IoU, the first of equals. An object may end without anchors.
 
+        >>> anchors = torch.tensor([[0.0, 0, 8, 8], [8, 0, 16, 8], [16, 0, 24, 8]])
+        >>> assign([anchors], torch.tensor([[7.0, 0, 17, 8]]))
+        tensor([-1,  0, -1])
+
     Args:
         level_anchors, gt_boxes, topk, valid: as of :func:`candidates`.
 
     Returns:
         (R,) int64: index of the object, -1 for none, over the levels' anchors in a row.
-
-    Raises:
-        ValueError: as :func:`candidates`.
     """
     indices, anchors, overlaps = _candidates_and_overlaps(level_anchors, gt_boxes, topk, valid)
     num_anchors, num_gt = sum(len(x) for x in level_anchors), len(gt_boxes)

@@ -12,16 +12,24 @@ from d2kd.regions.base import (
     REGION_REGISTRY,
     check_bool,
     check_choice,
-    check_count,
     check_fraction,
     flat_anchors,
     flat_maps,
     level_maps,
     max_score,
 )
-from d2kd.structures import Assignment, DenseOutput, box_areas, box_centers, intersection, iou, object_chunks
+from d2kd.structures import (
+    Assignment,
+    DenseOutput,
+    box_areas,
+    box_centers,
+    intersection,
+    iou,
+    object_chunks,
+    squared_distance,
+)
 
-_METRICS = ("anchor_iof", "diou")
+# Of areas and squared diagonals, in squared pixels: so that boxes without extent give a number.
 _EPS = 1e-6
 
 
@@ -31,29 +39,28 @@ def central_overlap(anchors: Tensor, boxes: Tensor, *, metric: str = "anchor_iof
     Overlap less the penalty of distance, X - rho^2 / c^2: rho between the centres, c the diagonal of the smallest box
     around both.
 
+        >>> anchor, box = torch.tensor([0.0, 0, 4, 4]), torch.tensor([0.0, 0, 8, 4])
+        >>> central_overlap(anchor, box), central_overlap(anchor, box, metric="diou")
+        (tensor(0.9500), tensor(0.4500))
+
     Args:
-        anchors, boxes: (..., 4) xyxy, broadcast.
+        anchors, boxes: (..., 4), broadcast.
         metric: X. "anchor_iof": the intersection over the anchor's area, as LD's code computes what it calls DIoU;
             not symmetric. "diou": IoU, which makes it DIoU (arXiv:1911.08287), as in LD's paper.
 
     Returns:
         (...) in (-1, 1].
-
-    Raises:
-        ValueError: an unknown ``metric``.
     """
-    check_choice("valuable_localization", "metric", metric, _METRICS)
+    check_choice("metric", metric, ("anchor_iof", "diou"))
     if metric == "diou":
-        overlap = iou(anchors, boxes, _EPS)
+        overlap = iou(anchors, boxes)
     else:
         overlap = intersection(anchors, boxes) / box_areas(anchors).clamp(min=_EPS)
-    distance, diagonal = 0, 0  # squared, coordinate by coordinate as intersection() is
-    for axis in (0, 1):
-        a, b = box_centers(anchors)[..., axis], box_centers(boxes)[..., axis]
-        distance = (a - b).square_().add_(distance)
-        low = torch.minimum(anchors[..., axis], boxes[..., axis])
-        diagonal = torch.maximum(anchors[..., axis + 2], boxes[..., axis + 2]).sub_(low).square_().add_(diagonal)
-    return overlap - distance.div_(diagonal.clamp_(min=_EPS))
+    (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = anchors.unbind(-1), boxes.unbind(-1)
+    width = torch.maximum(ax1, bx1).sub_(torch.minimum(ax0, bx0))
+    height = torch.maximum(ay1, by1).sub_(torch.minimum(ay0, by0))
+    diagonal = width.square_().add_(height.square_()).clamp_(min=_EPS)  # squared, as the distance is
+    return overlap - squared_distance(box_centers(anchors), box_centers(boxes)).div_(diagonal)
 
 
 @torch.no_grad()
@@ -64,10 +71,9 @@ def valuable_localization_region(
     gamma: float = 0.25,
     metric: str = "anchor_iof",
     weighting: str = "iou",
-    exclude_positives: bool = False,
     topk: int = 9,
     valid: Tensor | None = None,
-    positives: Tensor | None = None,
+    excluded: Tensor | None = None,
 ) -> Tensor:
     """
     LD's valuable localisation region of one image: the anchors n with gamma * t_g <= D(n, g) < t_g for an object g,
@@ -76,46 +82,35 @@ def valuable_localization_region(
 
     "Localization Distillation for Dense Object Detection" (CVPR 2022, arXiv:2102.12252). The defaults are those of the
     authors' code, behind their results; the paper describes DIoU and a region of weight 1 beside the positives, which
-    is ``metric="diou"``, ``weighting="mask"``, ``exclude_positives=True``. With the code's metric the region is about
-    three times as large on the finest level.
+    is ``metric="diou"``, ``weighting="mask"`` and ``excluded``, the positives. With the code's metric the region is
+    about three times as large on the finest level.
 
     Args:
-        level_anchors: per level, (R_l, 4) xyxy anchors, flat in (H, W, A) order.
-        gt_boxes: (G, 4) xyxy objects of the image.
+        level_anchors: per level, (R_l, 4).
+        gt_boxes: (G, 4) objects of the image.
         gamma: lower end of the band, as a share of t_g, in [0, 1). 0: all that overlaps more than it is off centre.
         metric: "anchor_iof" or "diou".
         weighting: "iou": the largest IoU with an object whose band the anchor is in. "mask": 1.
-        exclude_positives: leave out ``positives``; an anchor can be a positive and in the band, of one object or two.
-        topk: candidates of a level and object, from which t_g is made.
-        valid: (R,) booleans over the levels' anchors in a row: others are neither candidates nor in the region.
-        positives: (R,) booleans, read only where they are to be excluded.
+        topk: candidates of a level and object, from which t_g is made; at least 2.
+        valid: (R,) booleans: others are neither candidates nor in the region.
+        excluded: (R,) booleans: not in the region. A positive can be in the band, of its own or another object.
 
     Returns:
-        (R,) float32 weights in [0, 1]; all 0 without objects.
-
-    Raises:
-        ValueError: an option out of its range; ``exclude_positives`` without ``positives``.
+        (R,) weights in [0, 1]; all 0 without objects.
     """
-    region = "valuable_localization"
-    check_fraction(region, "gamma", gamma)
-    check_choice(region, "metric", metric, _METRICS)
-    check_choice(region, "weighting", weighting, ("iou", "mask"))
-    check_bool(region, "exclude_positives", exclude_positives)
-    check_count(region, "topk", topk, 2)
-    if exclude_positives and positives is None:
-        raise ValueError("exclude_positives=True leaves out positives, but positives is None: pass (R,) booleans.")
-
+    check_fraction("gamma", gamma)
+    check_choice("weighting", weighting, ("iou", "mask"))
     thresholds = adaptive_thresholds(level_anchors, gt_boxes, topk=topk, valid=valid)
     anchors = torch.cat([x.float() for x in level_anchors])[:, None]
     weights = anchors.new_zeros(len(anchors))
-    parts = (object_chunks(x, len(anchors)) for x in (gt_boxes.float(), thresholds))
-    for boxes, upper in zip(*parts):
+    chunks = (object_chunks(x, len(anchors)) for x in (gt_boxes.float(), thresholds))
+    for boxes, upper in zip(*chunks):
         overlap = central_overlap(anchors, boxes, metric=metric)
         inside = (overlap >= gamma * upper) & (overlap < upper)
-        weight = iou(anchors, boxes, _EPS) * inside if weighting == "iou" else inside.float()
+        weight = iou(anchors, boxes) * inside if weighting == "iou" else inside.float()
         if len(boxes):
             weights = torch.maximum(weights, weight.amax(1))
-    return _kept(weights, valid, positives if exclude_positives else None)
+    return _kept(weights, valid, excluded)
 
 
 def _kept(weights: Tensor, valid: Tensor | None, excluded: Tensor | None) -> Tensor:
@@ -126,27 +121,24 @@ def _kept(weights: Tensor, valid: Tensor | None, excluded: Tensor | None) -> Ten
 
 @torch.no_grad()
 def inside_box_region(
-    anchors: Tensor,
-    gt_boxes: Tensor,
-    *,
-    valid: Tensor | None = None,
-    excluded: Tensor | None = None,
-    scores: Tensor | None = None,
+    anchors: Tensor, gt_boxes: Tensor, *, valid: Tensor | None = None, excluded: Tensor | None = None
 ) -> Tensor:
     """
     The anchors of one image whose centre is inside an object, of whatever size and on whatever level; strictly: not
-    on its edge. As a mask it is the "inside GT box" region of feature imitation; without the positives and weighted
-    with the student's scores, it is what LD's code distils on FCOS beside the positives.
+    on its edge. It is the "inside GT box" region of feature imitation; without the positives, and weighted with the
+    student's scores, it is what LD's code distils on FCOS beside the positives.
+
+        >>> anchors = torch.tensor([[0.0, 0, 4, 4], [4, 0, 8, 4], [20, 20, 24, 24]])
+        >>> inside_box_region(anchors, torch.tensor([[1.0, 1, 6, 6]]))
+        tensor([1., 0., 0.])
 
     Args:
-        anchors: (R, 4) xyxy.
-        gt_boxes: (G, 4) xyxy objects of the image.
-        valid: (R,) booleans: others are left out.
-        excluded: (R,) booleans: left out.
-        scores: (R,) weights of the anchors inside; None: 1.
+        anchors: (R, 4).
+        gt_boxes: (G, 4) objects of the image.
+        excluded: (R,) booleans: not in the region.
 
     Returns:
-        (R,) float32 weights; all 0 without objects.
+        (R,) weights, 1 or 0; all 0 without objects.
     """
     centers = box_centers(anchors.float())[:, None]
     inside = torch.zeros(len(anchors), dtype=torch.bool, device=anchors.device)
@@ -155,8 +147,7 @@ def inside_box_region(
             (centers[..., axis] > boxes[:, axis]) & (centers[..., axis] < boxes[:, axis + 2]) for axis in (0, 1)
         )
         inside |= x_inside.logical_and_(y_inside).any(1)
-    weights = inside.float() if scores is None else inside * scores.float()
-    return _kept(weights, valid, excluded)
+    return _kept(inside.float(), valid, excluded)
 
 
 @torch.no_grad()
@@ -167,25 +158,26 @@ def fine_grained_region(
     The anchors n of one image with IoU(n, g) > threshold * max_m IoU(m, g) for an object g: fine-grained feature
     imitation (CVPR 2019, arXiv:1906.03609), over the anchors of all levels as in LD's code.
 
+        >>> anchors = torch.tensor([[0.0, 0, 8, 8], [0, 0, 8, 6], [6, 0, 14, 8]])
+        >>> fine_grained_region(anchors, torch.tensor([[0.0, 0, 8, 8]]))
+        tensor([1., 1., 0.])
+
     Args:
-        anchors: (R, 4) xyxy.
-        gt_boxes: (G, 4) xyxy objects of the image.
+        anchors: (R, 4).
+        gt_boxes: (G, 4) objects of the image.
         threshold: share of the object's best anchor's IoU, in [0, 1).
         valid: (R,) booleans: others are not in the region, nor are they an object's best anchor.
 
     Returns:
-        (R,) float32, 1 or 0; all 0 without objects.
-
-    Raises:
-        ValueError: ``threshold`` is out of range.
+        (R,) weights, 1 or 0; all 0 without objects.
     """
-    check_fraction("fine_grained", "threshold", threshold)
+    check_fraction("threshold", threshold)
     anchors = anchors.float()[:, None]
     inside = torch.zeros(len(anchors), dtype=torch.bool, device=anchors.device)
     if not len(anchors):
         return inside.float()
     for boxes in object_chunks(gt_boxes.float(), len(anchors)):
-        overlaps = iou(anchors, boxes, _EPS)
+        overlaps = iou(anchors, boxes)
         if valid is not None:
             overlaps = overlaps * valid[:, None]
         inside |= (overlaps > threshold * overlaps.amax(0)).any(1)
@@ -204,7 +196,8 @@ def valuable_localization(
     exclude_positives: bool = False,
     topk: int = 9,
 ) -> list[Tensor]:
-    """:func:`valuable_localization_region` of each image."""
+    """:func:`valuable_localization_region` of each image; ``exclude_positives`` leaves out the positives."""
+    check_bool("exclude_positives", exclude_positives)
     anchors, valid, positives = flat_anchors(source), flat_maps(assignment.valid), flat_maps(assignment.positives)
     rows = [
         valuable_localization_region(
@@ -213,10 +206,9 @@ def valuable_localization(
             gamma=gamma,
             metric=metric,
             weighting=weighting,
-            exclude_positives=exclude_positives,
             topk=topk,
             valid=valid[n],
-            positives=positives[n],
+            excluded=positives[n] if exclude_positives else None,
         )
         for n, boxes in enumerate(assignment.gt_boxes)
     ]
@@ -233,26 +225,21 @@ def inside_box(
     weighting: str = "mask",
 ) -> list[Tensor]:
     """
-    :func:`inside_box_region` of each image. ``exclude_positives`` leaves out the locations that carry an object's
-    label; ``weighting`` is "mask" or "student_score", the source's largest class score.
+    :func:`inside_box_region` of each image; ``exclude_positives`` leaves out the positives. ``weighting`` is "mask" or
+    "student_score", the source's largest class score.
     """
-    check_bool("inside_box", "exclude_positives", exclude_positives)
-    check_choice("inside_box", "weighting", weighting, ("mask", "student_score"))
-    anchors, valid = torch.cat(flat_anchors(source)), flat_maps(assignment.valid)
-    excluded = flat_maps(assignment.positives) if exclude_positives else None
-    scores = None
-    if weighting == "student_score":
-        scores = flat_maps([max_score(x.detach(), source.class_dim) for x in source.logits])
+    check_bool("exclude_positives", exclude_positives)
+    check_choice("weighting", weighting, ("mask", "student_score"))
+    anchors, valid, positives = flat_anchors(source), flat_maps(assignment.valid), flat_maps(assignment.positives)
     rows = [
         inside_box_region(
-            anchors,
-            boxes,
-            valid=valid[n],
-            excluded=None if excluded is None else excluded[n],
-            scores=None if scores is None else scores[n],
+            torch.cat(anchors), boxes, valid=valid[n], excluded=positives[n] if exclude_positives else None
         )
         for n, boxes in enumerate(assignment.gt_boxes)
     ]
+    if weighting == "student_score":
+        scores = flat_maps([max_score(x.detach(), source.class_dim) for x in source.logits])
+        rows = [row * score for row, score in zip(rows, scores)]
     return level_maps(rows, assignment.labels)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from d2kd.regions.base import REGION_REGISTRY, check_count, check_fraction, label_free
+from d2kd.regions.base import REGION_REGISTRY, check_fraction, check_option, label_free
 from d2kd.structures import Assignment, DenseOutput, iou
 
 
@@ -30,21 +30,24 @@ def general_instance_region(
     score that class-agnostic non-maximum suppression leaves. On each image by itself; LD's code mixes the images of a
     batch.
 
+        >>> student, teacher = torch.zeros(1, 3, 1), torch.tensor([[[3.0], [2], [1]]])
+        >>> boxes = torch.tensor([[[0.0, 0, 8, 8], [0, 0, 8, 7], [20, 20, 28, 28]]])  # the first two overlap
+        >>> general_instance_region(student, teacher, boxes, boxes)
+        tensor([[1., 0., 1.]])
+
     Args:
         source_logits, teacher_logits: (N, R) and the class axis ``dim``.
-        source_boxes, teacher_boxes: (N, R, 4) decoded boxes, xyxy.
+        source_boxes, teacher_boxes: (N, R, 4) decoded boxes.
         topk: locations of an image, at least 1; fewer where suppression leaves fewer.
         nms_threshold: IoU above which the box of lower score is suppressed, in [0, 1).
-        valid: (N, R) booleans: others are left out.
+        valid: (N, R) booleans.
 
     Returns:
-        (N, R) float32, 1 or 0.
-
-    Raises:
-        ValueError: an option out of its range.
+        (N, R) weights, 1 or 0.
     """
-    check_count("general_instances", "topk", topk, 1)
-    check_fraction("general_instances", "nms_threshold", nms_threshold)
+    is_count = isinstance(topk, int) and not isinstance(topk, bool) and topk >= 1
+    check_option("topk", topk, is_count, "a whole number of at least 1")
+    check_fraction("nms_threshold", nms_threshold)
     gap = teacher_logits.float().sigmoid() - source_logits.float().sigmoid()
     scores, classes = gap.abs().max(dim)
     teacher_leads = gap.gather(dim, classes.unsqueeze(dim)).squeeze(dim) > 0
@@ -74,24 +77,19 @@ def general_instances(
     nms_threshold: float = 0.3,
 ) -> list[Tensor]:
     """:func:`general_instance_region` of each image and level: ``topk`` locations each."""
-    return [_level(source, teacher, assignment, level, topk, nms_threshold) for level in range(len(source.logits))]
-
-
-@torch.no_grad()
-def _level(
-    source: DenseOutput, teacher: DenseOutput, assignment: Assignment, level: int, topk: int, nms_threshold: float
-) -> Tensor:
-    valid = assignment.valid[level]
-    # (N, A, K, H, W) -> (N, K, A * H * W), which for one anchor a cell is a view
-    logits = [x.logits[level].movedim(x.class_dim, 1).flatten(2) for x in (source, teacher)]
-    region = general_instance_region(
-        *logits,
-        # (N, A, H, W, 4)
-        source.boxes[level].detach().flatten(1, 3),
-        teacher.boxes[level].flatten(1, 3),
-        topk=topk,
-        nms_threshold=nms_threshold,
-        valid=valid.flatten(1),
-        dim=1,
-    )
-    return region.view(valid.shape)
+    regions = []
+    for level, valid in enumerate(assignment.valid):
+        # (N, A, K, H, W) -> (N, K, A * H * W), which for one anchor a cell is a view
+        ours, theirs = (x.logits[level].movedim(x.class_dim, 1).flatten(2) for x in (source, teacher))
+        region = general_instance_region(
+            ours,
+            theirs,
+            source.boxes[level].flatten(1, 3),
+            teacher.boxes[level].flatten(1, 3),
+            topk=topk,
+            nms_threshold=nms_threshold,
+            valid=valid.flatten(1),
+            dim=1,
+        )
+        regions.append(region.view(valid.shape))
+    return regions

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from d2kd.regions.base import REGION_REGISTRY, check_bool, check_choice, label_free, max_score
+from d2kd.regions.base import REGION_REGISTRY, check_bool, label_free, max_score
 from d2kd.structures import Assignment, DenseOutput
 
 
@@ -14,11 +14,14 @@ def labelled_locations(labels: Tensor) -> Tensor:
     """
     1 where a location takes part in the detector's own classification loss, 0 where its label is ignored (-1).
 
+        >>> labelled_locations(torch.tensor([-1, 0, 3]))
+        tensor([0., 1., 1.])
+
     Args:
         labels: integers of any shape: -1 = ignored, 0..K-1 = class, K = background.
 
     Returns:
-        float32 weights of the same shape.
+        weights of the same shape.
     """
     return (labels >= 0).float()
 
@@ -30,12 +33,15 @@ def teacher_confidence(teacher_logits: Tensor, *, centerness: Tensor | None = No
     paper's S(r) is 1). With centerness u the score that FCOS ranks its detections by, sqrt(max_c sigma(t_c) sigma(u)):
     together the teacher quality q of FTPD (after Song et al., reconstructed: no text of the paper gives a weight).
 
+        >>> teacher_confidence(torch.tensor([[0.0, -1], [-3, -4]]))
+        tensor([0.5000, 0.0474])
+
     Args:
         teacher_logits: logits with the class axis ``dim``.
         centerness: the teacher's centerness logits, the shape without the class axis; None: without.
 
     Returns:
-        float32 weights in [0, 1], the inputs' shape without the class axis.
+        weights in [0, 1], the inputs' shape without the class axis.
     """
     confidence = max_score(teacher_logits, dim)
     return confidence if centerness is None else confidence.mul_(centerness.float().sigmoid()).sqrt_()
@@ -55,13 +61,16 @@ def teacher_confidences(teacher: DenseOutput, centerness: bool) -> list[Tensor]:
 @torch.no_grad()
 def classification_gap(source_logits: Tensor, teacher_logits: Tensor, *, dim: int = -1) -> Tensor:
     """
-    max_c |sigma(t_c) - sigma(z_c)|, both detached: BCKD's weight of the localisation term (L_loc).
+    max_c |sigma(t_c) - sigma(z_c)|: BCKD's weight of the localisation term (L_loc).
+
+        >>> classification_gap(torch.tensor([[0.0, -2], [1, 1]]), torch.tensor([[0.0, 2], [1, 1]]))
+        tensor([0.7616, 0.0000])
 
     Args:
         source_logits, teacher_logits: logits of one shape, with the class axis ``dim``.
 
     Returns:
-        float32 weights in [0, 1], the inputs' shape without the class axis.
+        weights in [0, 1], the inputs' shape without the class axis.
     """
     gap = teacher_logits.float().sigmoid()
     return gap.sub_(source_logits.float().sigmoid()).abs_().amax(dim)
@@ -74,13 +83,16 @@ def main_region(labels: Tensor, student_logits: Tensor, *, num_classes: int, dim
     main distillation region with its weight w_i. The largest over all classes, not that of the object's class, and the
     student's, as GFL weighs its own box losses (from LD's code; its authors tried no other).
 
+        >>> main_region(torch.tensor([0, 1, -1]), torch.tensor([[-1.0], [2], [2]]), num_classes=1)
+        tensor([0.2689, 0.0000, 0.0000])
+
     Args:
         labels: integers: -1 = ignored, 0..K-1 = class, K = background.
         student_logits: logits of the labels' shape with one more axis, the class axis ``dim``.
         num_classes: K.
 
     Returns:
-        float32 weights in [0, 1], of the labels' shape.
+        weights in [0, 1], of the labels' shape.
     """
     return max_score(student_logits, dim) * ((labels >= 0) & (labels != num_classes))
 
@@ -103,24 +115,9 @@ def all_locations(source: DenseOutput, teacher: DenseOutput, assignment: Assignm
 
 
 @REGION_REGISTRY.register()
-def positives(
-    source: DenseOutput,
-    teacher: DenseOutput,
-    assignment: Assignment,
-    *,
-    weighting: str = "mask",
-    centerness: bool = False,
-) -> list[Tensor]:
-    """
-    The locations that carry an object's label. ``weighting`` is "mask" or "teacher_quality",
-    :func:`teacher_confidence`, with centerness where ``centerness`` is true and the teacher predicts it.
-    """
-    check_choice("positives", "weighting", weighting, ("mask", "teacher_quality"))
-    check_bool("positives", "centerness", centerness)
-    masks = [positive.float() for positive in assignment.positives]
-    if weighting == "mask":
-        return masks
-    return [quality * mask for quality, mask in zip(teacher_confidences(teacher, centerness), masks)]
+def positives(source: DenseOutput, teacher: DenseOutput, assignment: Assignment) -> list[Tensor]:
+    """The locations that carry an object's label."""
+    return [positive.float() for positive in assignment.positives]
 
 
 @REGION_REGISTRY.register()
@@ -141,7 +138,7 @@ def teacher_quality(
     :func:`teacher_confidence` of every location that the assignment does not ignore; with centerness where
     ``centerness`` is true and the teacher predicts it. CrossKD's is without.
     """
-    check_bool("teacher_quality", "centerness", centerness)
+    check_bool("centerness", centerness)
     return [
         quality * labelled_locations(labels)
         for quality, labels in zip(teacher_confidences(teacher, centerness), assignment.labels)

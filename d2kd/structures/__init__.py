@@ -1,7 +1,7 @@
 """What walks from detectors to losses. Torch only; every other package may read this one, it reads none."""
 
 from d2kd.structures.assignment import Assignment
-from d2kd.structures.boxes import box_areas, box_centers, intersection, iou, object_chunks
+from d2kd.structures.boxes import box_areas, box_centers, intersection, iou, object_chunks, squared_distance
 from d2kd.structures.dense_output import DenseOutput, OutputSpec
 
 __all__ = [
@@ -10,7 +10,8 @@ __all__ = [
     "OutputSpec",
     "box_areas",
     "box_centers",
-    "object_chunks",
     "intersection",
     "iou",
+    "object_chunks",
+    "squared_distance",
 ]

@@ -24,8 +24,6 @@ class Assignment:
         gt_boxes: (G, 4) boxes of each image's objects, absolute xyxy pixels of the canvas.
         gt_classes: (G,) their classes.
         num_classes: K.
-        matched_boxes: per level, (N, A, H, W, 4): the box of the object that a location answers for; meaningful at
-            positives.
         num_labelled: how many of the N images have labels; they come first.
         iou_thresholds: (negative, positive), the IoUs with an object below and from which the detector's own matcher
             labels anchors; None for detectors that label otherwise.
@@ -36,7 +34,6 @@ class Assignment:
     gt_boxes: list[Tensor]
     gt_classes: list[Tensor]
     num_classes: int
-    matched_boxes: list[Tensor]
     num_labelled: int
     iou_thresholds: tuple[float, float] | None = None
 
@@ -47,7 +44,6 @@ class Assignment:
         num_classes: int,
         sizes: Sequence[tuple[int, int]],
         *,
-        matched_boxes: Tensor,
         gt_boxes: Sequence[Tensor],
         gt_classes: Sequence[Tensor],
         valid: Tensor,
@@ -56,11 +52,10 @@ class Assignment:
     ) -> Assignment:
         """
         Args:
-            labels: (N, R), what ``label_anchors`` returns first: R runs over levels and, inside a level, over
+            labels: (N, R), what ``label_anchors`` returns: R runs over levels and, inside a level, over
                 (H, W, A).
             num_classes: K.
             sizes: (H, W) of each level.
-            matched_boxes: (N, R, 4), what it returns second.
             gt_boxes: (G, 4) boxes of each image, absolute xyxy.
             gt_classes: (G,) classes of each image.
             valid: (N, R) booleans, ordered as the labels.
@@ -88,7 +83,6 @@ class Assignment:
             gt_boxes=list(gt_boxes),
             gt_classes=list(gt_classes),
             num_classes=num_classes,
-            matched_boxes=split_levels(matched_boxes),
             num_labelled=len(labels) if num_labelled is None else num_labelled,
             iou_thresholds=iou_thresholds,
         )
@@ -98,13 +92,11 @@ class Assignment:
         levels, sizes = list(levels), list(sizes)
         if levels == list(range(len(self.labels))) and sizes == [tuple(x.shape[2:]) for x in self.labels]:
             return self
-        return replace(
-            self,
-            **{
-                name: [getattr(self, name)[level][:, :, :h, :w] for level, (h, w) in zip(levels, sizes, strict=True)]
-                for name in ("labels", "valid", "matched_boxes")
-            },
-        )
+
+        def crop(maps: list[Tensor]) -> list[Tensor]:
+            return [maps[level][:, :, :h, :w] for level, (h, w) in zip(levels, sizes, strict=True)]
+
+        return replace(self, labels=crop(self.labels), valid=crop(self.valid))
 
     def with_classes(self, classes: Sequence[int] | None) -> Assignment:
         """The same with ``classes`` numbered from 0 and the objects of all others left out; None: as it is."""

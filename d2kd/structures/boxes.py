@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["box_areas", "box_centers", "intersection", "iou", "object_chunks"]
+__all__ = ["box_areas", "box_centers", "intersection", "iou", "object_chunks", "squared_distance"]
 
 # Anchors x objects looked at in one go: 4 MiB a number in fp32.
 MAX_PAIRS = 1 << 20
+
+# The least union of two boxes, so that boxes without area have an IoU of 0, not NaN.
+_SMALLEST_UNION = 1e-6
 
 
 def box_centers(boxes: Tensor) -> Tensor:
@@ -22,6 +25,12 @@ def box_areas(boxes: Tensor) -> Tensor:
     return (x1 - x0).clamp_(min=0) * (y1 - y0).clamp_(min=0)
 
 
+def squared_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Between points of shapes (..., 2), broadcast; (...). Not ``cdist``, which takes the difference of squares."""
+    (ax, ay), (bx, by) = a.unbind(-1), b.unbind(-1)
+    return (ax - bx).square_().add_((ay - by).square_())
+
+
 def intersection(a: Tensor, b: Tensor) -> Tensor:
     """Areas (...) that xyxy boxes of shapes (..., 4), broadcast, have in common."""
     # Coordinate by coordinate: several times as fast as on pairs of them.
@@ -30,13 +39,13 @@ def intersection(a: Tensor, b: Tensor) -> Tensor:
     return width.mul_(torch.minimum(ay1, by1).sub_(torch.maximum(ay0, by0)).clamp_(min=0))
 
 
-def iou(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:
+def iou(a: Tensor, b: Tensor) -> Tensor:
     """
-    IoU (...) of xyxy boxes of shapes (..., 4), broadcast. The union is at least ``eps``, so that boxes without area
-    give 0, not NaN (which is why this is not torchvision's ``box_iou``).
+    IoU (...) of xyxy boxes of shapes (..., 4), broadcast; 0 for boxes without area (for which torchvision's
+    ``box_iou`` gives NaN).
     """
     common = intersection(a, b)
-    return common / (box_areas(a) + box_areas(b) - common).clamp_(min=eps)
+    return common / (box_areas(a) + box_areas(b) - common).clamp_(min=_SMALLEST_UNION)
 
 
 def object_chunks(objects: Tensor, num_anchors: int) -> tuple[Tensor, ...]:

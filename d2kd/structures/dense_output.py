@@ -72,7 +72,7 @@ class DenseOutput:
     @property
     def sizes(self) -> list[tuple[int, int]]:
         """(H, W) of each level."""
-        return [tuple(x.shape[-2:]) for x in self.logits]
+        return [(x.shape[-2], x.shape[-1]) for x in self.logits]
 
     def crop(self, sizes: Sequence[tuple[int, int]]) -> DenseOutput:
         """The top-left ``sizes[level] = (H, W)`` of every map, as views."""

@@ -131,7 +131,7 @@ def test_losses_are_the_methods_with_changes():
     assert list(losses_of("bckd_loc=null")) == ["bckd_cls"]
     changed = losses_of("bckd_loc.weight=0.5", " bckd_loc.iou_type = iou ", "bckd_cls.region={name: main}")
     assert (changed["bckd_loc"].weight, changed["bckd_loc"].iou_type) == (0.5, "iou")
-    assert changed["bckd_cls"].parts[0].region == "main" and changed["bckd_cls"].weight == 1.0
+    assert changed["bckd_cls"].regions[0].name == "main" and changed["bckd_cls"].weight == 1.0
     assert losses_of()["bckd_loc"].weight == 4.0  # presets stay as they were
     warmed_up = losses_of("ftpd_cls.schedule=null", method="ftpd")["ftpd_cls"]
     assert warmed_up.schedule is None and losses_of(method="ftpd")["ftpd_cls"].schedule is not None

@@ -160,12 +160,12 @@ def test_learning_rates_by_layer(tmp_path, monkeypatch):
     assert plain["backbone.net.pos_embed"][1] == 0.0
     assert parameter_groups(cfg, instantiate(cfg.model)) == plain
 
-    adapter = FeatureImitation(region="inside_box", normalizer="level_locations", projector_channels=[32, 32])
-    cfg.model.losses = OmegaConf.create({"features": adapter}, flags={"allow_objects": True})
+    projected = FeatureImitation(region="inside_box", normalizer="level_locations", projector_channels=[32, 32])
+    cfg.model.losses = OmegaConf.create({"features": projected}, flags={"allow_objects": True})
     learning = parameter_groups(cfg, instantiate(cfg.model))
     own = {name: values for name, values in learning.items() if name not in plain}
     assert {name: learning[name] for name in plain} == plain
-    assert own.keys() == {f"distillation.losses.features.adapter.{x}" for x in ("weight", "bias")}
+    assert own.keys() == {f"distillation.losses.features.projector.{x}" for x in ("weight", "bias")}
     assert {lr for lr, _ in own.values()} == {1e-3}
 
 

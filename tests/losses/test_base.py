@@ -45,9 +45,9 @@ TASKS = {
         (dict(source="teacher"), "source is 'teacher', expected one of student, crossed"),
         (
             dict(region="positive"),
-            "region is 'positive', expected (one of all_locations, .*positives|none: set)",
+            "region is 'positive', expected (one of all_locations, .*positives|none: the loss)",
         ),
-        (dict(normalizer="mean"), "normalizer is 'mean', expected one of positives, images, .*, ema, none"),
+        (dict(normalizer="mean"), "normalizer is 'mean', expected one of positives, images, .*, none"),
         (dict(weight=-1), "weight is -1, expected a number >= 0"),
         (dict(weight=float("nan")), "weight is nan, expected a number >= 0"),
         (dict(weight="1"), "weight is '1', expected a number >= 0"),
@@ -100,16 +100,16 @@ def test_a_printed_term_shows_every_argument(loss):
     ]
     assert len(arguments) >= 5
     for name in arguments:
-        # Of several terms each has a region and a normaliser: region_weak=...
+        # Of several regions each has a normaliser: region_weak=...
         assert re.search(rf"\b{name}(_\w+)?=", repr(loss())), name
 
 
 @pytest.mark.parametrize(
     "region, message",
     [
-        ({"name": "valuable_localization", "gamma": 7}, "Option gamma of region 'valuable_localization' is 7"),
-        ({"name": "valuable_localization", "topk": [9]}, r"Option topk .* is \(9,\)"),
-        ({"name": "inside_box", "weighting": "foo"}, "Option weighting of region 'inside_box' is 'foo'"),
+        ({"name": "valuable_localization", "gamma": 7}, "region 'valuable_localization': gamma is 7, expected a"),
+        ({"name": "valuable_localization", "topk": [9]}, r"region .*: topk is \(9,\)"),
+        ({"name": "inside_box", "weighting": "foo"}, "region 'inside_box': weighting is 'foo'"),
         ({"name": "inside_box", "gamma": 0.5}, "has no option 'gamma'; it has exclude_positives, weighting"),
         ({"gamma": 0.5}, "region is None, expected one of all_locations"),
     ],
@@ -121,5 +121,5 @@ def test_options_of_a_region_are_looked_at_when_the_loss_is_built(region, messag
 
 def test_every_region_runs_on_the_cell_that_its_options_are_checked_on():
     for name, _ in REGION_REGISTRY:
-        area = {"area": "weak"} if name == "task_integration" else {}
-        assert BinaryClassificationKD(region={"name": name, **area}).parts[0].region_key == (name,)
+        region = "task_integration.weak" if name == "task_integration" else name
+        assert BinaryClassificationKD(region=region).regions[0].function_key == (name,)

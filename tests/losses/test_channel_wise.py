@@ -259,8 +259,8 @@ def test_bad_input_is_named(kwargs, message):
 def test_by_default_it_is_the_papers_sum_averaged_over_images():
     """The detector divides by half of the images; two levels, whose terms add up."""
     module = ChannelWiseKD(weight=0.5)
-    (term,) = module.parts
-    assert (term.region, dict(term.options), term.normalizer) == ("everywhere", {}, "images")
+    (term,) = module.regions
+    assert (term.name, dict(term.options), term.normalizer) == ("everywhere", {}, "images")
     assert (module.task, module.temperature, module.adapter) == ("feature", 1.0, None)
     pairs = [maps(3, 2, 4, 5), maps(3, 2, 2, 1)]
     region = module.prepare_region([torch.ones(3, 2, 4, 5), torch.ones(3, 2, 2, 1)])

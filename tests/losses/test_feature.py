@@ -1,4 +1,4 @@
-"""What all losses on features share: the region's cells, the adapter, and what a pair must have."""
+"""What all losses on features share: the region's cells, the projector, and what a pair must have."""
 
 import pytest
 import torch
@@ -12,15 +12,15 @@ every_loss = pytest.mark.parametrize("loss", LOSSES)
 
 
 def region_of(module, *cells, value=1.0):
-    """One level's region as the module is given it: of several terms stacked in front."""
+    """One level's region as the module is given it: several stacked in front."""
     region = torch.full((cells[0], 1, *cells[1:]), value)
-    return region if len(module.parts) == 1 else torch.stack([region] * len(module.parts))
+    return region if len(module.regions) == 1 else torch.stack([region] * len(module.regions))
 
 
 @every_loss
 def test_is_a_feature_loss(loss):
     assert issubclass(loss, FeatureLoss) and loss.task == "feature"
-    assert loss().adapter is None and not list(loss().parameters())
+    assert loss().projector is None and not list(loss().parameters())
 
 
 @every_loss
@@ -44,7 +44,7 @@ def test_a_region_of_anchors_is_refused(loss):
 
 
 @every_loss
-def test_widths_that_differ_need_an_adapter(loss):
+def test_widths_that_differ_need_a_projector(loss):
     message = (
         rf"^{loss.__name__} needs features of one width, but student \(GFL\) has 128 channels and the teacher "
         r"\(ATSS\) 256: set model.losses.NAME.projector_channels=\[128, 256\]"
@@ -65,7 +65,7 @@ def test_widths_that_differ_need_an_adapter(loss):
         ([128, 256], (256, 256), r"set model.losses.NAME.projector_channels=\[256, 256\], or null\.$"),
     ],
 )
-def test_an_adapter_of_other_widths_is_refused(loss, channels, widths, advice):
+def test_a_projector_of_other_widths_is_refused(loss, channels, widths, advice):
     ours, theirs = widths
     found = rf"student \(GFL\) has {ours} channels and the teacher \(ATSS\) {theirs}"
     with pytest.raises(
@@ -77,33 +77,30 @@ def test_an_adapter_of_other_widths_is_refused(loss, channels, widths, advice):
 
 
 @every_loss
-@pytest.mark.parametrize("kernel", [1, 3])
-def test_the_adapter_is_one_convolution_for_all_levels(loss, kernel):
-    module = loss(projector_channels=[3, 5], projector_kernel=kernel)
+def test_the_projector_is_one_convolution_for_all_levels(loss):
+    module = loss(projector_channels=[3, 5])
     assert {name: tuple(p.shape) for name, p in module.named_parameters()} == {
-        "adapter.weight": (5, 3, kernel, kernel),
-        "adapter.bias": (5,),
+        "projector.weight": (5, 3, 1, 1),
+        "projector.bias": (5,),
     }
     sizes = [(4, 6), (2, 3), (1, 1)]
     dtype = torch.float32
     student = [random_maps(2, 3, *size, seed=i, dtype=dtype).requires_grad_() for i, size in enumerate(sizes)]
     teacher = [random_maps(2, 5, *size, seed=9 + i, dtype=dtype) for i, size in enumerate(sizes)]
-    adapted = [
-        nn.functional.conv2d(x, module.adapter.weight, module.adapter.bias, padding=kernel // 2) for x in student
-    ]
+    projected = [nn.functional.conv2d(x, module.projector.weight, module.projector.bias) for x in student]
     plain = loss()
-    assert [x.shape for x in adapted] == [x.shape for x in teacher]
+    assert [x.shape for x in projected] == [x.shape for x in teacher]
     region = [region_of(module, 2, *size) for size in sizes]
     sums = module(output(features=student), output(features=teacher), region)
-    expected = plain(output(features=adapted), output(features=teacher), region)
+    expected = plain(output(features=projected), output(features=teacher), region)
     torch.testing.assert_close(sums, expected, rtol=1e-5, atol=1e-6)
     sums.sum().backward()
-    assert all(p.grad is not None for p in module.parameters()) and module.adapter.weight.grad.any()
+    assert all(p.grad is not None for p in module.parameters()) and module.projector.weight.grad.any()
     assert all(x.grad is not None for x in student) and student[0].grad.any()
 
 
 @every_loss
-def test_an_empty_region_leaves_the_adapter_connected(loss):
+def test_an_empty_region_leaves_the_projector_connected(loss):
     module = loss(projector_channels=[3, 5])
     student = random_maps(2, 3, 4, 4, dtype=torch.float32).requires_grad_()
     teacher = random_maps(2, 5, 4, 4, dtype=torch.float32)
@@ -115,7 +112,7 @@ def test_an_empty_region_leaves_the_adapter_connected(loss):
 
 
 @every_loss
-def test_an_adapter_reads_features_of_another_precision(loss):
+def test_a_projector_reads_features_of_another_precision(loss):
     module = loss(projector_channels=[3, 5])
     student = random_maps(2, 3, 4, 4).bfloat16().requires_grad_()
     teacher = random_maps(2, 5, 4, 4, seed=1).bfloat16()
@@ -141,16 +138,24 @@ def test_an_adapter_reads_features_of_another_precision(loss):
         ),
         ({"projector_channels": [True, 256]}, r"projector_channels is \[True, 256\], expected the student's channels"),
         ({"projector_channels": "auto"}, "projector_channels is 'auto', expected the student's channels"),
-        ({"projector_kernel": 5}, "projector_kernel is 5, expected 1 or 3"),
-        ({"projector_kernel": True, "projector_channels": [1, 2]}, "projector_kernel is True, expected 1 or 3"),
     ],
 )
-def test_adapters_that_mean_nothing_are_named(loss, kwargs, message):
+def test_projectors_that_mean_nothing_are_named(loss, kwargs, message):
     with pytest.raises(ValueError, match=f"{loss.__name__}.{message}"):
         loss(**kwargs)
 
 
 @every_loss
-def test_a_printed_term_shows_its_adapter(loss):
-    assert "projector_channels=None, projector_kernel=1" in repr(loss())
-    assert "projector_channels=[3, 5], projector_kernel=3" in repr(loss(projector_channels=(3, 5), projector_kernel=3))
+def test_a_printed_term_shows_its_projector(loss):
+    assert "projector_channels=None" in repr(loss())
+    assert "projector_channels=[3, 5]" in repr(loss(projector_channels=(3, 5)))
+
+
+@every_loss
+def test_outputs_without_features_are_refused(loss):
+    maps = output(features=[random_maps(1, 3, 4, 4)])
+    for pair in ((maps, output(features=None)), (output(features=None), maps)):
+        with pytest.raises(
+            ValueError, match=f"^{loss.__name__} compares features, but one of the dense outputs has none"
+        ):
+            loss().feature_maps(*pair, 0)

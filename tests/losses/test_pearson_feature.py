@@ -26,8 +26,8 @@ def test_golden_pkd():
 
 def test_defaults_are_the_papers_code():
     module = PearsonFeatureKD()
-    (term,) = module.parts
-    assert (term.region, dict(term.options), term.normalizer) == ("everywhere", {}, "level_locations")
+    (term,) = module.regions
+    assert (term.name, dict(term.options), term.normalizer) == ("everywhere", {}, "level_locations")
     assert module.adapter is None
 
 

@@ -21,22 +21,22 @@ def maps(seed: int, levels: int = 2) -> list[Tensor]:
 
 def weights(loss: TemperatureFreeClassificationKD, share: float = 0.9) -> list[Tensor]:
     """Weights of two levels, for each term if there are several."""
-    levels = [sparse_region(len(loss.parts), 2, 3, 5 - level, 7, share=share) for level in range(2)]
-    return levels if len(loss.parts) > 1 else [x.squeeze(0) for x in levels]
+    levels = [sparse_region(len(loss.regions), 2, 3, 5 - level, 7, share=share) for level in range(2)]
+    return levels if len(loss.regions) > 1 else [x.squeeze(0) for x in levels]
 
 
 def run(loss: TemperatureFreeClassificationKD, student: list[Tensor], teacher: list[Tensor], region: list[Tensor]):
     """The sums, and the gradient of them together at the student's logits."""
     student = [x.clone().requires_grad_() for x in student]
     sums = loss(output(logits=student), output(logits=teacher), region)
-    assert sums.shape == ((2, 2) if len(loss.parts) > 1 else (2,))
+    assert sums.shape == ((2, 2) if len(loss.regions) > 1 else (2,))
     return sums.detach(), torch.autograd.grad(sums.sum(), student)
 
 
 @pytest.mark.parametrize("kwargs", [{}, dict(beta=2.0), dict(source="crossed", tail=2)])
 def test_by_default_it_is_the_loss_of_bckd(kwargs):
     loss, bckd = TemperatureFreeClassificationKD(**kwargs), BinaryClassificationKD(**kwargs)
-    assert loss.parts == bckd.parts and (loss.parts[0].region, loss.parts[0].normalizer) == (
+    assert loss.regions == bckd.regions and (loss.regions[0].name, loss.regions[0].normalizer) == (
         "all_locations",
         "positives",
     )
@@ -68,8 +68,8 @@ def test_an_empty_region_gives_a_connected_zero(kind):
 def test_a_level_of_one_location(kind):
     student = random_maps(1, 1, 6, 1, 1).requires_grad_()
     loss = TemperatureFreeClassificationKD(kind=kind)
-    region = torch.full((len(loss.parts), 1, 1, 1, 1), 0.7)
-    region = region if len(loss.parts) > 1 else region[0]
+    region = torch.full((len(loss.regions), 1, 1, 1, 1), 0.7)
+    region = region if len(loss.regions) > 1 else region[0]
     sums = loss(output(logits=[student]), output(logits=[random_maps(1, 1, 6, 1, 1, seed=1)]), [region])
     (grad,) = torch.autograd.grad(sums.sum(), student)
     assert sums.isfinite().all() and grad.isfinite().all()
@@ -112,13 +112,13 @@ def test_sigmoid_and_pearson_each_have_their_region_and_normalizer():
     assignment = SimpleNamespace(labels=labels, positives=positives, num_classes=6)
 
     def total(loss: TemperatureFreeClassificationKD) -> float:
-        regions = [REGION_REGISTRY.get(term.region)(source, teacher, assignment, **term.options) for term in loss.parts]
+        regions = [REGION_REGISTRY.get(term.name)(source, teacher, assignment, **term.options) for term in loss.regions]
         divisors = [
             {"positives": sum(x.sum() for x in positives), "locations": sum(x.sum() for x in region)}[term.normalizer]
-            for term, region in zip(loss.parts, regions, strict=True)
+            for term, region in zip(loss.regions, regions, strict=True)
         ]
         stacked = [torch.stack(levels) if len(levels) > 1 else levels[0] for levels in zip(*regions, strict=True)]
-        sums = loss(source, teacher, stacked).view(2, len(loss.parts))
+        sums = loss(source, teacher, stacked).view(2, len(loss.regions))
         return (sums / torch.stack(divisors)).sum().item()
 
     quality = REGION_REGISTRY.get("teacher_quality")(source, teacher, assignment)
@@ -129,12 +129,12 @@ def test_sigmoid_and_pearson_each_have_their_region_and_normalizer():
     pearson = (pearson / sum(x.sum() for x in quality)).item()
     assert total(both) == pytest.approx(total(alone) + 0.3 * pearson, rel=1e-6)
     assert total(alone) > 0.01 and pearson > 0.01
-    assert [part.name for part in both.parts] == ["sigmoid", "pearson"]
+    assert [spec.label for spec in both.regions] == ["sigmoid", "pearson"]
 
 
 def test_terms_of_each_kind():
     def terms(**kwargs) -> list[tuple]:
-        made = TemperatureFreeClassificationKD(**kwargs).parts
+        made = TemperatureFreeClassificationKD(**kwargs).regions
         return [(term.region, dict(term.options), term.normalizer) for term in made]
 
     quality = ("teacher_quality", {"centerness": True}, "locations")

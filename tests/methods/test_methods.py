@@ -27,9 +27,9 @@ def build(method, family):
 
 
 def where(loss):
-    """Region and normaliser of a loss of one term."""
-    (term,) = loss.parts
-    return term.region, term.normalizer
+    """Region and normaliser of a loss of one region."""
+    (spec,) = loss.regions
+    return spec.name, spec.normalizer
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -41,7 +41,7 @@ def test_every_preset_instantiates(method):
         assert tasks == {"feature"} if method in ("cwd", "pkd", "tid", "tid_reliable") else {"cls", "box"} <= tasks
         # Normalisers that do not depend on how a batch is spread over ranks; the papers' own are for parity tests.
         allowed = {"positives", "images", "locations", "level_locations", "level_mean"}
-        assert {term.normalizer for loss in losses.values() for term in loss.parts} <= allowed
+        assert {spec.normalizer for loss in losses.values() for spec in loss.regions} <= allowed
         assert not any(loss.skip_empty_levels for loss in losses.values())
 
 
@@ -117,13 +117,13 @@ def test_ld(family, main, vlr, temperature, region, exclude_positives):
         assert loss.source == "student" and where(loss)[1] == "level_locations"
     assert where(losses["ld_main"])[0] == "main" and where(losses["ld_main_kd"])[0] == "positives"
     assert where(losses["ld_vlr"])[0] == where(losses["ld_vlr_kd"])[0] == region
-    options = losses["ld_vlr"].parts[0].options
+    options = losses["ld_vlr"].regions[0].options
     assert options["exclude_positives"] is exclude_positives
     if region == "inside_box":
         assert options["weighting"] == "student_score"
     else:
         assert (options["gamma"], options["metric"], options["weighting"]) == (0.25, "anchor_iof", "iou")
-    assert losses["ld_vlr_kd"].parts[0].options == {**options, "weighting": "mask"}
+    assert losses["ld_vlr_kd"].regions[0].options == {**options, "weighting": "mask"}
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_ftpd_distils_every_response_in_parallel(method, family, cls, dlt, box, 
     for name, loss in losses.items():
         assert loss.source == "student" and loss.schedule_iters == 500
         assert (loss.schedule(0), loss.schedule(1)) == (0, 1)
-        terms = [(term.region, term.options, term.normalizer) for term in loss.parts]
+        terms = [(spec.name, spec.options, spec.normalizer) for spec in loss.regions]
         if name != "ftpd_cls":
             assert terms == [quality]
         else:
@@ -170,10 +170,9 @@ def test_ftpd_distils_every_response_in_parallel(method, family, cls, dlt, box, 
 def test_tid(method, least, family):
     (loss,) = build(method, family).values()
     assert isinstance(loss, TaskIntegrationKD)
-    assert (loss.weight, loss.areas, loss.area_weights) == (1, ("weak", "key", "rest"), (4, 2, 1))
-    assert (loss.feature_norm, loss.attention, loss.adapter) == ("pearson", False, None)
-    assert [term.normalizer for term in loss.parts] == ["level_mean"] * 3
-    assert [term.options.get("min_teacher_score", 0) for term in loss.parts] == [least] * 3
+    assert (loss.weight, loss.region_weights) == (1, {"weak": 4, "key": 2, "rest": 1})
+    assert (loss.combine, loss.min_teacher_score, loss.projector) == ("product", least, None)
+    assert [spec.normalizer for spec in loss.regions] == ["level_mean"] * 3
     assert loss.schedule_iters == 500 and (loss.schedule(0), loss.schedule(1)) == (0, 1)
 
 
@@ -196,7 +195,7 @@ def test_cwd(family):
     """0.5 of a sum divided by half the images: the mean over images."""
     (loss,) = build("cwd", family).values()
     assert isinstance(loss, ChannelWiseKD)
-    assert (loss.weight, loss.temperature, loss.schedule, loss.adapter) == (0.5, 1, None, None)
+    assert (loss.weight, loss.temperature, loss.schedule, loss.projector) == (0.5, 1, None, None)
     assert where(loss) == ("everywhere", "images")
 
 
@@ -225,7 +224,7 @@ def test_the_list_says_what_each_method_is(capsys):
         assert ("reconstructed" in blocks[name]) == bool(method.reconstructed)
         assert all(family in blocks[name] for family in method)
     assert "crosskd_loc crossed, teacher_quality" in blocks["crosskd"]
-    assert "tid student, task_integration (weak), task_integration (key), task_integration (rest)" in blocks["ftpd_tid"]
+    assert "tid student, task_integration.weak, task_integration.key, task_integration.rest" in blocks["ftpd_tid"]
     assert "ld_vlr student, valuable_localization or student, inside_box" in blocks["ld"]
     assert "ld_vlr_kd student, valuable_localization (off)" in blocks["ld"]
     assert blocks["ftpd_tid"].count("the same anchors") == 1

@@ -65,7 +65,7 @@ def test_closed_form_batch(index):
 
     positives = d2kd.regions.atss.assign(anchors, boxes, valid=valid) >= 0
     assert int((weights[positives] > 0).sum()) == counts["vlr_and_pos"] > 0
-    disjoint = valuable_localization_region(anchors, boxes, valid=valid, exclude_positives=True, positives=positives)
+    disjoint = valuable_localization_region(anchors, boxes, valid=valid, excluded=positives)
     assert torch.equal(disjoint, weights * ~positives)
 
 
@@ -78,7 +78,7 @@ def test_overlap_is_that_of_the_anchor_unless_told():
         assert central_overlap(*pair, metric="diou").item() == pytest.approx(0.09090909 - 0.14705882, abs=1e-7)
     for metric in ("anchor_iof", "diou"):
         assert central_overlap(a, a, metric=metric) == 1
-    with pytest.raises(ValueError, match="metric of region 'valuable_localization' is 'iou', expected one of"):
+    with pytest.raises(ValueError, match="^metric is 'iou', expected one of"):
         central_overlap(a, b, metric="iou")
 
 
@@ -125,11 +125,11 @@ def test_imitation_regions_in_plain_python(seed):
         assert torch.equal(fine_grained_region(anchors, boxes, threshold=threshold, valid=valid), fine_grained)
     centers = [slow_center(anchor) for anchor in anchors.tolist()]
     inside = [any(b[0] < x < b[2] and b[1] < y < b[3] for b in boxes.tolist()) for x, y in centers]
-    scores, excluded = torch.rand(len(anchors)), torch.rand(len(anchors)) > 0.5
+    excluded = torch.rand(len(anchors)) > 0.5
     expected = torch.tensor(inside) * valid
     assert torch.equal(inside_box_region(anchors, boxes, valid=valid), expected.float())
-    region = inside_box_region(anchors, boxes, valid=valid, excluded=excluded, scores=scores)
-    assert torch.equal(region, expected * ~excluded * scores)
+    region = inside_box_region(anchors, boxes, valid=valid, excluded=excluded)
+    assert torch.equal(region, (expected * ~excluded).float())
 
 
 def test_a_centre_on_an_edge_is_not_inside():
@@ -162,17 +162,6 @@ def test_the_band_has_its_lower_end_and_not_its_upper():
     assert torch.tensor(lower) * threshold == 0.25
     for gamma, expected in ((lower, [0.25, 1]), (lower * (1 + 1e-6), [0, 1])):
         assert valuable_localization_region(anchors, box, gamma=gamma).tolist() == expected
-
-
-def test_positives_are_left_out_only_where_told():
-    anchors, boxes, valid = random_scene(3)
-    weights = valuable_localization_region(anchors, boxes, valid=valid)
-    positives = weights > weights.median()
-    assert positives.any()
-    given = valuable_localization_region(anchors, boxes, valid=valid, positives=positives)
-    assert torch.equal(given, weights)
-    with pytest.raises(ValueError, match="exclude_positives=True .* positives is None"):
-        valuable_localization_region(anchors, boxes, exclude_positives=True)
 
 
 @pytest.mark.parametrize("metric", ["anchor_iof", "diou"])

@@ -131,5 +131,5 @@ def test_options(option, values, expected):
     teacher.boxes = [torch.zeros(N, A, h, w, 4) for h, w in SIZES]
     assignment = SimpleNamespace(valid=[torch.ones(N, A, h, w, dtype=torch.bool) for h, w in SIZES])
     for value in values:
-        with pytest.raises(ValueError, match=f"Option {option} of region 'general_instances' is .*{expected}"):
+        with pytest.raises(ValueError, match=f"^{option} is .*{expected}"):
             region(source, teacher, assignment, **{option: value})

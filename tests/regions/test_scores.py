@@ -1,6 +1,5 @@
 """Regions read dense outputs by their attributes only; torch is all they need."""
 
-import inspect
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -127,39 +126,25 @@ def test_registered_regions_are_their_functions():
 
 @pytest.mark.parametrize("branch", [True, False])
 def test_teacher_quality_is_the_score_that_detections_are_ranked_by(branch):
-    """With centerness where asked and the teacher has it; on all labelled locations, or on the positives."""
+    """With centerness where asked and the teacher has it."""
     source, teacher, labels = dense_output(0), dense_output(1), assignment()
     teacher.centerness = teacher.centerness if branch else None
     source.centerness = None  # not read
-    made = {
-        (name, centerness): REGION_REGISTRY.get(name)(source, teacher, labels, centerness=centerness, **options)
-        for name, options in (("teacher_quality", {}), ("positives", {"weighting": "teacher_quality"}))
-        for centerness in (True, False)
-    }
+    region = REGION_REGISTRY.get("teacher_quality")
+    made = {centerness: region(source, teacher, labels, centerness=centerness) for centerness in (True, False)}
     for level, level_labels in enumerate(labels.labels):
         plain = teacher.logits[level].sigmoid().amax(2)
         ranked = (plain * teacher.centerness[level].sigmoid()).sqrt() if branch else plain
-        positive, labelled = labels.positives[level], level_labels >= 0
-        assert level or (positive.any() and not positive.all() and not labelled.all())
-        torch.testing.assert_close(made["teacher_quality", True][level], ranked * labelled)
-        torch.testing.assert_close(made["teacher_quality", False][level], plain * labelled)
-        torch.testing.assert_close(made["positives", True][level], ranked * positive)
-        torch.testing.assert_close(made["positives", False][level], plain * positive)
+        labelled = level_labels >= 0
+        assert level or not labelled.all()
+        torch.testing.assert_close(made[True][level], ranked * labelled)
+        torch.testing.assert_close(made[False][level], plain * labelled)
 
 
-@pytest.mark.parametrize(
-    "name, option, value, expected",
-    [
-        ("teacher_quality", "centerness", 1, "true or false"),
-        ("positives", "centerness", "true", "true or false"),
-        ("positives", "weighting", "quality", "one of mask, teacher_quality"),
-    ],
-)
-def test_options(name, option, value, expected):
-    region = REGION_REGISTRY.get(name)
-    assert inspect.signature(region).parameters[option].kind is inspect.Parameter.KEYWORD_ONLY
-    with pytest.raises(ValueError, match=f"Option {option} of region '{name}' is .*, expected {expected}: change "):
-        region(dense_output(0), dense_output(1), assignment(), **{option: value})
+def test_options():
+    region = REGION_REGISTRY.get("teacher_quality")
+    with pytest.raises(ValueError, match="^centerness is 1, expected true or false"):
+        region(dense_output(0), dense_output(1), assignment(), centerness=1)
 
 
 @pytest.mark.parametrize("name", ["all_locations", "teacher_quality", "gap"])

@@ -95,7 +95,7 @@ class Adapter(ABC):
         """
         Args:
             detector: the detector whose ``label_anchors`` was called for ``gt_instances``.
-            labelled: what it returned: labels and matched boxes (tensors or ``Boxes``) of each image.
+            labelled: what it returned, the labels of each image first.
             gt_instances: the images' objects; none in images without labels.
             sizes: (H, W) of each level.
             num_labelled: how many images have labels, which come first; None: all.
@@ -107,7 +107,6 @@ class Adapter(ABC):
             labels,
             num_classes_of(detector),
             sizes,
-            matched_boxes=torch.stack([getattr(boxes, "tensor", boxes) for boxes in labelled[1]]),
             gt_boxes=[x.gt_boxes.tensor for x in gt_instances],
             gt_classes=[x.gt_classes for x in gt_instances],
             valid=self.valid_anchors(labels),

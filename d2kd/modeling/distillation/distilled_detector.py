@@ -21,10 +21,10 @@ from d2kd.modeling.distillation.normalizers import compute_normalizers
 from d2kd.modeling.distillation.overlap import Overlap
 from d2kd.modeling.distillation.pairing import check_pairing, warn_of_stacked_terms
 from d2kd.modeling.distillation.state import DistillationState, build_losses, make_tap_projectors
-from d2kd.modeling.distillation.step_regions import make_regions, source_key, stack_parts
+from d2kd.modeling.distillation.step_regions import make_regions, stack_regions
 from d2kd.modeling.distillation.student_step import images_of_use, run_student
 from d2kd.modeling.distillation.teacher import Teacher, run_teacher
-from d2kd.structures import Assignment, DenseOutput
+from d2kd.structures import Assignment
 
 __all__ = ["DistilledDetector"]
 
@@ -208,7 +208,7 @@ class DistilledDetector(nn.Module):
         if any(loss.weight > 0 for loss in self.losses.values()):
             self.load_teacher()
         active = self._active_losses()
-        takers = [name for name, loss in active.items() if any(part.label_free for part in loss.parts)]
+        takers = [name for name, loss in active.items() if any(spec.label_free for spec in loss.regions)]
         batched_inputs, num_labelled = images_of_use(batched_inputs, takers)
         tails = {loss.tail for loss in active.values() if loss.source == "crossed"}
 
@@ -216,7 +216,7 @@ class DistilledDetector(nn.Module):
         student = run_student(
             self.student, batched_inputs, num_labelled=num_labelled, tails=tails, overlap=self._overlap
         )
-        sources: dict[str | tuple[str, int], DenseOutput] = {"student": student.output}
+        sources = {("student", 0): student.output}
         assignments = {"student": student.assignment}
         regions: dict[str, list[Sequence[Tensor]]] = {}
         if active:
@@ -256,14 +256,14 @@ class DistilledDetector(nn.Module):
             if name not in active:
                 continue
             with torch.autocast(self.device.type, enabled=False):
-                weights = stack_parts(regions[name])
-                sums = loss(sources[source_key(loss)], teacher.output, weights, assignments[loss.source])
+                weights = stack_regions(regions[name])
+                sums = loss(sources[loss.source_key], teacher.output, weights, assignments[loss.source])
             losses[f"loss_kd_{name}"] += loss.scheduled_weight * (sums / normalizers[name]).sum()
-            for part, region in zip(loss.parts, regions[name]):
-                # Each location counts with its region's weight: how much of an image this part distils.
-                images = len(batched_inputs) if part.label_free else max(num_labelled, 1)
+            for spec, region in zip(loss.regions, regions[name]):
+                # Each location counts with its region's weight: how much of an image the loss distils there.
+                images = len(batched_inputs) if spec.label_free else max(num_labelled, 1)
                 count = reduce(add, (weight.sum() for weight in region)) / images
-                monitors[f"kd/{name}_{part.name}{'_' if part.name else ''}locations"] = count
+                monitors[f"kd/{name}_{spec.label}{'_' if spec.label else ''}locations"] = count
         if takers and num_labelled < len(batched_inputs):
             monitors["kd/unlabeled_images"] = self.pixel_mean.new_tensor(len(batched_inputs) - num_labelled)
         if active and overlap.same_anchors:
@@ -292,9 +292,13 @@ class DistilledDetector(nn.Module):
         assignments: Mapping[str, Assignment],
     ) -> dict[str, Tensor]:
         """What each loss's sums are divided by; keeps what the checkpoint and the next steps need of it."""
-        ema = float(getattr(self._student, "loss_normalizer", 0))
-        positives = self.distillation.positives_per_image
-        normalizers, running = compute_normalizers(active, regions, assignments, ema=ema, positives_per_image=positives)
+        normalizers, running = compute_normalizers(
+            active,
+            regions,
+            assignments,
+            loss_normalizer=float(getattr(self._student, "loss_normalizer", 0)),
+            positives_per_image=self.distillation.positives_per_image,
+        )
         for name, value in running.items():
             getattr(self.distillation, name).copy_(value)
         return normalizers

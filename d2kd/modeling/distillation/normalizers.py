@@ -1,4 +1,4 @@
-"""What each part of a loss is divided by; the only numbers that ranks exchange to compute a loss."""
+"""What a loss's sum over each of its regions is divided by; the only numbers that ranks exchange to compute a loss."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def compute_normalizers(
     regions: Mapping[str, Sequence[Sequence[Tensor]]],
     assignments: Mapping[str, Assignment],
     *,
-    ema: float,
+    loss_normalizer: float,
     positives_per_image: Tensor,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """
@@ -35,32 +35,31 @@ def compute_normalizers(
 
     Args:
         losses: the losses of this step by name.
-        regions: for each of them, the region of each of its parts: one map a level.
+        regions: for each of them, each of its regions: one map a level.
         assignments: for each source, the labels of its anchors.
-        ema: the student's own running normaliser; 0 if it keeps none.
+        loss_normalizer: the student's own running normaliser; 0 if it keeps none.
         positives_per_image: (S,) float64, for each of SOURCES the running mean over images with labels; 0 for none yet.
 
     Returns:
-        for each loss what its sums are divided by: a scalar, or (L,) where each level has its own, and of several parts
-        (P,) or (L, P); and, float64, what is kept for the next steps: "loss_normalizer", the mean of ``ema`` over
-        ranks, and the new "positives_per_image".
+        for each loss what its sums are divided by: a scalar, or (L,) where each level has its own, and of several
+        regions (R,) or (L, R); and, float64, what is kept for the next steps: the mean of "loss_normalizer" over ranks,
+        and the new "positives_per_image".
 
     Raises:
-        ValueError: a loss asks for "ema" of a student that keeps none, or counts positives as the papers' code does
-            in a batch that has images without labels.
+        ValueError: a loss counts positives as the papers' code does in a batch that has images without labels.
     """
     some = next(iter(assignments.values()))
     num_images, num_labelled = len(some.gt_boxes), some.num_labelled
     positives = {source: assignment.num_positives for source, assignment in assignments.items()}
-    sums = {
-        "ema": torch.tensor([ema], dtype=torch.float64),
-        "images": torch.tensor([num_images, num_labelled], dtype=torch.float64),
-        **{("positives", source): per_image.sum().view(1) for source, per_image in positives.items()},
+    sums: dict[tuple[str, str, int], Tensor] = {
+        ("loss_normalizer", "", 0): torch.tensor([loss_normalizer], dtype=torch.float64),
+        ("images", "", 0): torch.tensor([num_images, num_labelled], dtype=torch.float64),
+        **{("positives", source, 0): per_image.sum().view(1) for source, per_image in positives.items()},
         **{
             ("region", name, index): torch.stack([weight.sum() for weight in regions[name][index]])
             for name, loss in losses.items()
-            for index, part in enumerate(loss.parts)
-            if part.normalizer in _OF_THE_REGION
+            for index, spec in enumerate(loss.regions)
+            if spec.normalizer in _OF_THE_REGION
         },
     }
     shared = torch.cat([value.to(some.labels[0].device, torch.float64) for value in sums.values()])
@@ -69,21 +68,16 @@ def compute_normalizers(
         torch.distributed.all_reduce(shared)
     totals = dict(zip(sums, shared.split([len(value) for value in sums.values()]), strict=True))
 
-    images, labelled_images = totals["images"]
+    images, labelled_images = totals["images", "", 0]
     means = positives_per_image.clone()
     for source in positives:
         i = SOURCES.index(source)
-        now = totals["positives", source][0] / labelled_images.clamp(min=1)
+        now = totals["positives", source, 0][0] / labelled_images.clamp(min=1)
         mixed = torch.where(means[i] > 0, _MOMENTUM * means[i] + (1 - _MOMENTUM) * now, now)
         means[i] = torch.where(labelled_images > 0, mixed, means[i])
 
     def normalizer(name: str, index: int, kind: str, source: str, label_free: bool) -> Tensor:
         unlabelled = images - labelled_images if label_free else images.new_zeros(())
-        if kind in ("ema", "local_positives") and unlabelled > 0:  # on any rank, so that all ranks stop
-            raise ValueError(
-                f"model.losses.{name}.normalizer is {kind!r}, which cannot count images without labels, and this batch "
-                f"has {unlabelled:.0f}: use 'positives'."
-            )
         if kind in _OF_THE_REGION:
             levels = totals["region", name, index]
             per_rank = (levels.sum() if kind == "locations" else levels) / world_size
@@ -92,26 +86,25 @@ def compute_normalizers(
         if kind == "positives":
             mean = means[SOURCES.index(source)]
             assumed = unlabelled * torch.where(mean > 0, mean, 1)
-            return (totals["positives", source][0] + assumed).clamp(min=1) / world_size
+            return (totals["positives", source, 0][0] + assumed).clamp(min=1) / world_size
         if kind == "images":
             return (labelled_images + unlabelled).clamp(min=1) / world_size / 2
         if kind == "local_positives":
-            return positives[source].clamp(min=1).sum()
-        if kind == "ema":
-            if not ema:
+            if unlabelled > 0:  # on any rank, so that all ranks stop
                 raise ValueError(
-                    f"model.losses.{name}.normalizer is 'ema', but the student keeps no loss_normalizer: use "
-                    "'positives'."
+                    f"model.losses.{name}.normalizer is {kind!r}, which cannot count images without labels, and this "
+                    f"batch has {unlabelled:.0f}: use 'positives'."
                 )
-            return shared.new_tensor(ema)
+            return positives[source].clamp(min=1).sum()
         return shared.new_ones(())  # "none"
 
     normalizers = {}
     for name, loss in losses.items():
         values = [
-            normalizer(name, i, part.normalizer, loss.source, part.label_free).float()
-            for i, part in enumerate(loss.parts)
+            normalizer(name, i, spec.normalizer, loss.source, spec.label_free).float()
+            for i, spec in enumerate(loss.regions)
         ]
         several = len(values) > 1
         normalizers[name] = torch.stack(torch.broadcast_tensors(*values), dim=-1) if several else values[0]
-    return normalizers, {"loss_normalizer": totals["ema"][0] / world_size, "positives_per_image": means}
+    kept = {"loss_normalizer": totals["loss_normalizer", "", 0][0] / world_size, "positives_per_image": means}
+    return normalizers, kept

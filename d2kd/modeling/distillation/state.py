@@ -48,13 +48,10 @@ def make_tap_projectors(
     """
     if channels is None:
         return {}
-    check_widths("model.tap_projector_channels", channels)
-    in_channels, out_channels = channels
+    ours, theirs = check_widths("model.tap_projector_channels", channels)
     tails = sorted({loss.tail for loss in losses if loss.source == "crossed"})
     branches = get_adapter(student).towers(student.head) if tails else ()
-    return {
-        f"{branch}_{tail}": nn.Conv2d(in_channels, out_channels, 1, bias=False) for tail in tails for branch in branches
-    }
+    return {f"{branch}_{tail}": nn.Conv2d(ours, theirs, 1, bias=False) for tail in tails for branch in branches}
 
 
 class DistillationState(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import multiprocessing
 
 import d2kd.modeling.distillation.crossing as module_under_test
-from d2kd.losses import BinaryClassificationKD, IoULocalizationKD
+from d2kd.losses import BinaryClassificationKD, IoULocalizationKD, TaskIntegrationKD
 from d2kd.methods import get_losses
 from d2kd.modeling.adapters import cross_head
 from tests.helpers import FAMILIES, build_detector, distilled, gradients, make_batch, make_losses, run_step
@@ -19,7 +19,7 @@ OTHERS = {
     ("GFL", "ld"): {},
     ("GFL", "ftpd"): {},
     ("FCOS", "ftpd_hetero"): {"ftpd_dlt": {"kind": "fixed"}},
-    ("RetinaNet", "tid"): {"tid": {"feature_norm": "none"}},
+    ("RetinaNet", "tid"): {},
 }
 OBJECTS = (0, 0, 3, 1)  # none at all on the first rank
 #: Losses of batches of which the last image alone has labels, so that the first rank has none.
@@ -33,12 +33,22 @@ UNLABELLED = {
 }
 
 
+class RawFeatures(TaskIntegrationKD):
+    """TID's regions and normalisers, of features as they are."""
+
+    def level_loss(self, source, teacher, level, region):
+        ours, theirs = self.feature_maps(source, teacher, level)
+        return (self.cell_weights(region) * (ours - theirs).square().mean(1)).sum((1, 2, 3))
+
+
 def build(family, method):
     # FrozenBN: the predictions for an image must not depend on the others of its batch. ("gap_at_positives" and the
     # detection losses are means over a rank, which no test here compares.)
     student, teacher = (build_detector(family, seed=seed, backbone_norm="FrozenBN") for seed in (0, 1))
     if method in (*METHODS, "ld"):
         return distilled(student, teacher, make_losses(method))
+    if method == "tid":
+        return distilled(student, teacher, {"tid": RawFeatures()})
     losses = get_losses(method, family)
     for name, fields in OTHERS[family, method].items():
         losses[name].update(fields)
@@ -74,8 +84,8 @@ def worker(rank, folder):
     for key in product(FAMILIES, UNLABELLED):
         result[key] = step(build_unlabelled(*key), images, unlabelled=True)
     try:
-        ema = dict(kd=BinaryClassificationKD(normalizer="ema"))
-        model = distilled(build_detector("FCOS"), build_detector("FCOS", seed=1), ema)
+        local = dict(kd=BinaryClassificationKD(normalizer="local_positives"))
+        model = distilled(build_detector("FCOS"), build_detector("FCOS", seed=1), local)
         step(model, images)
         step(model, slice(2, 4) if rank else slice(3, 4), unlabelled=True)
     except ValueError as error:
@@ -129,7 +139,8 @@ def test_so_it_is_with_images_without_labels(ranks, family, kind):
 def test_what_cannot_count_images_without_labels_stops_all_ranks(ranks):
     """Also the one whose own images have labels."""
     for rank in ranks:
-        assert "model.losses.kd.normalizer is 'ema'" in rank["refused"] and "this batch has 1:" in rank["refused"]
+        assert "model.losses.kd.normalizer is 'local_positives'" in rank["refused"]
+        assert "this batch has 1:" in rank["refused"]
 
 
 @pytest.mark.parametrize("family", ["RetinaNet", "FCOS"])  # the others keep none

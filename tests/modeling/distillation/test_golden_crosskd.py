@@ -115,7 +115,7 @@ def test_losses(run):
         torch.testing.assert_close(total.float(), expected.sum(), rtol=2e-5, atol=0)
         if len(expected) == 5:
             *outputs, region, _ = run.seen[name]
-            normalizer = sum(w.sum() for w in region) if loss.parts[0].normalizer == "locations" else run.normalizer
+            normalizer = sum(w.sum() for w in region) if loss.regions[0].normalizer == "locations" else run.normalizer
             levels = loss(*outputs, region) * loss.weight / normalizer
             torch.testing.assert_close(levels, expected, rtol=5e-5, atol=1e-7)
 

@@ -73,7 +73,7 @@ def test_the_default_does_not_depend_on_the_images_a_gpu_as_the_papers_code_does
     losses = ld("GFL") | {f"raw_{name}": loss for name, loss in ld("GFL").items()}
     for name in ("ld_main", "ld_vlr"):
         raw = losses[f"raw_{name}"]
-        raw.parts = (dataclasses.replace(raw.parts[0], normalizer="none"),)
+        raw.regions = (dataclasses.replace(raw.regions[0], normalizer="none"),)
     model = distilled(student, teacher, losses)
     batch = make_batch([(48, 64)] * 2, objects=(2, 3))
     two, four = run_step(model, batch), run_step(model, [*batch, *batch])

@@ -79,11 +79,11 @@ def test_features_of_another_width_go_through_a_trained_convolution(loss, tmp_pa
     model = distilled(student, teacher, {"f": loss(projector_channels=[8, 12])})
     term = run_step(model, make_batch())["loss_kd_f"]
     names = reached(gradients(model, term))
-    weight = "distillation.losses.f.adapter.weight"
+    weight = "distillation.losses.f.projector.weight"
     assert weight in names and weight in dict(model.named_parameters())
     DetectionCheckpointer(model, str(tmp_path)).save("model")
     resumed = distilled(student, teacher, {"f": loss(projector_channels=[8, 12])})
-    torch.nn.init.zeros_(resumed.distillation.losses["f"].adapter.weight)
+    torch.nn.init.zeros_(resumed.distillation.losses["f"].projector.weight)
     DetectionCheckpointer(resumed).load(str(tmp_path / "model.pth"))
     torch.testing.assert_close(run_step(resumed, make_batch())["loss_kd_f"], term)
 

@@ -18,15 +18,15 @@ def assignment(positives=(2, 0, 0)):
     return flat_assignment(labels, 4, [(2, 2), (1, 1)])
 
 
-def compute(losses, regions, assignments, *, ema=0.0, positives=(0.0, 0.0)):
+def compute(losses, regions, assignments, *, own=0.0, positives=(0.0, 0.0)):
     running = torch.tensor(positives, dtype=torch.float64)
-    return compute_normalizers(losses, regions, assignments, ema=ema, positives_per_image=running)
+    return compute_normalizers(losses, regions, assignments, loss_normalizer=own, positives_per_image=running)
 
 
-def normalizer(kind, *, ema=0.0, source="student", region=REGION, positives=(0.0, 0.0), name="teacher_quality", **rest):
+def normalizer(kind, *, source="student", region=REGION, positives=(0.0, 0.0), name="teacher_quality", **rest):
     losses = {"term": BinaryClassificationKD(normalizer=kind, source=source, region=name)}
     assignments = rest or {"student": assignment()}
-    return compute(losses, {"term": [region]}, assignments, ema=ema, positives=positives)[0]["term"]
+    return compute(losses, {"term": [region]}, assignments, positives=positives)[0]["term"]
 
 
 @pytest.mark.parametrize(
@@ -36,12 +36,11 @@ def normalizer(kind, *, ema=0.0, source="student", region=REGION, positives=(0.0
         ("local_positives", 4.0),  # at least one an image
         ("images", 1.5),  # 1 at the papers' two images
         ("locations", 2.25),
-        ("ema", 7.0),
         ("none", 1.0),
     ],
 )
 def test_scalars(kind, expected):
-    assert normalizer(kind, ema=7.0).item() == expected
+    assert normalizer(kind).item() == expected
 
 
 def test_a_mean_over_levels_leaves_empty_ones_out():
@@ -60,7 +59,7 @@ def test_every_level_has_its_own():
     assert torch.equal((torch.tensor([1.0, 0.0]) / value)[1:], torch.zeros(1)) and (10 / value).isfinite().all()
 
 
-@pytest.mark.parametrize("kind", [kind for kind in NORMALIZERS if kind != "ema"])
+@pytest.mark.parametrize("kind", NORMALIZERS)
 def test_without_any_positive_or_region_nothing_is_infinite(kind):
     value = normalizer(kind, student=assignment((0, 0, 0)), region=[torch.zeros_like(x) for x in REGION])
     assert (value > 0).all() and (1 / value).isfinite().all()
@@ -72,13 +71,8 @@ def test_positives_are_those_of_the_source():
     assert normalizer("positives", source="crossed", **pair).item() == 4
 
 
-def test_a_student_that_keeps_no_normaliser_is_refused():
-    with pytest.raises(ValueError, match=r"model.losses.term.normalizer is 'ema'.*use 'positives'"):
-        normalizer("ema")
-
-
 def test_the_students_own_normaliser_is_kept_exactly():
-    value = compute({}, {}, {"student": assignment()}, ema=100.1)[1]["loss_normalizer"]
+    value = compute({}, {}, {"student": assignment()}, own=100.1)[1]["loss_normalizer"]
     assert value.dtype == torch.float64 and value.item() == 100.1
 
 

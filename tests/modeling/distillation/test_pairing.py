@@ -222,13 +222,6 @@ def test_a_name_that_no_module_can_have(name):
         distilled(build_detector("FCOS"), build_detector("FCOS"), {name: BinaryClassificationKD()})
 
 
-def test_the_running_normaliser_needs_a_student_that_keeps_one():
-    losses = dict(cls=BinaryClassificationKD(normalizer="ema"))
-    model = distilled(build_detector("GFL"), build_detector("GFL"), losses)
-    with pytest.raises(ValueError, match="losses.cls.normalizer is 'ema', but the student keeps no loss_normalizer"):
-        run_step(model, make_batch())
-
-
 class ScaledHead(RetinaNetHead):
     """Does more than its children: what an adapter that knows only them would miss."""
 

@@ -33,12 +33,12 @@ def test_taps_of_another_width_train_through_it(family):
     model = pair(family)
     batch = make_batch()
     losses = run_step(model, batch)
-    adapters = {f"distillation.tap_projectors.{branch}_1.weight" for branch in ("cls", "box")}
-    assert adapters == {name for name, _ in model.named_parameters() if name.startswith("distillation.")}
-    assert all(value.shape == (8, 4, 1, 1) for name, value in model.named_parameters() if name in adapters)
+    projectors = {f"distillation.tap_projectors.{branch}_1.weight" for branch in ("cls", "box")}
+    assert projectors == {name for name, _ in model.named_parameters() if name.startswith("distillation.")}
+    assert all(value.shape == (8, 4, 1, 1) for name, value in model.named_parameters() if name in projectors)
     for name, branch in (("crosskd_cls", "cls"), ("crosskd_loc", "box")):
         found = reached(gradients(model, losses[f"loss_kd_{name}"]))
-        assert found & adapters == {f"distillation.tap_projectors.{branch}_1.weight"}
+        assert found & projectors == {f"distillation.tap_projectors.{branch}_1.weight"}
         assert any(x.startswith("backbone") for x in found)
     alone = run_step(distilled(build_detector(family, conv_dims=(4, 4))), batch)
     assert all(torch.equal(losses[name], value) for name, value in alone.items())
@@ -56,16 +56,16 @@ def test_the_heads_input_of_another_width():
     assert "distillation.tap_projectors.box_2.weight" in reached(gradients(model, losses["loss_kd_crosskd_loc"]))
 
 
-def test_an_adapter_that_does_nothing_changes_nothing():
+def test_a_projector_that_does_nothing_changes_nothing():
     with_it, without = pair(channels=[8, 8], ours=8), pair(channels=None, ours=8)
-    for adapter in with_it.distillation.tap_projectors.values():
-        torch.nn.init.dirac_(adapter.weight)
+    for projector in with_it.distillation.tap_projectors.values():
+        torch.nn.init.dirac_(projector.weight)
     expected = run_step(without, make_batch())
     for name, value in run_step(with_it, make_batch()).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
 
 
-def test_every_adapter_is_in_the_graph_whatever_is_on():
+def test_every_projector_is_in_the_graph_whatever_is_on():
     """DDP waits for the gradients of all parameters, also of a branch that no term reads and of terms that are off."""
     off = MultiStepParamScheduler([0.0, 1.0], milestones=[1, 2])
     cls = BinaryClassificationKD(source="crossed", schedule=off, schedule_iters=2)

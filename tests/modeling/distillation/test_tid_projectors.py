@@ -1,4 +1,4 @@
-"""TID's areas depend on what detectors say of boxes and classes, not on how their heads code it."""
+"""TID's regions depend on what detectors say of boxes and classes, not on how their heads code it."""
 
 import pytest
 import torch
@@ -48,8 +48,8 @@ def dense_output(detector, logits, boxes):
 
 
 @pytest.fixture(scope="module")
-def areas():
-    """The areas by family, of the same predictions of student and teacher."""
+def regions():
+    """The regions by family, of the same predictions of student and teacher."""
     found = {}
     gt = [x["instances"] for x in make_batch([(48, 64), (48, 64)], objects=(4, 4))]
     said = [predicted(seed) for seed in (0, 1)]
@@ -75,12 +75,12 @@ def areas():
 
 
 @pytest.mark.parametrize("family", FAMILIES[1:])
-def test_equal_boxes_and_scores_have_equal_areas(areas, family):
-    for area, levels in areas[family].items():
-        for level, expected in zip(levels, areas[FAMILIES[0]][area], strict=True):
+def test_equal_boxes_and_scores_have_equal_regions(regions, family):
+    for name, levels in regions[family].items():
+        for level, expected in zip(levels, regions[FAMILIES[0]][name], strict=True):
             torch.testing.assert_close(level, expected, rtol=0, atol=1e-6)
 
 
-def test_the_scene_has_cells_of_all_areas(areas):
-    for levels in areas["RetinaNet"].values():
+def test_the_scene_has_cells_of_all_regions(regions):
+    for levels in regions["RetinaNet"].values():
         assert sum((x > 0).sum() for x in levels) >= 3

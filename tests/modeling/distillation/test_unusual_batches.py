@@ -36,7 +36,7 @@ def test_losses_and_gradients_are_finite_and_terms_stay_active(family, method, c
     active = {f"loss_kd_{name}": loss for name, loss in model.losses.items() if loss.weight > 0}
     assert all(losses[name].requires_grad for name in active)
     if method in EVERYWHERE:
-        assert all(losses[name] > 0 for name, loss in active.items() if loss.parts[0].region != "positives")
+        assert all(losses[name] > 0 for name, loss in active.items() if loss.regions[0].name != "positives")
     sum(losses.values()).backward()
     grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert grads and all(grad.isfinite().all() for grad in grads.values())

@@ -1,4 +1,4 @@
-"""Losses of several parts, and weights that change while training, inside a step."""
+"""Losses of several regions, and weights that change while training, inside a step."""
 
 from types import SimpleNamespace
 
@@ -8,24 +8,24 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.events import EventStorage
 from fvcore.common.param_scheduler import LinearParamScheduler, MultiStepParamScheduler
 
-from d2kd.losses import BinaryClassificationKD, IoULocalizationKD, Part
+from d2kd.losses import BinaryClassificationKD, IoULocalizationKD, RegionSpec
 from d2kd.regions import REGION_REGISTRY
 from tests.helpers import build_detector, distilled, make_batch, run_step
 
 
-class ManyParts(BinaryClassificationKD):
+class ManyRegions(BinaryClassificationKD):
     """The same kernel in two regions, each with its own normaliser."""
 
     def __init__(self, normalizers, **kwargs):
         super().__init__(**kwargs)
         regions = ("all_locations", "teacher_quality")
-        self.parts = tuple(
-            Part.of("ManyParts", region=region, normalizer=normalizer, name=region)
+        self.regions = tuple(
+            RegionSpec.of("ManyRegions", region=region, normalizer=normalizer, label=region)
             for region, normalizer in zip(regions, normalizers, strict=True)
         )
 
     def level_loss(self, source, teacher, level, region):
-        return torch.stack([super(ManyParts, self).level_loss(source, teacher, level, part) for part in region])
+        return torch.stack([super(ManyRegions, self).level_loss(source, teacher, level, x) for x in region])
 
 
 def pair():
@@ -35,9 +35,9 @@ def pair():
 @pytest.mark.parametrize(
     "normalizers", [("positives", "locations"), ("positives", "level_mean"), ("level_locations", "images")]
 )
-def test_each_term_of_a_loss_has_its_own_region_and_normaliser(normalizers):
+def test_each_region_of_a_loss_has_its_own_normaliser(normalizers):
     losses = {
-        "both": ManyParts(normalizers, weight=3.0),
+        "both": ManyRegions(normalizers, weight=3.0),
         "first": BinaryClassificationKD(region="all_locations", normalizer=normalizers[0], weight=3.0),
         "second": BinaryClassificationKD(region="teacher_quality", normalizer=normalizers[1], weight=3.0),
     }
@@ -47,11 +47,11 @@ def test_each_term_of_a_loss_has_its_own_region_and_normaliser(normalizers):
     expected = found["loss_kd_first"] + found["loss_kd_second"]
     torch.testing.assert_close(found["loss_kd_both"], expected, rtol=1e-5, atol=0)
     assert found["loss_kd_first"] > 0 and found["loss_kd_second"] > 0
-    for term, alone in (("all_locations", "first"), ("teacher_quality", "second")):
-        assert logged[f"kd/both_{term}_locations"] == logged[f"kd/{alone}_locations"]
+    for label, alone in (("all_locations", "first"), ("teacher_quality", "second")):
+        assert logged[f"kd/both_{label}_locations"] == logged[f"kd/{alone}_locations"]
 
 
-def test_the_areas_of_a_region_are_made_in_one_go():
+def test_the_regions_of_one_function_are_made_in_one_call():
     calls = []
 
     @REGION_REGISTRY.register()
@@ -60,7 +60,7 @@ def test_the_areas_of_a_region_are_made_in_one_go():
         return {"left": [x.float() for x in assignment.valid], "right": [x.float() * 0 for x in assignment.valid]}
 
     try:
-        losses = {area: BinaryClassificationKD(region={"name": "counted", "area": area}) for area in ("left", "right")}
+        losses = {name: BinaryClassificationKD(region=f"counted.{name}") for name in ("left", "right")}
         model = distilled(*pair(), losses)
         calls.clear()  # those of looking at the options
         found = run_step(model, make_batch())
