@@ -193,7 +193,7 @@ def _part_cases(method: str, model: DistilledDetector, batch: list[dict[str, Any
                 features=_leaves(output.features) if output.features else None,
             )
             regions = make_regions({name: loss}, sources, teacher.output, assignments)[name]
-            return source, dataclasses.replace(teacher.output), stack_regions(regions), assignments[loss.source]
+            return source, dataclasses.replace(teacher.output), stack_regions(regions)
 
         def run(inputs: tuple[Any, ...], loss: DistillationLoss = loss) -> None:
             loss(*inputs).sum().backward()

@@ -13,7 +13,7 @@ from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
 from d2kd.losses.region_spec import RegionSpec
-from d2kd.structures import Assignment, DenseOutput, OutputSpec
+from d2kd.structures import DenseOutput, OutputSpec
 
 __all__ = ["LOSS_REGISTRY", "SOURCES", "DistillationLoss"]
 
@@ -147,20 +147,13 @@ class DistillationLoss(nn.Module, ABC):
         :attr:`regions`, ``region`` is (R, N, A, H, W) and the sums (R,).
         """
 
-    def forward(
-        self,
-        source: DenseOutput,
-        teacher: DenseOutput,
-        region: Sequence[Tensor],
-        assignment: Assignment | None = None,
-    ) -> Tensor:
+    def forward(self, source: DenseOutput, teacher: DenseOutput, region: Sequence[Tensor]) -> Tensor:
         """
         Args:
             source: dense output of the source.
             teacher: dense output of the teacher, in the same anchors and classes.
             region: per level, detached weights as :meth:`prepare_region` returns them, (N, A, H, W); of several
                 :attr:`regions` stacked in front, (R, N, A, H, W).
-            assignment: the labels of the source's anchors, for kernels that read objects.
 
         Returns:
             (L,) or, of several regions, (L, R): each level's sums, not yet weighted nor normalised.

@@ -12,7 +12,7 @@ from d2kd.losses.base import LOSS_REGISTRY, DistillationLoss
 from d2kd.losses.kernel import check_choice, check_number, compute_dtype, drop_unweighted, weigh_and_reduce
 from d2kd.losses.laplace_kl import laplace_kl
 from d2kd.regions.quality import QUALITY
-from d2kd.structures import Assignment, DenseOutput, OutputSpec
+from d2kd.structures import DenseOutput, OutputSpec
 
 __all__ = ["DynamicBoxKD", "weighted_median"]
 
@@ -120,17 +120,11 @@ class DynamicBoxKD(DistillationLoss):
                 "compares decoded boxes."
             )
 
-    def forward(
-        self,
-        source: DenseOutput,
-        teacher: DenseOutput,
-        region: Sequence[Tensor],
-        assignment: Assignment | None = None,
-    ) -> Tensor:
+    def forward(self, source: DenseOutput, teacher: DenseOutput, region: Sequence[Tensor]) -> Tensor:
         """See :class:`DistillationLoss`; the median of "residual" is over all levels, so it comes before their sums."""
         if self.kind == "residual":
             self._update_temperature(source, teacher, region)
-        return super().forward(source, teacher, region, assignment)
+        return super().forward(source, teacher, region)
 
     def level_loss(self, source: DenseOutput, teacher: DenseOutput, level: int, region: Tensor) -> Tensor:
         temperature: float | Tensor = self.temperature

@@ -259,9 +259,9 @@ def test_bad_input_is_named(kwargs, message):
 def test_by_default_it_is_the_papers_sum_averaged_over_images():
     """The detector divides by half of the images; two levels, whose terms add up."""
     module = ChannelWiseKD(weight=0.5)
-    (term,) = module.regions
-    assert (term.name, dict(term.options), term.normalizer) == ("everywhere", {}, "images")
-    assert (module.task, module.temperature, module.adapter) == ("feature", 1.0, None)
+    (spec,) = module.regions
+    assert (spec.name, dict(spec.options), spec.normalizer) == ("everywhere", {}, "images")
+    assert (module.task, module.temperature, module.projector) == ("feature", 1.0, None)
     pairs = [maps(3, 2, 4, 5), maps(3, 2, 2, 1)]
     region = module.prepare_region([torch.ones(3, 2, 4, 5), torch.ones(3, 2, 2, 1)])
     sums = module(output(features=[s for s, _ in pairs]), output(features=[t for _, t in pairs]), region)
@@ -285,12 +285,12 @@ def test_a_region_of_anchors_is_refused():
         ChannelWiseKD().level_loss(both, both, 0, torch.ones(1, 2, 4, 4))
 
 
-def test_an_adapter_makes_the_student_as_wide_as_the_teacher():
+def test_a_projector_makes_the_student_as_wide_as_the_teacher():
     module = ChannelWiseKD(projector_channels=[3, 5])
     student, teacher = random_maps(2, 3, 4, 4, dtype=torch.float32), random_maps(2, 5, 4, 4, dtype=torch.float32)
     source, target = output(features=[student.requires_grad_()]), output(features=[teacher])
     loss = module.level_loss(source, target, 0, torch.ones(2, 1, 4, 4))
-    torch.testing.assert_close(loss, kernel(module.adapter(student), teacher, 1.0, reduction="sum"))
+    torch.testing.assert_close(loss, kernel(module.projector(student), teacher, 1.0, reduction="sum"))
     for region in (torch.ones(2, 1, 4, 4), torch.zeros(2, 1, 4, 4)):
         tensors = [student, *module.parameters()]
         sums = module(source, target, [region])
@@ -313,4 +313,4 @@ def test_a_crossed_source_has_no_features():
 
 def test_a_printed_term_shows_its_temperature():
     assert "region=everywhere, normalizer=images" in repr(ChannelWiseKD())
-    assert repr(ChannelWiseKD(temperature=4)).endswith("projector_channels=None, projector_kernel=1, temperature=4)")
+    assert repr(ChannelWiseKD(temperature=4)).endswith("projector_channels=None, temperature=4)")

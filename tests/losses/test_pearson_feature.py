@@ -26,9 +26,9 @@ def test_golden_pkd():
 
 def test_defaults_are_the_papers_code():
     module = PearsonFeatureKD()
-    (term,) = module.regions
-    assert (term.name, dict(term.options), term.normalizer) == ("everywhere", {}, "level_locations")
-    assert module.adapter is None
+    (spec,) = module.regions
+    assert (spec.name, dict(spec.options), spec.normalizer) == ("everywhere", {}, "level_locations")
+    assert module.projector is None
 
 
 def test_a_region_weighs_cells_after_the_statistics():

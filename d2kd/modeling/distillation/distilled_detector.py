@@ -257,7 +257,7 @@ class DistilledDetector(nn.Module):
                 continue
             with torch.autocast(self.device.type, enabled=False):
                 weights = stack_regions(regions[name])
-                sums = loss(sources[loss.source_key], teacher.output, weights, assignments[loss.source])
+                sums = loss(sources[loss.source_key], teacher.output, weights)
             losses[f"loss_kd_{name}"] += loss.scheduled_weight * (sums / normalizers[name]).sum()
             for spec, region in zip(loss.regions, regions[name]):
                 # Each location counts with its region's weight: how much of an image the loss distils there.
