@@ -7,7 +7,7 @@ from detectron2.config import LazyConfig, instantiate
 from d2kd.cli import export as tool
 from tests.helpers import build_detector, make_batch, run_step
 
-# A run with something kept in distillation.*: a temperature, and an adapter of features; its teacher is nowhere.
+# A run with something kept in distillation.*: a temperature, and a projector of features; its teacher is nowhere.
 CONFIG = """
 from detectron2.config import LazyCall as L
 from d2kd.losses import DynamicBoxKD, DynamicLocalizationDistillation, FeatureImitation
@@ -42,7 +42,7 @@ class Run:
         if family == "GFL":
             box = 'L(DynamicLocalizationDistillation)(kind="learned")'
             temperature = "learned_temperature.theta"
-        kept = (f"box.{temperature}", "features.adapter.bias", "features.adapter.weight")
+        kept = (f"box.{temperature}", "features.projector.bias", "features.projector.weight")
         self.kept = [f"distillation.losses.{name}" for name in kept]
         self.config.write_text(CONFIG.format(family=family, teacher=teacher, box=box))
         DetectionCheckpointer(build_detector(family, width=8), str(folder)).save("teacher")

@@ -114,7 +114,7 @@ def test_losses(run):
         total = run.found[f"loss_kd_{name}"] * run.parity
         torch.testing.assert_close(total.float(), expected.sum(), rtol=2e-5, atol=0)
         if len(expected) == 5:
-            *outputs, region, _ = run.seen[name]
+            *outputs, region = run.seen[name]
             normalizer = sum(w.sum() for w in region) if loss.regions[0].normalizer == "locations" else run.normalizer
             levels = loss(*outputs, region) * loss.weight / normalizer
             torch.testing.assert_close(levels, expected, rtol=5e-5, atol=1e-7)

@@ -21,6 +21,7 @@ from tests.helpers import (
     preset,
     reached,
     run_step,
+    watched,
 )
 
 SOURCES = ("student", "crossed")
@@ -87,10 +88,9 @@ def test_labels_of_other_anchors_are_the_teachers_on_all_its_levels():
     student = detector("FCOS", 0, LEVELS[1:])
     teacher = detector("ATSS", 1)  # one square anchor a cell too, but elsewhere
     model = distilled(student, teacher, dict(cls=BinaryClassificationKD(source="crossed")))
-    seen = []
-    model.losses["cls"].register_forward_pre_hook(lambda m, args: seen.append(args[3]))
     batch = make_batch()
-    run_step(model, batch)
+    with watched("crossed_assignment") as seen:
+        run_step(model, batch)
     sizes = [(6, 8), (3, 4), (2, 2)]
     anchors = teacher.anchor_generator([torch.zeros(1, 1, h, w) for h, w in sizes])
     labels, _ = teacher.label_anchors(anchors, [x["instances"] for x in batch])
@@ -105,12 +105,11 @@ def test_labels_of_other_anchors_with_classes_of_their_own():
     student, teacher = detector("FCOS", 0, num_classes=4), detector("RetinaNet", 1, num_classes=3)
     losses = dict(cls=BinaryClassificationKD(source="crossed"))
     model = DistilledDetector(student=student, teacher=dict(model=teacher, class_map={2: 0, 0: 3}), losses=losses)
-    seen = []
-    losses["cls"].register_forward_pre_hook(lambda m, args: seen.append(args[3]))
     batch = make_batch(objects=6)
     for item in batch:
         item["instances"].gt_classes = torch.tensor([0, 1, 2, 3, 3, 0])
-    run_step(model, batch)
+    with watched("crossed_assignment") as seen:
+        run_step(model, batch)
     anchors = teacher.anchor_generator([torch.zeros(1, 1, h, w) for h, w in ((6, 8), (3, 4), (2, 2))])
     known = [item["instances"][[0, 3, 4, 5]] for item in batch]  # of the student's classes 0 and 3
     for objects in known:
