@@ -178,9 +178,6 @@ def test_two_classes_once_standardised_say_nothing():
             dict(quality_region={"name": "teacher_quality", "centerness": 1}),
             "quality_region 'teacher_quality': centerness is 1",
         ),
-            dict(quality_region={"name": "teacher_quality", "centerness": 1}),
-            "quality_region 'teacher_quality': centerness is 1",
-        ),
     ],
 )
 def test_fields_that_mean_nothing_are_named(kwargs, message):
