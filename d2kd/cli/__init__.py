@@ -22,13 +22,13 @@ def fail(command: str, error: Exception | str) -> int:
 
 def is_users_error(error: BaseException) -> bool:
     """
-    Whether an error's message says all that its reader needs: it is about a file or a config's keys, or d2kd itself
-    raised it, or a node's arguments are not those of its target. A ValueError or TypeError from elsewhere may be a
-    defect of a detector or of d2kd, and needs its traceback.
+    Whether an error's message says all that its reader needs: it is about a file, a config's keys or a loss that is
+    not finite, or d2kd itself raised it, or a node's arguments are not those of its target. A ValueError or TypeError
+    from elsewhere may be a defect of a detector or of d2kd, and needs its traceback.
     """
-    if isinstance(error, (OSError, OmegaConfBaseException)):
+    if isinstance(error, (OSError, OmegaConfBaseException, FloatingPointError)):
         return True
-    if not isinstance(error, (ValueError, TypeError, FloatingPointError)):
+    if not isinstance(error, (ValueError, TypeError)):
         return False
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     package, module = (frame.f_globals.get(key) or "" for key in ("__package__", "__name__"))

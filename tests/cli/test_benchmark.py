@@ -177,7 +177,7 @@ def test_no_method_measures_the_baseline_alone(tmp_path, capsys):
 def test_a_method_that_does_not_fit_is_one_sentence(capsys):
     assert benchmark.main(["--detector", "fcos", *SMALL, "--device", "cpu", "--methods", "ld"]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("benchmark.py: ") and error.count("\n") == 1 and "FCOS" in error
+    assert error.startswith("d2kd benchmark: ") and error.count("\n") == 1 and "FCOS" in error
 
 
 def test_auto_takes_cuda_only_where_there_is_one(monkeypatch):
