@@ -52,7 +52,7 @@ def read_layers() -> list[list[str]]:
     """The contract's layers, highest first; modeling's own layers stand in its place."""
     contracts = api.read_configuration()["contracts_options"]
     outer, inner = (contract["layers"] for contract in contracts if contract["type"] == "layers")
-    rows = [row.split(" | ") for row in outer]
+    rows = [row.split(" | ") for row in outer if row != "__main__"]  # which calls cli by name
     at = rows.index(["modeling"])
     return rows[:at] + [[f"modeling.{name}"] for name in inner] + rows[at + 1 :]
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+import venv
 import zipfile
 from pathlib import Path
 
+import detectron2
+import numpy as np
 import pytest
+import torch
+from detectron2.config import instantiate
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+from PIL import Image
 
 import d2kd
 
@@ -34,23 +42,30 @@ def run(*command: str, **options) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the contents of a wheel that is built from a copy of the clone."""
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel that is built from a copy of the clone."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     for name in ("d2kd", "configs"):
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignore)
-    for name in ("setup.py", "pyproject.toml", "LICENSE"):
+    for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md"):
         shutil.copy(ROOT / name, source)
     arguments = ["--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(source)]
     result = run(sys.executable, "-m", "pip", "wheel", *arguments, cwd=folder)
     assert result.returncode == 0, result.stdout + result.stderr
     (wheel,) = folder.glob("*.whl")
     assert wheel.name == f"d2kd-{d2kd.__version__}-py3-none-any.whl"
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the contents of the wheel."""
+    folder = tmp_path_factory.mktemp("site")
     with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder / "site")
-    return folder / "site"
+        archive.extractall(folder)
+    return folder
 
 
 def test_wheel_holds_every_module_and_every_config_and_no_other_package(site: Path) -> None:
@@ -67,19 +82,84 @@ def test_wheel_metadata(site: Path) -> None:
     lines = (site / f"d2kd-{d2kd.__version__}.dist-info/METADATA").read_text().splitlines()
     assert "Requires-Python: >=3.10" in lines
     assert any(line.endswith(": Apache-2.0") for line in lines)
+    assert "Classifier: License :: OSI Approved :: Apache Software License" in lines
+    assert "Description-Content-Type: text/markdown" in lines
+    assert (ROOT / "README.md").read_text().strip() in "\n".join(lines)
     required = [line.partition(": ")[2] for line in lines if line.startswith("Requires-Dist")]
     assert {"torch", "torchvision"} <= set(required)
     assert not [line for line in required if line.startswith("detectron2")]
     assert {"Provides-Extra: demo", "Provides-Extra: timm", "Provides-Extra: dev"} <= set(lines)
 
 
-def test_wheel_works_outside_the_clone(site: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new environment with the wheel in it; what the wheel needs comes from the Python that runs the tests."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, system_site_packages=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    # The system's packages are not those of this Python if it is itself that of an environment.
+    (packages / "outer.pth").write_text(f"{Path(detectron2.__file__).parents[1]}\n")
+    arguments = ["install", "--no-deps", "--no-index", "--ignore-installed", str(wheel)]
+    result = run(sys.executable, "-m", "pip", "--python", str(folder / "bin/python"), *arguments, cwd=folder)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder
+
+
+def d2kd_command(environment: Path, folder: Path, *arguments: str) -> str:
+    """What the installed ``d2kd`` prints in ``folder``."""
+    env = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DETECTRON2_DATASETS": str(folder / "datasets")}
+    result = run(str(environment / "bin/d2kd"), *arguments, cwd=folder, env=env)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def write_coco(folder: Path) -> str:
+    """Six random images with an object each where Detectron2 looks for a COCO split; returns the split's name."""
+    name, rng = "coco_2017_val_100", np.random.default_rng(0)
+    for sub in ("annotations", "val2017"):
+        (folder / "datasets/coco" / sub).mkdir(parents=True)
+    categories = [{"id": i["id"], "name": i["name"]} for i in COCO_CATEGORIES if i["isthing"]]
+    images, annotations = [], []
+    for i in range(1, 7):
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(
+            folder / f"datasets/coco/val2017/{i}.jpg"
+        )
+        images.append({"id": i, "file_name": f"{i}.jpg", "width": 64, "height": 64})
+        target = {"bbox": [8, 8, 20 + i, 24], "area": (20 + i) * 24, "category_id": 1 + i % 5, "iscrowd": 0}
+        annotations.append({"id": i, "image_id": i, **target})
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "datasets/coco/annotations/instances_val2017_100.json").write_text(json.dumps(content))
+    return name
+
+
+def test_an_installed_wheel_is_imported_outside_the_clone(environment: Path, tmp_path: Path) -> None:
     code = "import d2kd; print(d2kd.__file__); print(sorted(d2kd.get_config('common/train.py')))"
-    result = run(sys.executable, "-c", code, cwd=tmp_path, env={"PYTHONPATH": str(site)})
+    result = run(str(environment / "bin/python"), "-c", code, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     file, names = result.stdout.splitlines()[-2:]
-    assert Path(file) == site / "d2kd/__init__.py"
+    assert Path(file).is_relative_to(environment) and Path(file).parts[-3:] == ("site-packages", "d2kd", "__init__.py")
     assert "'train'" in names
+
+
+def test_an_installed_wheel_has_the_command(environment: Path, tmp_path: Path) -> None:
+    assert "\n  check-adapter  " in d2kd_command(environment, tmp_path, "--help")
+    assert d2kd_command(environment, tmp_path, "methods", "bckd").startswith("bckd\n  paper")
+
+
+def test_an_installed_wheel_trains_a_packaged_config_and_exports_the_student(environment: Path, tmp_path: Path) -> None:
+    name, config = write_coco(tmp_path), "digits/fcos_small_baseline.py"
+    datasets = [f"dataloader.{split}.dataset" for split in ("train", "test")]
+    d2kd_command(
+        *(environment, tmp_path, "train", "--config-file", config, "train.max_iter=2", "train.output_dir=run"),
+        *(f"{dataset}._target_=detectron2.data.get_detection_dataset_dicts" for dataset in datasets),
+        *(f"{dataset}.names={name}" for dataset in datasets),
+    )
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.json").read_text().splitlines()]
+    assert "bbox/AP" in rows[-1]
+    d2kd_command(environment, tmp_path, "export", config, "run/model_final.pth", "--output", "student.pth")
+    detector = instantiate(d2kd.get_config("common/models/digits_fcos_small.py").model)
+    incompatible = detector.load_state_dict(torch.load(tmp_path / "student.pth")["model"])
+    assert not incompatible.missing_keys and not incompatible.unexpected_keys
 
 
 @pytest.mark.parametrize("module", ["d2kd.structures", "d2kd.losses", "d2kd.regions"])

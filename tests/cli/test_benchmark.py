@@ -1,4 +1,4 @@
-"""tools/benchmark.py: what it builds, what it counts, and one small run of each detector."""
+"""d2kd benchmark: what it builds, what it counts, and one small run of each detector."""
 
 import json
 import re
@@ -118,7 +118,7 @@ def test_a_small_run_measures_every_part(detector, tmp_path, capsys):
     assert benchmark.main(argv) == 0
     table = capsys.readouterr().out
     result = json.loads(file.read_text())
-    assert result["command"] == "python tools/benchmark.py " + " ".join(argv)
+    assert result["command"] == "d2kd benchmark " + " ".join(argv)
     assert result["environment"]["torch"] == torch.__version__
     assert result["config"]["image_size"] == [64, 64]
 
@@ -177,7 +177,7 @@ def test_no_method_measures_the_baseline_alone(tmp_path, capsys):
 def test_a_method_that_does_not_fit_is_one_sentence(capsys):
     assert benchmark.main(["--detector", "fcos", *SMALL, "--device", "cpu", "--methods", "ld"]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("benchmark.py: ") and error.count("\n") == 1 and "FCOS" in error
+    assert error.startswith("d2kd benchmark: ") and error.count("\n") == 1 and "FCOS" in error
 
 
 def test_auto_takes_cuda_only_where_there_is_one(monkeypatch):

@@ -49,11 +49,11 @@ def test_a_command_returns_its_exit_status(module):
     [
         (
             ["-m", "d2kd.cli.train", "--config-file", str(ROOT / "configs/digits/fcos_crosskd.py"), "train.seed=-1"],
-            r"train_net.py: train.seed is -1, expected an integer >= 0.\n",
+            r"d2kd train: train.seed is -1, expected an integer >= 0.\n",
         ),
         (
             [str(ROOT / "tools/convert_mmdet_checkpoint.py"), *"no.pth x.pth --detector gfl --depth 18".split()],
-            r"convert_mmdet_checkpoint.py: .*no\.pth.*\n",
+            r"d2kd convert: .*no\.pth.*\n",
         ),
     ],
 )

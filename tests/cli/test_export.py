@@ -211,7 +211,7 @@ def test_the_command_line_says_errors_without_a_traceback(fcos, tmp_path):
         text=True,
     )
     assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert result.stderr.startswith("export_student.py: ") and "missing, 1: head.ctrness.bias" in result.stderr
+    assert result.stderr.startswith("d2kd export: ") and "missing, 1: head.ctrness.bias" in result.stderr
     assert fcos.written() == []
 
 
@@ -246,5 +246,5 @@ def test_help_says_what_the_traced_model_takes(capsys):
 
 def test_a_config_that_is_not_there_is_named(fcos):
     fcos.config.unlink()
-    with pytest.raises(FileNotFoundError, match=r"CONFIG is '.*run.py', but there is no such file"):
+    with pytest.raises(FileNotFoundError, match=r"There is no file '.*run.py', and d2kd has no config of that name"):
         fcos()

@@ -9,8 +9,7 @@ from detectron2.modeling.meta_arch.fcos import FCOS
 from omegaconf import OmegaConf
 from torch import nn
 
-import d2kd
-from d2kd.config import distill, get_config, get_detectron2_config
+from d2kd.config import distill, with_method
 from d2kd.data import class_map
 from d2kd.losses import BinaryClassificationKD
 from d2kd.methods import get_losses
@@ -237,16 +236,30 @@ def test_tap_projectors_of_the_command_line():
     instantiate(cfg.model)
 
 
-# ---- packaged configs ------------------------------------------------------------------------------------------------
+# ---- another method --------------------------------------------------------------------------------------------------
 
 
-def test_packaged_configs_are_found_by_name():
-    assert get_config("common/train.py").train.max_iter > 0
-    assert d2kd.get_config is get_config and d2kd.distill is distill
-    assert get_detectron2_config("common/models/retinanet.py").model.num_classes == 80
+def test_another_method_of_a_distilled_node():
+    node = distill(retinanet(), teacher=fcos(), teacher_checkpoint="t.pth", method="bckd")
+    node.student.num_classes = 2
+    before = OmegaConf.to_container(node, resolve=False)
+    crosskd = with_method(node, "crosskd")
+    assert crosskd.losses == distill(retinanet(), teacher=fcos(), method="crosskd").losses
+    assert crosskd.losses.crosskd_loc == get_losses("crosskd", "FCOS")["crosskd_loc"]  # the teacher's family
+    assert (crosskd.student, crosskd.teacher) == (node.student, node.teacher)
+    assert with_method(node, "alone").losses is None
+    assert with_method(node, "config") == node
+    assert OmegaConf.to_container(node, resolve=False) == before
 
 
-@pytest.mark.parametrize("get, package", [(get_config, "d2kd"), (get_detectron2_config, "detectron2")])
-def test_an_unknown_packaged_config_lists_those_that_are(get, package):
-    with pytest.raises(FileNotFoundError, match=f"{package} has no config 'common/trian.py'; it has .*common/train.py"):
-        get("common/trian.py")
+def test_a_method_of_a_baseline_that_names_a_teacher():
+    node = with_method(distill(fcos(), teacher="teacher.yaml", method="bckd"), "alone")
+    assert list(with_method(node, "bckd").losses) == ["bckd_cls", "bckd_loc"]
+
+
+def test_a_method_that_cannot_be_taken():
+    assert with_method(fcos(), "config") == fcos()
+    with pytest.raises(ValueError, match="expected the model node that d2kd.distill.. returns.*'crosskd'"):
+        with_method(fcos(), "crosskd")
+    with pytest.raises(ValueError, match="did you mean crosskd"):
+        with_method(distill(fcos(), teacher=fcos(), method="bckd"), "croskd")

@@ -221,10 +221,3 @@ def test_users_errors_are_sentences(argv, message, monkeypatch, capsys):
     with pytest.raises(SystemExit) as exit_:
         raise SystemExit(cli.main())
     assert exit_.value.code != 0 and message in capsys.readouterr().err
-
-
-def test_methods_are_listed_without_a_config(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["train_net.py", "--list-methods"])
-    assert cli.main() == 0
-    printed = capsys.readouterr().out
-    assert "crosskd_pkd\n  paper" in printed and "reconstructed" in printed

@@ -17,7 +17,7 @@ from d2kd.losses import (
     TaskIntegrationKD,
     TemperatureFreeClassificationKD,
 )
-from d2kd.methods import METHODS, get_losses
+from d2kd.methods import METHODS, describe, get_losses
 
 FAMILIES = ["RetinaNet", "FCOS", "GFL", "ATSS"]
 
@@ -215,9 +215,24 @@ def test_the_nearest_class_with_a_preset_is_taken():
     assert get_losses("bckd", "DistributionFCOS", "FCOS") == get_losses("bckd", "FCOS")
 
 
-def test_the_list_says_what_each_method_is(capsys):
-    d2kd.list_methods()
-    blocks = {block.split("\n")[0]: " ".join(block.split()) for block in capsys.readouterr().out.strip().split("\n\n")}
+def test_the_list_has_fields():
+    listed = d2kd.list_methods()
+    assert list(listed) == list(METHODS)
+    bckd, tid, ld = listed["bckd"], listed["tid"], listed["ld"]
+    assert bckd.name == "bckd" and bckd.paper == METHODS["bckd"].paper and bckd.families == tuple(FAMILIES)
+    assert bckd.needs == ("levels and classes in common", *METHODS["bckd"].needs)
+    assert bckd.reconstructed == METHODS["bckd"].reconstructed and tid.reconstructed
+    (crossed,) = listed["crosskd"].losses["crosskd_loc"]
+    assert (crossed.source, crossed.regions, crossed.on) == ("crossed", ("teacher_quality",), True)
+    assert [use.regions for use in ld.losses["ld_vlr"]] == [("valuable_localization",), ("inside_box",)]
+    assert not ld.losses["ld_vlr_kd"][0].on
+    assert describe("tid") == tid and str(tid) in str(listed)
+    with pytest.raises(ValueError, match="Unknown method 'tdi', expected one of .*did you mean tid"):
+        describe("tdi")
+
+
+def test_the_list_says_what_each_method_is():
+    blocks = {block.split("\n")[0]: " ".join(block.split()) for block in str(d2kd.list_methods()).split("\n\n")}
     assert list(blocks) == list(METHODS)
     for name, method in METHODS.items():
         assert method.paper in blocks[name] and all(need in blocks[name] for need in method.needs)

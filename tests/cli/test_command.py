@@ -1,0 +1,130 @@
+"""`d2kd` and `python -m d2kd`: the subcommands, and the errors that end them in a sentence."""
+
+import re
+import subprocess
+import sys
+import types
+
+import pytest
+from detectron2.config import LazyCall as L
+from detectron2.config import instantiate
+from omegaconf.errors import ConfigKeyError
+
+import d2kd
+from d2kd.__main__ import COMMANDS, main
+from d2kd.cli import run_command
+from d2kd.experiments import ROOT
+from d2kd.losses import BinaryClassificationKD
+from d2kd.methods import METHODS
+
+COMMAND = [sys.executable, "-m", "d2kd"]
+
+
+def test_help_names_every_command_and_imports_none():
+    code = """
+import sys
+from d2kd.__main__ import main
+try:
+    main(["--help"])
+finally:
+    print(sorted({"torch", "detectron2", "omegaconf", "numpy", "d2kd.cli"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    *text, imported = done.stdout.splitlines()
+    assert imported == "[]"
+    listed = re.findall(r"^  ([\w-]+)  +\w", "\n".join(text[text.index("commands:") :]), flags=re.MULTILINE)
+    assert listed == list(COMMANDS)
+
+
+def test_python_m_and_version():
+    done = subprocess.run([*COMMAND, "--version"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == f"d2kd {d2kd.__version__}\n"
+
+
+@pytest.mark.parametrize("name", set(COMMANDS) - {"compare", "demo"})
+def test_a_command_says_its_own_help(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0 and text.startswith(f"usage: d2kd {name} ")
+    assert "python tools/" not in text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_arguments_and_exit_status_are_the_commands(name, monkeypatch):
+    given = []
+    module = types.SimpleNamespace(main=lambda argv: given.append(argv) or 3)
+    monkeypatch.setitem(sys.modules, f"d2kd.cli.{COMMANDS[name][0]}", module)
+    assert main([name, "--option", "key=value"]) == 3
+    assert given == [["--option", "key=value"]]
+
+
+@pytest.mark.parametrize("name, hint", [("trian", "did you mean train?"), ("zzz", ", ".join(COMMANDS))])
+def test_an_unknown_command_is_a_sentence(name, hint, capsys):
+    assert main([name]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"d2kd: there is no command {name!r}; ") and hint in line
+
+
+def test_without_detectron2_a_sentence_says_where_to_get_it(monkeypatch, capsys):
+    for name in [name for name in sys.modules if name == "d2kd.cli" or name.startswith(("d2kd.cli.", "detectron2"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Missing("detectron2"), *sys.meta_path])
+    assert main(["train", "--help"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "Detectron2 is not installed" in line and "pip install" in line
+
+
+class Missing:
+    def __init__(self, name):
+        self.name = name
+
+    def find_spec(self, name, path=None, target=None):
+        if name == self.name:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------------
+
+
+def fails(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda: d2kd.distill({}, teacher="x"),
+        lambda: d2kd.methods.describe("zzz"),
+        lambda: instantiate(L(BinaryClassificationKD)(wieght=1)),
+        lambda: open("no/such/file"),
+        lambda: fails(ConfigKeyError("no key")),
+    ],
+)
+def test_a_users_error_is_one_line(function, capsys):
+    assert run_command("d2kd x", function) == 1
+    assert re.fullmatch(r"(Error when instantiating .*\n)?d2kd x: .+\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    "function", [lambda: fails(ValueError()), lambda: instantiate(L(fails)(error=TypeError())), lambda: {}["x"]]
+)
+def test_what_may_be_a_defect_keeps_its_traceback(function):
+    with pytest.raises((ValueError, TypeError, KeyError)):
+        run_command("d2kd x", function)
+
+
+# ---- d2kd methods ----------------------------------------------------------------------------------------------------
+
+
+def test_methods_are_listed(capsys):
+    assert main(["methods"]) == 0
+    printed = capsys.readouterr().out
+    assert printed == f"{d2kd.list_methods()}\n" and re.findall(r"^\w+$", printed, flags=re.MULTILINE) == list(METHODS)
+    assert main(["methods", "crosskd"]) == 0
+    assert capsys.readouterr().out == f"{d2kd.list_methods()['crosskd']}\n"
+
+
+def test_an_unknown_method(capsys):
+    assert main(["methods", "croskd"]) == 1
+    assert re.fullmatch("d2kd methods: Unknown method 'croskd'.* did you mean crosskd.*\n", capsys.readouterr().err)
