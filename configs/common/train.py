@@ -1,4 +1,4 @@
-# What tools/train_net.py reads. Keys known to Detectron2's tools/lazyconfig_train_net.py mean the same there, except
+# What d2kd train reads. Keys known to Detectron2's tools/lazyconfig_train_net.py mean the same there, except
 # device, which must be "cuda" or "cpu" for it.
 train = dict(
     output_dir="./output",
