@@ -12,6 +12,7 @@ from fvcore.common.param_scheduler import ParamScheduler
 from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
+from d2kd.losses.kernel import check_integer
 from d2kd.losses.region_spec import RegionSpec
 from d2kd.structures import DenseOutput, OutputSpec
 
@@ -87,8 +88,7 @@ class DistillationLoss(nn.Module, ABC):
             raise ValueError(f"{name}.source is {source!r}, expected one of {', '.join(SOURCES)}.")
         if not isinstance(weight, (int, float)) or not weight >= 0:
             raise ValueError(f"{name}.weight is {weight!r}, expected a number >= 0 (0 turns the loss off).")
-        if tail < 0:
-            raise ValueError(f"{name}.tail is {tail}, expected a number of tower blocks >= 0.")
+        check_integer(name, "tail", tail, at_least=0)
         self.weight = weight
         self.source = source
         self.tail = tail
@@ -183,10 +183,7 @@ def _check_schedule(loss: str, schedule: ParamScheduler | None, iters: int | Non
         return 1.0
     if not isinstance(schedule, ParamScheduler):
         raise TypeError(f"{loss}.schedule is a {type(schedule).__name__}, expected a ParamScheduler of fvcore.")
-    if isinstance(iters, bool) or not isinstance(iters, int) or iters < 1:
-        raise ValueError(
-            f"{loss}.schedule_iters is {iters!r}, expected the number of iterations of the schedule, >= 1."
-        )
+    check_integer(loss, "schedule_iters", iters, at_least=1)
     end = 1.0
     try:
         schedule(end)

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from d2kd.losses.base import LOSS_REGISTRY, DistillationLoss
-from d2kd.losses.kernel import check_choice, check_number, compute_dtype, drop_unweighted, weigh_and_reduce
+from d2kd.losses.kernel import (
+    check_choice,
+    check_integer,
+    check_number,
+    compute_dtype,
+    drop_unweighted,
+    weigh_and_reduce,
+)
 from d2kd.losses.learned_temperature import LearnedTemperature
 from d2kd.losses.localization_distillation import check_equal_bins
 from d2kd.losses.temperature_kl import temperature_kl
@@ -146,8 +153,7 @@ class DynamicLocalizationDistillation(DistillationLoss):
         check_number(name, "t_min", t_min)
         check_number(name, "t_max", t_max, above=t_min, meaning="t_min")
         check_number(name, "temperature", temperature)
-        if isinstance(learn_iters, bool) or not isinstance(learn_iters, int) or learn_iters < 0:
-            raise ValueError(f"{name}.learn_iters is {learn_iters!r}, expected a whole number of at least 0.")
+        check_integer(name, "learn_iters", learn_iters, at_least=0)
         check_number(name, "t_start", t_start)
         check_number(name, "t_span", t_span)
         self.kind = kind

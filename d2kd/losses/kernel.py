@@ -15,6 +15,7 @@ __all__ = [
     "check_choice",
     "check_floating",
     "check_inputs",
+    "check_integer",
     "check_maps",
     "check_number",
     "compute_dtype",
@@ -68,6 +69,12 @@ def check_choice(owner: str, field: str, value: object, known: Sequence[str]) ->
     """Refuse a loss's ``field`` that is none of ``known``."""
     if value not in known:
         raise ValueError(f"{owner}.{field} is {value!r}, expected one of {', '.join(known)}.")
+
+
+def check_integer(owner: str, field: str, value: object, *, at_least: int) -> None:
+    """Refuse a loss's ``field`` that is not a whole number within the bound."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise ValueError(f"{owner}.{field} is {value!r}, expected a whole number >= {at_least}.")
 
 
 def check_number(

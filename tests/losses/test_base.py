@@ -51,7 +51,7 @@ TASKS = {
         (dict(weight=-1), "weight is -1, expected a number >= 0"),
         (dict(weight=float("nan")), "weight is nan, expected a number >= 0"),
         (dict(weight="1"), "weight is '1', expected a number >= 0"),
-        (dict(tail=-1), "tail is -1, expected a number of tower blocks >= 0"),
+        (dict(tail=-1), "tail is -1, expected a whole number >= 0"),
     ],
 )
 @pytest.mark.parametrize("loss", list(TASKS))

@@ -245,7 +245,7 @@ def test_a_pair_without_equal_bins_is_refused(source, teacher, message):
         (dict(t_min=-1.0), "t_min is -1.0, expected a finite number > 0"),
         (dict(t_max=1.0), r"t_max is 1.0, expected a finite number > t_min \(1.0\)"),
         (dict(temperature="10"), "temperature is '10', expected a finite number > 0"),
-        (dict(learn_iters=-1), "learn_iters is -1, expected a whole number of at least 0"),
+        (dict(learn_iters=-1), "learn_iters is -1, expected a whole number >= 0"),
         (dict(learn_iters=True), "learn_iters is True, expected a whole number"),
         (dict(t_start=0), "t_start is 0, expected a finite number > 0"),
         (dict(t_span=-1.0), "t_span is -1.0, expected a finite number > 0"),

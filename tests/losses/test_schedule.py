@@ -43,7 +43,7 @@ def test_without_a_schedule_the_weight_is_constant():
     "schedule, iters, error, message",
     [
         (0.5, 100, TypeError, "schedule is a float, expected a ParamScheduler of fvcore"),
-        (ConstantParamScheduler(1.0), None, ValueError, "schedule_iters is None, expected the number of iterations"),
+        (ConstantParamScheduler(1.0), None, ValueError, "schedule_iters is None, expected a whole number >= 1"),
         (ConstantParamScheduler(1.0), 0, ValueError, "schedule_iters is 0, expected"),
         (LinearParamScheduler(1.0, -1.0), 9, ValueError, "schedule is -1 at 100% of its iterations"),
         (ConstantParamScheduler(float("nan")), 9, ValueError, "schedule is nan at 0% of its iterations"),
