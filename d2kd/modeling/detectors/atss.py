@@ -150,7 +150,7 @@ class ATSS(AssignedDetector):
         quality = labels.gather_flat(torch.cat(list(pred_centerness), dim=1)).squeeze(1)
         loss_centerness = F.binary_cross_entropy_with_logits(quality.float(), centerness, reduction="sum")
 
-        self._log_positives(labels)
+        self.log_positives(labels)
         counts = torch.stack([labels.per_image.clamp(min=1).sum().to(centerness), centerness.sum()])
         num_samples, centerness_sum = mean_over_ranks(counts).clamp(min=1)
         return {

@@ -123,7 +123,7 @@ class AssignedDetector(DenseDetector):
             matched_boxes.append(F.pad(boxes, (0, 0, 0, 1))[matched])
         return labels, matched_boxes
 
-    def _log_positives(self, labels: LevelLabels) -> None:
+    def log_positives(self, labels: LevelLabels) -> None:
         """As Detectron2's detectors do."""
         get_event_storage().put_scalar("num_pos_anchors", labels.per_image.float().mean().item())
 

@@ -140,7 +140,7 @@ class GFL(DistributionBoxes, AssignedDetector):
             for x, y, labelled in zip(logits, qualities, labels.labelled)
         )
 
-        self._log_positives(labels)
+        self.log_positives(labels)
         counts = torch.stack([labels.per_image.clamp(min=1).sum().to(scores), scores.sum()])
         num_samples, score_sum = mean_over_ranks(counts).unbind()
         num_samples, score_sum = num_samples.clamp(min=1), score_sum.clamp(min=self.min_score_sum)
