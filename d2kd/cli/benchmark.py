@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import d2kd
-from d2kd.cli import fail
+from d2kd.cli import run_command
 from d2kd.cli.benchmark_cases import (
     ANALYTIC,
     RESTATED,
@@ -37,6 +37,7 @@ from d2kd.cli.benchmark_cases import (
 from d2kd.experiments import git_state, write_json
 from d2kd.methods import METHODS
 
+COMMAND = "d2kd benchmark"
 FAMILIES = {"retinanet": "RetinaNet", "fcos": "FCOS", "gfl": "GFL", "atss": "ATSS"}
 DEPTHS = (18, 34, 50, 101, 152)
 WARMUP_ROUNDS = 1
@@ -61,7 +62,7 @@ How memory is measured, in a pass of its own
          (torch.autograd.graph.saved_tensors_hooks). A saved view counts its whole storage, which it keeps alive.
 
 Example
-  $ OMP_NUM_THREADS=1 python tools/benchmark.py --detector fcos --methods bckd crosskd --device cpu --json out.json
+  $ OMP_NUM_THREADS=1 d2kd benchmark --detector fcos --methods bckd crosskd --device cpu --json out.json
 """
 
 
@@ -168,7 +169,7 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
         )
     student.zero_grad(set_to_none=True)
     return {
-        "command": " ".join(["python tools/benchmark.py", *args.command]),
+        "command": " ".join([COMMAND, *args.command]),
         "environment": environment,
         "config": {k: v for k, v in vars(args).items() if k not in ("json", "command")},
         "parameter_bytes": {"student": sum(_state(student).values()), "teacher": sum(_state(teacher).values())},
@@ -177,7 +178,7 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _environment(device: torch.device) -> dict[str, Any]:
-    git = git_state("d2kd", "configs", "tools/benchmark.py")
+    git = git_state("d2kd", "configs")
     return {
         "commit": git["commit"] + ("+changes" if git["dirty"] else "") if git else "uncommitted",
         "d2kd": d2kd.__version__,
@@ -240,7 +241,7 @@ def _row(case: Mapping[str, Any], name: str | None = None) -> str:
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """Raises SystemExit, with a message, for values that do not fit together."""
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=COMMAND, description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--detector", choices=FAMILIES, default="retinanet", help="family of both (%(default)s)")
     parser.add_argument(
@@ -277,18 +278,17 @@ def _positive(text: str) -> int:
     return value
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(sys.argv[1:] if argv is None else argv)
+def run(args: argparse.Namespace) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
-    try:
-        result = benchmark(args)
-        if args.json:
-            write_json(args.json, result)
-    except (OSError, ValueError) as e:
-        return fail("benchmark.py", e)
+    result = benchmark(args)
+    if args.json:
+        write_json(args.json, result)
     print(to_markdown(result))
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(COMMAND, run, parse_args(sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What tools/benchmark.py measures: a student, a teacher, and the parts of a distilled step, as cases to run."""
+"""What d2kd benchmark measures: a student, a teacher, and the parts of a distilled step, as cases to run."""
 
 from __future__ import annotations
 

@@ -10,11 +10,10 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from d2kd.cli import fail
+from d2kd.cli import run_command
 from d2kd.conversion import (
     FAMILIES,
     STYLES,
-    ConversionError,
     check_output,
     convert,
     read_state,
@@ -22,16 +21,17 @@ from d2kd.conversion import (
     write_checkpoint,
 )
 
+COMMAND = "d2kd convert"
 EXAMPLES = """
 examples:
-  python tools/convert_mmdet_checkpoint.py gfl_r101_fpn_mstrain_2x_coco.pth gfl_r101.pth --detector gfl --depth 101
-  python tools/convert_mmdet_checkpoint.py IN.pth OUT.pth --detector fcos --depth 101 --norm-on-bbox --centerness-on-reg
+  d2kd convert gfl_r101_fpn_mstrain_2x_coco.pth gfl_r101.pth --detector gfl --depth 101
+  d2kd convert IN.pth OUT.pth --detector fcos --depth 101 --norm-on-bbox --centerness-on-reg
 """
 
 
 def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=COMMAND, description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("input", metavar="IN.pth", help="OpenMMLab's checkpoint")
     parser.add_argument("output", metavar="OUT.pth", help="Detectron2's; written whole or not at all")
@@ -81,11 +81,7 @@ def run(argv: Sequence[str] | None = None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        run(argv)
-    except (ConversionError, OSError) as error:
-        return fail("convert_mmdet_checkpoint.py", error)
-    return 0
+    return run_command(COMMAND, run, argv)
 
 
 if __name__ == "__main__":

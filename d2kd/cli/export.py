@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from detectron2.config import LazyConfig
 from detectron2.data.detection_utils import read_image
 
-from d2kd.cli import fail
+from d2kd.cli import run_command
+from d2kd.config import load_config
 from d2kd.export import (
     OUTPUTS,
     ExportError,
@@ -26,11 +26,12 @@ from d2kd.export import (
     write_weights,
 )
 
+COMMAND = "d2kd export"
 EXAMPLES = """
 examples:
-  python tools/export_student.py FILE.py MODEL.pth --output student.pth
-  python tools/export_student.py FILE.py MODEL.pth --output student.pth --torchscript student.ts --image street.jpg
-  python tools/export_student.py FILE.py MODEL.pth --output x.pth --torchscript x.ts model.student.test_score_thresh=0.3
+  d2kd export FILE.py MODEL.pth --output student.pth
+  d2kd export FILE.py MODEL.pth --output student.pth --torchscript student.ts --image street.jpg
+  d2kd export FILE.py MODEL.pth --output x.pth --torchscript x.ts model.student.test_score_thresh=0.3
 
 The traced model takes one (C, H, W) image of 0 to 255, in the channel order that is printed and in the size that the
 run's test mapper makes: it normalises and pads, but does not resize. Thresholds are those of the config, overrides
@@ -40,9 +41,9 @@ included. It was traced, and compared, on the CPU.
 
 def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=COMMAND, description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("config", metavar="CONFIG", help="LazyConfig file of the run")
+    parser.add_argument("config", metavar="CONFIG", help="LazyConfig file of the run, or the name of a packaged one")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="any of the run's checkpoints")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE.pth", help="the student's weights")
     parser.add_argument("--torchscript", type=Path, metavar="FILE.ts", help="also trace the student to this file")
@@ -127,9 +128,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     """
     args = parse_args(argv)
     check_outputs(args)
-    if not os.path.isfile(args.config):
-        raise FileNotFoundError(f"CONFIG is {args.config!r}, but there is no such file.")
-    cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config), args.overrides)
+    cfg = load_config(args.config, args.overrides)
     student = load_student(cfg, args.checkpoint)
     said = []
     if args.torchscript:
@@ -145,11 +144,7 @@ def run(argv: Sequence[str] | None = None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        run(argv)
-    except (ExportError, OSError) as error:
-        return fail("export_student.py", error)
-    return 0
+    return run_command(COMMAND, run, argv)
 
 
 if __name__ == "__main__":

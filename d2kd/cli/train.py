@@ -8,67 +8,92 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import LazyConfig
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from d2kd.cli import fail
-from d2kd.engine import ConfigError, check_config, do_eval, do_train, resolve_device
-from d2kd.methods import list_methods
+from d2kd.cli import fail, is_users_error
+from d2kd.config import ALONE, CONFIG, config_path, load_config
+from d2kd.engine import check_config, do_eval, do_train, resolve_device
 
+COMMAND = "d2kd train"
 logger = logging.getLogger("d2kd.cli.train")  # also where this file is run with `python -m`
 
 EXAMPLES = """
+FILE is a path, or the name of a config that comes with d2kd, such as digits/fcos_crosskd.py.
+
 Examples:
 
   Distil, then see what the teacher and the student reach:
-    $ python tools/train_net.py --config-file configs/digits/fcos_crosskd.py --check-teacher
+    $ d2kd train --config-file digits/fcos_crosskd.py --check-teacher
 
-  The same run without distillation (`model.losses={}` would merge, and change nothing):
-    $ python tools/train_net.py --config-file configs/digits/fcos_crosskd.py model.losses=null train.output_dir=output/a
+  The same run without distillation, and with another method:
+    $ d2kd train --config-file digits/fcos_crosskd.py --method alone train.output_dir=output/alone
+    $ d2kd train --config-file digits/fcos_crosskd.py --method bckd train.output_dir=output/bckd
 
   On 8 GPUs; continue where it stopped; evaluate its best weights:
-    $ python tools/train_net.py --config-file FILE --num-gpus 8
-    $ python tools/train_net.py --config-file FILE --num-gpus 8 --resume
-    $ python tools/train_net.py --config-file FILE --eval-only train.init_checkpoint=output/model_best.pth
+    $ d2kd train --config-file FILE --num-gpus 8
+    $ d2kd train --config-file FILE --num-gpus 8 --resume
+    $ d2kd train --config-file FILE --eval-only train.init_checkpoint=output/model_best.pth
 
 Options come before the key=value overrides. Without a GPU, --num-gpus is the number of CPU processes.
+Overrides merge: model.losses=null switches distillation off, model.losses={} changes nothing.
 """
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Detectron2's training options, ``--check-teacher`` and ``--method``."""
+    parser = default_argument_parser(epilog=EXAMPLES)
+    parser.prog, parser.description = COMMAND, __doc__
+    parser.add_argument("--check-teacher", action="store_true", help="evaluate the teacher first and print its AP")
+    parser.add_argument(
+        "--method",
+        default=CONFIG,
+        help=f"replace model.losses: a name of `d2kd methods`, {ALONE!r} for none (default: those of the config)",
+    )
+    return parser
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """One process of the run that the command line asks for."""
-    cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
+    cfg = load_config(args.config_file, args.opts, method=args.method)
     check_config(cfg, resume=args.resume)
     default_setup(cfg, args)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="d2kd")
+    logging.getLogger("detectron2.engine.train_loop").addFilter(_without_traceback)
     logger.info("Device: %s", resolve_device(cfg.train.device))
     return (do_eval if args.eval_only else do_train)(cfg, resume=args.resume, check_teacher=args.check_teacher)
 
 
-def argument_parser() -> argparse.ArgumentParser:
-    """Detectron2's training options, ``--check-teacher`` and ``--list-methods``."""
-    parser = default_argument_parser(epilog=EXAMPLES)
-    parser.description = __doc__
-    parser.add_argument("--check-teacher", action="store_true", help="evaluate the teacher first and print its AP")
-    parser.add_argument("--list-methods", action="store_true", help="print the methods of distill(), and exit")
-    return parser
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """A logging filter: what Detectron2 logs when an error stops training, a user's error without its traceback."""
+    error = record.exc_info[1] if record.exc_info else None
+    if error is not None and is_users_error(error):
+        record.msg, record.args, record.exc_info = "Training stopped: %s", (error,), None
+    return True
+
+
+def _run_and_note(args: argparse.Namespace, notes: str) -> None:
+    """:func:`run`; leaves a user's error in the folder ``notes``: of a rank's error, ``launch`` keeps a text only."""
+    try:
+        run(args)
+    except Exception as error:
+        if is_users_error(error):
+            Path(notes, f"rank{comm.get_rank():05}").write_text(str(error))
+        raise
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argument_parser()
     args = parser.parse_args(argv)
-    if args.list_methods:
-        list_methods()
-        return 0
-    if not os.path.isfile(args.config_file):
-        parser.error(f"--config-file {args.config_file!r}: no such file")
+    if not args.config_file:
+        parser.error("--config-file FILE is required")
     for opt in args.opts:
         if opt.startswith("-") or "=" not in opt:
             parser.error(f"{opt!r} is no key=value override; options come before the overrides")
@@ -76,16 +101,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     if gpus and args.num_gpus > gpus:
         parser.error(f"--num-gpus {args.num_gpus}, but this machine has {gpus}")
     try:
-        launch(
-            run,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
-    except (ConfigError, FileNotFoundError) as e:
-        return fail("train_net.py", e)
+        args.config_file = config_path(args.config_file)  # Detectron2's default_setup reads the file, too
+    except FileNotFoundError as error:
+        return fail(COMMAND, error)
+    with tempfile.TemporaryDirectory() as notes:
+        try:
+            launch(
+                _run_and_note,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args, notes),
+            )
+        except Exception:
+            sentences = [path.read_text() for path in sorted(Path(notes).iterdir())]
+            if not any(sentences):
+                raise
+            return fail(COMMAND, next(filter(None, sentences)))
     return 0
 
 

@@ -1,14 +1,13 @@
-"""Wrapping a LazyConfig model node, and loading packaged configs."""
+"""Wrapping a LazyConfig model node, and changing its method."""
 
 from __future__ import annotations
 
-import importlib.resources
 import os
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 from detectron2.config import LazyCall as L
-from detectron2.config import LazyConfig
 from omegaconf import DictConfig
 from torch import nn
 
@@ -18,41 +17,10 @@ from d2kd.methods import get_losses
 from d2kd.modeling import DistilledDetector
 from d2kd.modeling.adapters import family_of
 
-__all__ = ["distill", "get_config", "get_detectron2_config", "preset_families"]
+__all__ = ["ALONE", "CONFIG", "distill", "preset_families", "with_method"]
 
-
-def get_config(path: str) -> DictConfig:
-    """
-    Load a config that comes with d2kd.
-
-    Args:
-        path: relative to d2kd's configs, e.g. ``"digits/fcos_crosskd.py"``.
-
-    Raises:
-        FileNotFoundError: no such config.
-    """
-    return _load_packaged("d2kd", "configs", path)
-
-
-def get_detectron2_config(path: str) -> DictConfig:
-    """
-    Load a LazyConfig that comes with Detectron2 (``detectron2.model_zoo`` itself needs an old setuptools).
-
-    Args:
-        path: relative to its configs, e.g. ``"common/models/retinanet.py"``.
-
-    Raises:
-        FileNotFoundError: no such config.
-    """
-    return _load_packaged("detectron2", "model_zoo/configs", path)
-
-
-def _load_packaged(package: str, folder: str, path: str) -> DictConfig:
-    with importlib.resources.as_file(importlib.resources.files(package) / folder) as root:
-        if not (root / path).is_file():
-            known = sorted(str(p.relative_to(root)) for p in root.rglob("*.py"))
-            raise FileNotFoundError(f"{package} has no config {path!r}; it has {', '.join(known)}.")
-        return LazyConfig.load(str(root / path))
+#: What :func:`with_method` takes beside the names of methods: no losses, and the losses of the config.
+ALONE, CONFIG = "alone", "config"
 
 
 def distill(
@@ -105,6 +73,31 @@ def distill(
         input_format=None,
         tap_projector_channels=None,
     )
+
+
+def with_method(model: DictConfig, method: str) -> DictConfig:
+    """
+    A distilled model node whose losses are those of another method; all else of it stays.
+
+    Args:
+        model: a node of :class:`DistilledDetector`, as of :func:`distill`; not changed. With "config" any node.
+        method: a name in :data:`d2kd.methods.METHODS`, whose preset for the node's student and teacher is taken as
+            :func:`distill` takes it; "alone": no losses, the undistilled student; "config": the node's own losses.
+
+    Raises:
+        ValueError: the node is not distilled, an unknown method, or no preset for the student's family.
+        TypeError: the student's target is no class, or no detector that d2kd reads.
+    """
+    copy = deepcopy(model)
+    if method == CONFIG:
+        return copy
+    if target_of(model) is not DistilledDetector:
+        raise ValueError(
+            f"model._target_ is {model.get('_target_')}, expected the model node that d2kd.distill() returns, whose "
+            f"losses method={method!r} replaces: wrap the model with distill() in the config."
+        )
+    copy.losses = None if method == ALONE else _preset(method, copy.student, (copy.get("teacher") or {}).get("model"))
+    return copy
 
 
 def _preset(method: str, student: DictConfig, teacher: object) -> dict[str, DictConfig]:

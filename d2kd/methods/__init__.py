@@ -7,24 +7,32 @@ which are reconstructed.
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from difflib import get_close_matches
 
-from detectron2.config import instantiate
 from omegaconf import DictConfig
 
 from d2kd.methods.base import Method, combined
 from d2kd.methods.bckd import BCKD
 from d2kd.methods.crosskd import CROSSKD
 from d2kd.methods.cwd import CWD
+from d2kd.methods.description import LossDescription, MethodDescription, MethodDescriptions
 from d2kd.methods.ftpd import FTPD, FTPD_HETERO
 from d2kd.methods.ld import LD
 from d2kd.methods.pkd import PKD
 from d2kd.methods.tid import TID, TID_RELIABLE
 
-__all__ = ["METHODS", "Method", "get_losses", "list_methods"]
+__all__ = [
+    "METHODS",
+    "LossDescription",
+    "Method",
+    "MethodDescription",
+    "MethodDescriptions",
+    "describe",
+    "get_losses",
+    "list_methods",
+]
 
 #: method -> detector family -> losses node.
 METHODS: Mapping[str, Method] = {
@@ -57,11 +65,7 @@ def get_losses(method: str, *families: str, teacher: str | Sequence[str] = ()) -
     Raises:
         ValueError: an unknown method (the nearest names are suggested), or one without a preset for these.
     """
-    if method not in METHODS:
-        near = get_close_matches(method.lower(), METHODS)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(f"Unknown method {method!r}, expected one of {', '.join(METHODS)}{hint}")
-    presets = METHODS[method]
+    presets = _known(method)
     own = next((family for family in families if family in presets), None)
     if own is not None:
         losses = deepcopy(dict(presets[own]))
@@ -79,28 +83,24 @@ def _is_crossed(node: DictConfig) -> bool:
     return node.get("source") == "crossed"
 
 
-def list_methods() -> None:
-    """Print every method: its paper, its losses with their sources and regions, its detectors, what a pair needs."""
-    for name, method in METHODS.items():
-        print(_described(name, method))
+def list_methods() -> MethodDescriptions:
+    """Every method: name -> its paper, detectors, needs and losses. ``print`` it to read them all."""
+    return MethodDescriptions({name: describe(name) for name in METHODS})
 
 
-def _described(name: str, method: Method) -> str:
-    losses: dict[str, dict[str, None]] = {}
-    for preset in method.values():
-        for key, node in preset.items():
-            loss = instantiate(node)
-            regions = [f"{x.region} ({x.area})" if x.area else x.region for x in loss.parts]
-            off = "" if loss.weight > 0 else " (off)"
-            losses.setdefault(key, {})[f"{loss.source}, {', '.join(regions)}{off}"] = None
-    rows = {
-        "paper": method.paper,
-        "reconstructed": method.reconstructed,
-        "detectors": ", ".join(method),
-        "needs": "; ".join(("levels and classes in common", *method.needs)),
-        **{key: " or ".join(texts) for key, texts in losses.items()},
-    }
-    width = max(map(len, rows))
-    lines = [f"  {key:{width}}  {text}" for key, text in rows.items() if text]
-    wrapped = (textwrap.fill(line, 118, subsequent_indent=" " * (width + 4)) for line in lines)
-    return "\n".join([name, *wrapped, ""])
+def describe(method: str) -> MethodDescription:
+    """
+    One entry of :func:`list_methods`.
+
+    Raises:
+        ValueError: an unknown method (the nearest names are suggested).
+    """
+    return MethodDescription.of(method, _known(method))
+
+
+def _known(method: str) -> Method:
+    if method not in METHODS:
+        near = get_close_matches(method.lower(), METHODS)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(f"Unknown method {method!r}, expected one of {', '.join(METHODS)}{hint}")
+    return METHODS[method]

@@ -1,0 +1,67 @@
+"""The ``d2kd`` command. A subcommand is a module of :mod:`d2kd.cli`, imported only when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from d2kd import __version__
+
+#: Subcommand -> its module in d2kd.cli, and what it does.
+COMMANDS = {
+    "train": ("train", "train or evaluate the model of a config, distilled or plain"),
+    "check-adapter": ("check", "check that d2kd reads your detector correctly"),
+    "compare": ("compare", "train methods x seeds of one config and compare them"),
+    "benchmark": ("benchmark", "measure time and memory of a distilled training step"),
+    "export": ("export", "get the student out of a distilled run"),
+    "convert": ("convert", "convert an OpenMMLab checkpoint to a Detectron2 one"),
+    "methods": ("methods", "list the distillation methods"),
+    "demo": ("demo", "distil a small FCOS on handwritten digits, on a CPU"),
+}
+WIDTH = max(map(len, COMMANDS))
+EPILOG = "\n".join(
+    [
+        "commands:",
+        *(f"  {name:{WIDTH}}  {text}" for name, (_, text) in COMMANDS.items()),
+        "",
+        "d2kd COMMAND --help says more about a command.",
+    ]
+)
+GET_DETECTRON2 = (
+    "Detectron2 is not installed, and it is on no package index: "
+    "pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2.git"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog="d2kd",
+        usage="d2kd [-h] [--version] COMMAND ...",
+        description="Distil big Detectron2 one-stage detectors into small ones.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"d2kd {__version__}")
+    parser.add_argument("command", metavar="COMMAND", help=argparse.SUPPRESS)
+    name = parser.parse_args(argv[:1]).command
+    if name not in COMMANDS:
+        near = get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(COMMANDS)}."
+        print(f"d2kd: there is no command {name!r}; {hint}", file=sys.stderr)
+        return 2
+    try:
+        module = importlib.import_module(f"d2kd.cli.{COMMANDS[name][0]}")
+    except ModuleNotFoundError as error:
+        if error.name != "detectron2":
+            raise
+        print(f"d2kd: {GET_DETECTRON2}", file=sys.stderr)
+        return 1
+    return module.main(argv[1:])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

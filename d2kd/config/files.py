@@ -1,0 +1,103 @@
+"""Config files: those of a person, those that come with d2kd, those that come with Detectron2."""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+from detectron2.config import LazyConfig
+from omegaconf import DictConfig
+
+from d2kd.config.lazy import CONFIG, with_method
+
+__all__ = ["config_path", "get_config", "get_detectron2_config", "load_config"]
+
+
+def load_config(file: str, overrides: Sequence[str] = (), *, method: str = CONFIG) -> DictConfig:
+    """
+    Load a LazyConfig as the commands do.
+
+    Args:
+        file: see :func:`config_path`.
+        overrides: ``key=value``, as of Detectron2's tools; applied last.
+        method: what ``model.losses`` become, see :func:`with_method`.
+
+    Raises:
+        FileNotFoundError: there is no such file, and no packaged config of that name.
+        ValueError: an override that cannot be applied, or see :func:`with_method`.
+    """
+    cfg = LazyConfig.load(config_path(file))
+    if method != CONFIG:
+        cfg.model = with_method(cfg.model, method)
+    for override in overrides:
+        try:
+            LazyConfig.apply_overrides(cfg, [override])
+        except Exception as error:  # of the parser (hydra's or Python's), or of omegaconf
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"The override {override!r} cannot be applied: {reason}") from error
+    return cfg
+
+
+def config_path(file: str) -> str:
+    """
+    The path of a config file.
+
+    Args:
+        file: a path, or the name of a config that comes with d2kd, e.g. ``"digits/fcos_crosskd.py"``. A path that
+            exists is taken first.
+
+    Raises:
+        FileNotFoundError: there is neither; the nearest names are suggested.
+    """
+    if os.path.isfile(file):
+        return file
+    folder = _folder("d2kd", "configs")
+    if (folder / file).is_file():
+        return str(folder / file)
+    near = get_close_matches(file, _names(folder))
+    hint = f"; did you mean {' or '.join(near)}?" if near else "."
+    raise FileNotFoundError(f"There is no file {file!r}, and d2kd has no config of that name{hint}")
+
+
+def get_config(path: str) -> DictConfig:
+    """
+    Load a config that comes with d2kd.
+
+    Args:
+        path: relative to d2kd's configs, e.g. ``"digits/fcos_crosskd.py"``.
+
+    Raises:
+        FileNotFoundError: no such config.
+    """
+    return _load_packaged("d2kd", "configs", path)
+
+
+def get_detectron2_config(path: str) -> DictConfig:
+    """
+    Load a LazyConfig that comes with Detectron2 (``detectron2.model_zoo`` itself needs an old setuptools).
+
+    Args:
+        path: relative to its configs, e.g. ``"common/models/retinanet.py"``.
+
+    Raises:
+        FileNotFoundError: no such config.
+    """
+    return _load_packaged("detectron2", "model_zoo/configs", path)
+
+
+def _load_packaged(package: str, folder: str, path: str) -> DictConfig:
+    root = _folder(package, folder)
+    if not (root / path).is_file():
+        raise FileNotFoundError(f"{package} has no config {path!r}; it has {', '.join(_names(root))}.")
+    return LazyConfig.load(str(root / path))
+
+
+def _folder(package: str, folder: str) -> Path:
+    return Path(str(importlib.resources.files(package) / folder))  # neither package is ever run from a zip file
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.py"))
