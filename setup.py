@@ -18,6 +18,7 @@ REQUIRES = [
     "pycocotools>=2.0.2",
     "matplotlib",
     "Pillow>=7.1",
+    "scipy",  # p-values
 ]
 # What makes the digits dataset.
 DEMO = ["scikit-learn", "scikit-image"]

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 #: What each extra of setup.py brings, less the two that are pinned where they are present.
-BASE = ("fvcore", "iopath", "omegaconf", "numpy", "pycocotools", "matplotlib", "Pillow")
+BASE = ("fvcore", "iopath", "omegaconf", "numpy", "pycocotools", "matplotlib", "Pillow", "scipy")
 DEMO = ("scikit-learn", "scikit-image")
 DEV = ("timm", "pytest", "ruff", "mypy", "import-linter", "pre-commit", "tensorboard", "setuptools", "wheel")
 EXTRAS = {"": BASE, "[demo]": BASE + DEMO, "[dev]": BASE + DEMO + DEV}

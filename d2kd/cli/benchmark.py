@@ -178,7 +178,7 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _environment(device: torch.device) -> dict[str, Any]:
-    git = git_state("d2kd", "configs")
+    git = git_state(Path(d2kd.__file__).parents[1], "d2kd", "configs")
     return {
         "commit": git["commit"] + ("+changes" if git["dirty"] else "") if git else "uncommitted",
         "d2kd": d2kd.__version__,

@@ -1,10 +1,10 @@
 """
-Train and compare methods x detectors x seeds on the digits, with paired seeds: runs of one seed start from the
-same weights and see the same data in the same order. A teacher is trained once, where the students' configs
-expect it. Finished runs are not repeated and interrupted ones continue: run the same command again.
+Train the detector of a config with several methods x seeds and compare them, with paired seeds: runs of one seed start
+from the same weights and see the same data in the same order. A teacher whose checkpoint does not exist is trained
+first. Finished runs are not repeated and interrupted ones continue: run the same command again.
 
-Choose on the val split; the test split is for what is reported at the end. It costs no training: the curves
-are always of val, and --split test evaluates the final weights once more.
+Choose on dataloader.test, on which the curves are measured. --report evaluates the final weights once more, on other
+data, for the table: --report dataloader.test.dataset.names=NAME.
 """
 
 from __future__ import annotations
@@ -13,93 +13,137 @@ import argparse
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-from d2kd.cli import fail
-from d2kd.data.digits import prepare_digits
-from d2kd.experiments import ALONE, ROOT, Experiment, JobError, build_jobs, enter_clone, run_jobs, write_report
+import torch
+
+from d2kd.cli import fail, is_users_error
+from d2kd.config import ALONE, CONFIG
+from d2kd.experiments import Experiment, build_jobs, environments, run_jobs, write_report
+
+COMMAND = "d2kd compare"
 
 # What a comparison sets itself: with another value, runs would not be where, or what, the tables say.
 RESERVED = {
     "train.seed": "--seeds",
     "train.max_iter": "--max-iter",
     "train.output_dir": "--output",
-    "dataloader.test.dataset.names": "--split",
+    "model.losses": "--methods, or another config",
 }
+EVALUATION = ("dataloader.test.", "dataloader.evaluator.")
 EXAMPLES = """
+FILE is a path, or the name of a config that comes with d2kd; its model is distilled (d2kd.distill).
+METHOD is "alone" (no distillation), "config" (the losses that the config has), or a name of `d2kd methods`.
+
 examples:
-  python tools/compare.py --detectors fcos --methods alone bckd crosskd --seeds 0 1 2 --processes 2
-  python tools/compare.py --detectors fcos retinanet --methods alone crosskd --seeds 0 --stretch --split test
-  python tools/compare.py --methods alone crosskd --output output/lr optimizer.lr=1e-3
+  d2kd compare --config-file mine.py --methods alone config crosskd tid --seeds 0 1 2
+  d2kd compare --config-file mine.py --methods alone crosskd --output output/lr optimizer.lr=1e-3
+  d2kd compare --config-file digits/fcos_small_crosskd.py --processes 2 --stretch \\
+      --report dataloader.test.dataset.names=digits_test
 """
+KEY_VALUE = re.compile(r"[A-Za-z_][\w.]*=")
 
 
 def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=COMMAND,
+        usage=f"{COMMAND} --config-file FILE [FILE ...] [options] [key=value ...]",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--detectors", nargs="+", default=["fcos"], help="default: fcos")
-    parser.add_argument("--methods", nargs="+", default=[ALONE, "bckd", "crosskd"], help="default: all")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
-    parser.add_argument("--processes", type=int, default=1, help="trainings side by side, one thread each")
-    parser.add_argument("--output", type=Path, help="default: output/compare in the clone")
-    parser.add_argument("--max-iter", type=int, help="iterations of the students (default: their configs')")
-    parser.add_argument("--split", choices=["val", "test"], default="val", help="reported on; default: val")
-    parser.add_argument(
-        "--stretch", action="store_true", help="add the student alone, at the CPU cost of each distilled run"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="config overrides for every student")
+    add = parser.add_argument
+    add("--config-file", nargs="+", required=True, metavar="FILE", help="one config or several")
+    add("--methods", nargs="+", default=[ALONE, CONFIG], metavar="METHOD", help="default: alone config")
+    add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="default: 0 1 2")
+    add("--teacher-config", metavar="FILE", help="trains a missing teacher (default: a *_teacher.py beside FILE)")
+    add("--output", type=Path, default=Path("output/compare"), help="default: output/compare")
+    add("--max-iter", type=int, help="iterations of the students (default: their configs')")
+    add("--processes", type=int, default=1, help="trainings side by side; each has one thread, or a GPU")
+    add("--stretch", action="store_true", help="add the student alone, trained at the cost of each distilled run")
+    add("--report", nargs="+", default=[], metavar="key=value", help="evaluate the final weights with these overrides")
+    add("overrides", nargs="*", metavar="key=value", help="config overrides for every student")
     return parser
 
 
 def parse_experiment(argv: Sequence[str]) -> tuple[Experiment, int]:
-    """The experiment and the number of processes that a command line asks for."""
+    """
+    The experiment and the number of processes that a command line asks for.
+
+    Raises:
+        ValueError: two configs of one name.
+    """
     parser = argument_parser()
     # Taken out first: "--seeds 0 1 key=value" is what people type, and argparse reads as three seeds.
-    overrides = tuple(arg for arg in argv if re.match(r"[A-Za-z_][\w.]*=", arg))
-    args = parser.parse_args([arg for arg in argv if arg not in overrides])
+    rest: list[str] = []
+    overrides: list[str] = []
+    option = ""
+    for arg in argv:
+        option = arg if arg.startswith("--") else option
+        (overrides if KEY_VALUE.match(arg) and option != "--report" else rest).append(arg)
+    args = parser.parse_args(rest)
     if args.overrides:
         parser.error(f"{args.overrides[0]!r} is no key=value override")
     for override in overrides:
-        if (key := override.split("=")[0]) in RESERVED:
-            parser.error(f"{key} is set by this tool: use {RESERVED[key]}")
+        for key, instead in RESERVED.items():
+            if re.match(rf"{re.escape(key)}[.=]", override):
+                parser.error(f"{key} is set by this tool: use {instead}")
+    for override in args.report:
+        if not (KEY_VALUE.match(override) and override.startswith(EVALUATION)):
+            expected = "key=value of dataloader.test or dataloader.evaluator"
+            parser.error(f"--report {override}: expected {expected}; overrides for training come before --report")
     if args.stretch and (ALONE not in args.methods or set(args.methods) == {ALONE}):
         parser.error(f"--stretch needs {ALONE!r} and a distilled method among --methods")
     if args.processes < 1 or (args.max_iter is not None and args.max_iter < 1):
         parser.error("--processes and --max-iter must be at least 1")
     experiment = Experiment(
-        configs=ROOT / "configs" / "digits",
-        output=(args.output or ROOT / "output" / "compare").absolute(),
-        detectors=tuple(dict.fromkeys(args.detectors)),
+        configs=tuple(dict.fromkeys(args.config_file)),
+        output=args.output,
         methods=tuple(dict.fromkeys(args.methods)),
         seeds=tuple(dict.fromkeys(args.seeds)),
-        overrides=overrides,
+        overrides=tuple(overrides),
         max_iter=args.max_iter,
         stretch=args.stretch,
-        split=args.split,
+        report=tuple(args.report),
+        teacher_config=args.teacher_config,
     )
     return experiment, args.processes
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
+def run(argv: Sequence[str]) -> int:
+    """
+    Raises:
+        JobError: a folder holds another run, or the evaluator does not return the metric.
+        ValueError, OSError: a config, method or dataset that cannot be used.
+    """
     experiment, processes = parse_experiment(argv)
-    enter_clone()
-    try:
-        jobs = build_jobs(experiment)
-        prepare_digits()  # once, rather than in each of the first trainings
-        failed = run_jobs(jobs, processes)
-    except (ValueError, JobError) as e:
-        return fail("compare.py", e)
-    except KeyboardInterrupt:
-        print("\nInterrupted. The same command goes on where this one stopped.", file=sys.stderr)
-        return 130
-    report = write_report(experiment, shlex.join(["python", "tools/compare.py", *argv]))
+    jobs = build_jobs(experiment)
+    failed = run_jobs(jobs, environments(experiment.device, processes))
+    report = write_report(experiment, shlex.join([*COMMAND.split(), *argv]))
     print(f"\n{report}\nWritten to {experiment.output}: results.md, results.json, curves.png")
     if failed:
         print(f"{len(failed)} of {len(jobs)} runs failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def run_resumable(command: str, function: Callable[[], int]) -> int:
+    """Call ``function``; an interrupt, or an error that is the user's, ends it in one sentence."""
+    torch.set_num_threads(1)  # of evaluations here: a second gains little on small images, and stalls the trainings
+    try:
+        return function()
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command goes on where this one stopped.", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if not (isinstance(error, ImportError) or is_users_error(error)):  # such as an extra that is not installed
+            raise
+        return fail(command, error)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_resumable(COMMAND, partial(run, sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +22,22 @@ from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
 from torch import nn
 
-from d2kd.cli import fail
+from d2kd.cli.compare import run_resumable
+from d2kd.config import ALONE, CONFIG
 from d2kd.data.digits import prepare_digits
 from d2kd.experiments import (
-    ALONE,
-    METRICS,
-    ROOT,
+    COCO_METRICS,
     TEACHER,
     Box,
     CurvePoint,
     Experiment,
-    JobError,
     build_jobs,
     collect,
     draw_sheet,
-    enter_clone,
+    environments,
     last_quarter,
-    load_detector,
+    load_student,
+    load_teacher,
     mark,
     markdown_table,
     plan_run,
@@ -50,7 +50,9 @@ from d2kd.experiments import (
     write_text,
 )
 
-DETECTOR, METHOD, SEED = "fcos_small", "crosskd", 0
+COMMAND = "d2kd demo"
+STUDENT, METHOD, SEED = "digits/fcos_small_crosskd.py", CONFIG, 0
+SPLIT = "digits_test"  # choices were made on digits_val
 LABELS = {
     TEACHER: "teacher",
     ALONE: "student alone",
@@ -65,14 +67,13 @@ SHEET_BOXES = 6  # nor more than so many on an image
 def demo_experiment(output: Path, max_iter: int | None) -> Experiment:
     """The demo as an experiment."""
     return Experiment(
-        configs=ROOT / "configs" / "digits",
+        configs=(STUDENT,),
         output=output,
-        detectors=(DETECTOR,),
         methods=(ALONE, METHOD),
         seeds=(SEED,),
         max_iter=max_iter,
         stretch=True,
-        split="test",
+        report=(f"dataloader.test.dataset.names={SPLIT}",),
     )
 
 
@@ -81,16 +82,17 @@ def demo_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     Args:
         results: method -> its result, for those of :data:`LABELS`.
     """
-    metrics = [key for key in METRICS if any(result[key] is not None for result in results.values())]
-    header = ["test split", *metrics, "parameters", "iterations", "s/it", "training CPU s"]
+    metrics = [key for key in COCO_METRICS if any(result["values"].get(key) is not None for result in results.values())]
+    header = ["test split", *(key.removeprefix("bbox/") for key in metrics), "parameters", "iterations", "s/it"]
+    header.append("training CPU s")
     lines = [
         [
             label,
-            *(_number(results[method][key], ".1f") for key in metrics),
+            *(_number(results[method]["values"].get(key), ".1f") for key in metrics),
             f"{results[method]['parameters'] / 1e6:.2f} M",
             str(results[method]["max_iter"]),
             _number(results[method]["seconds_per_iteration"], ".3f"),
-            _number(results[method]["cpu_seconds"], ".0f"),
+            _number(results[method]["cost_seconds"], ".0f"),
         ]
         for method, label in LABELS.items()
     ]
@@ -105,8 +107,8 @@ def conclusions(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What the table says about distillation, in sentences, whether it helped or not."""
     alone, longer, distilled = (results[m] for m in (ALONE, stretched(METHOD), METHOD))
     # As printed: nobody should have to wonder why the differences do not match the table.
-    ap, ap_longer, ap_distilled = (round(r["AP"], 1) for r in (alone, longer, distilled))
-    cost = distilled["cpu_seconds"] / alone["cpu_seconds"]
+    ap, ap_longer, ap_distilled = (round(r["values"]["bbox/AP"], 1) for r in (alone, longer, distilled))
+    cost = distilled["cost_seconds"] / alone["cost_seconds"]
     found = [
         f"At equal iterations ({alone['max_iter']}), distillation gives the student {ap_distilled - ap:+.1f} AP "
         f"({ap:.1f} -> {ap_distilled:.1f}), for {cost:.2f} times the training cost."
@@ -125,14 +127,14 @@ def conclusions(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
         added = round(added, 1) + 0.0  # never "-0.0"
         found.append(f"The last quarter of its schedule added {added:+.1f} AP (val) to the student alone.")
     found.append(
-        f"One seed ({SEED}), same initial weights and data order in all students; AP of digits_test, choices were "
-        "made on digits_val. tools/compare.py repeats it over seeds."
+        f"One seed ({SEED}), same initial weights and data order in all students; AP of {SPLIT}, choices were made "
+        "on digits_val. `d2kd compare` repeats it over seeds."
     )
     return found
 
 
 @torch.no_grad()
-def detect(model: nn.Module, mapped: Sequence[dict[str, Any]], names: Sequence[str]) -> list[list[Box]]:
+def detect(model: nn.Module | Callable, mapped: Sequence[dict[str, Any]], names: Sequence[str]) -> list[list[Box]]:
     """Each image's detections to be drawn, best first (:data:`SHEET_SCORE`, :data:`SHEET_BOXES`)."""
     out = []
     for output in model(list(mapped)):
@@ -145,24 +147,22 @@ def detect(model: nn.Module, mapped: Sequence[dict[str, Any]], names: Sequence[s
 
 def write_sheet(experiment: Experiment, path: Path) -> None:
     """Some test images, with the ground truth and what the student alone, distilled, and the teacher detect."""
-    runs = {method: plan_run(experiment, DETECTOR, method, SEED) for method in (ALONE, METHOD)}
-    teacher, checkpoint = plan_teacher(experiment, DETECTOR)
-    cfg = runs[ALONE].load_config()
-    cfg.dataloader.test.dataset.names = f"digits_{experiment.split}"
+    runs = {method: plan_run(experiment, STUDENT, method, SEED) for method in (ALONE, METHOD)}
+    cfg = runs[METHOD].load_config(*experiment.report)
     dicts = instantiate(cfg.dataloader.test.dataset)
     step = len(dicts) // SHEET_ROWS  # evenly spaced, not picked
     dicts = dicts[::step][:SHEET_ROWS]
-    names = MetadataCatalog.get(f"digits_{experiment.split}").thing_classes
+    names = MetadataCatalog.get(SPLIT).thing_classes
     mapped = [instantiate(cfg.dataloader.test.mapper)(item) for item in dicts]
     truth = [[_truth(a, names) for a in item["annotations"]] for item in dicts]
     columns = {"ground truth": truth}
-    weights = [(runs[m], runs[m].folder / "model_final.pth") for m in (ALONE, METHOD)] + [(teacher, checkpoint)]
-    for run, file in weights:
-        found = detect(load_detector(run.load_config(), file), mapped, names)
-        columns[LABELS[run.method]] = [mark(boxes, there) for boxes, there in zip(found, truth, strict=True)]
+    models = {m: load_student(run.load_config(), run.folder / "model_final.pth") for m, run in runs.items()}
+    for method, model in {**models, TEACHER: load_teacher(cfg)[0]}.items():
+        found = detect(model, mapped, names)
+        columns[LABELS[method]] = [mark(boxes, there) for boxes, there in zip(found, truth, strict=True)]
     images = [item["image"].permute(1, 2, 0).numpy()[:, :, ::-1] for item in mapped]  # mapped as BGR
     caption = (
-        f"Every {step}th image of digits_{experiment.split}; the {SHEET_BOXES} best detections with scores from "
+        f"Every {step}th image of {SPLIT}; the {SHEET_BOXES} best detections with scores from "
         f"{SHEET_SCORE}. Blue: right class, IoU >= 0.5. Orange: wrong."
     )
     draw_sheet(path, images, columns, caption)
@@ -190,9 +190,11 @@ def write_results(experiment: Experiment, command: str) -> str:
 
 def expected_minutes(experiment: Experiment, processes: int) -> int:
     """For everything from the beginning, on idle cores; from seconds per iteration measured on one."""
-    teacher = 0.053 * plan_teacher(experiment, DETECTOR)[0].max_iter + 10
-    alone = 0.03 * plan_run(experiment, DETECTOR, ALONE, SEED).max_iter + 20  # evaluations included
-    distilled = longer = 0.05 * plan_run(experiment, DETECTOR, METHOD, SEED).max_iter + 20
+    training = plan_teacher(experiment, STUDENT)[1]
+    teacher = 0.053 * training.max_iter + 10 if training else 0
+    students = plan_run(experiment, STUDENT, ALONE, SEED).max_iter
+    alone = 0.03 * students + 20  # evaluations included
+    distilled = longer = 0.05 * students + 20
     aside = alone if processes == 1 else 0  # otherwise beside the teacher
     return math.ceil((30 + teacher + aside + distilled + longer + 15) / 60)
 
@@ -213,34 +215,35 @@ Ctrl-C stops it, and the same command goes on from there: what is finished is no
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help="default: output/demo in the clone")
-    parser.add_argument("--max-iter", type=int, help="iterations of the students (default: their configs')")
+def run(argv: Sequence[str]) -> int:
+    """
+    Raises:
+        ValueError: a folder holds another run, or other files than the data's.
+        ImportError: the data has to be made, and scikit-learn or scikit-image is missing.
+    """
+    parser = argparse.ArgumentParser(
+        prog=COMMAND, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=Path("output/demo"), help="default: output/demo")
+    parser.add_argument("--max-iter", type=int, help="iterations of the students (default: their config's)")
     args = parser.parse_args(argv)
     if args.max_iter is not None and args.max_iter < 1:
         parser.error("--max-iter must be at least 1")
-    experiment = demo_experiment((args.output or ROOT / "output" / "demo").absolute(), args.max_iter)
-    command = shlex.join(["python", "tools/demo.py", *argv])
+    experiment = demo_experiment(args.output, args.max_iter)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # also beside a GPU: the demo's costs are CPU seconds
     processes = min(2, os.cpu_count() or 1)
-    enter_clone()
     print(introduction(experiment, processes), flush=True)
-    try:
-        start = time.monotonic()
-        print(f"data: {prepare_digits()} ({time.monotonic() - start:.0f} s)", flush=True)
-        failed = run_jobs(build_jobs(experiment), processes)
-    except (ValueError, JobError) as e:
-        return fail("demo.py", e)
-    except KeyboardInterrupt:
-        print("\nInterrupted. The same command goes on where this one stopped.", file=sys.stderr)
-        return 130
-    if failed:
+    start = time.monotonic()
+    print(f"data: {prepare_digits()} ({time.monotonic() - start:.0f} s)", flush=True)
+    if run_jobs(build_jobs(experiment), environments(experiment.device, processes)):
         print("\nThe demo is not complete; the same command goes on where it stopped.", file=sys.stderr)
         return 1
-    print(write_results(experiment, command))
+    print(write_results(experiment, shlex.join([*COMMAND.split(), *argv])))
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_resumable(COMMAND, partial(run, sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, MutableSequence, Sequence
 from typing import Any
 
-from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference_on_dataset
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators, inference_on_dataset
 from detectron2.utils import comm
 from torch import nn
 
@@ -33,7 +33,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """
     :func:`detectron2.evaluation.inference_on_dataset`, with AP, AP50 and AP75 of 0 if the model detects nothing:
-    ``COCOEvaluator`` then returns ``{}`` or NaN, from which no best checkpoint can be chosen. Every rank must call it.
+    ``COCOEvaluator`` then returns ``{}`` or NaN, from which no best checkpoint can be chosen. What other evaluators
+    return stays as it is. Every rank must call it.
 
     Args:
         model: maps a batch of ``data_loader`` to a list of ``{"instances": Instances}``.
@@ -45,7 +46,8 @@ def evaluate(
     """
     evaluators = list(evaluator) if isinstance(evaluator, MutableSequence) else [evaluator]
     results = inference_on_dataset(model, data_loader, DatasetEvaluators([*evaluators, _CountDetections()]))
-    if results.pop("detections", None) == 0:
+    coco = any(isinstance(each, COCOEvaluator) for each in evaluators)
+    if results.pop("detections", None) == 0 and (coco or not results or "bbox" in results):
         bbox = results.setdefault("bbox", {})
         bbox.update({k: 0.0 for k in ("AP", "AP50", "AP75") if math.isnan(bbox.get(k, math.nan))})
     return results

@@ -25,6 +25,7 @@ class TrainingCost(HookBase):
     Logs the time of training since iteration 0, across resumes, as ``cost/cpu_seconds`` (all threads of this process,
     without data workers) and ``cost/wall_seconds``, of the main rank. Only training steps count (data, forward,
     backward, optimizer), not evaluation, checkpoints and logs: register it before hooks that do those after a step.
+    On a GPU both wait for its work, so that it counts for the step that started it.
     """
 
     def __init__(self) -> None:
@@ -32,15 +33,21 @@ class TrainingCost(HookBase):
         self.wall_seconds = 0.0
 
     def before_step(self) -> None:
+        self._synchronize()
         self._started = time.process_time(), time.perf_counter()
 
     def after_step(self) -> None:
+        self._synchronize()
         self.cpu_seconds += time.process_time() - self._started[0]
         self.wall_seconds += time.perf_counter() - self._started[1]
         self._put()
 
     def after_train(self) -> None:
         self._put()  # beside the last evaluation, which is logged one iteration later
+
+    def _synchronize(self) -> None:
+        if torch.cuda.is_initialized():  # also on a machine with GPUs, not where training is on the CPU
+            torch.cuda.synchronize()
 
     def _put(self) -> None:
         self.trainer.storage.put_scalar("cost/cpu_seconds", self.cpu_seconds, smoothing_hint=False)

@@ -1,24 +1,35 @@
-"""Metrics that a run has logged, and its AP over its schedule."""
+"""Metrics that a run has logged, and its curve: a metric over the run's schedule."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["CurvePoint", "curve", "last_quarter", "read_metrics", "resample"]
+__all__ = [
+    "COSTS",
+    "CurvePoint",
+    "curve",
+    "final_metrics",
+    "last_quarter",
+    "read_metrics",
+    "resample",
+]
+
+#: Kind of device -> the logged scalar that is the cost of training on it.
+COSTS = {"cpu": "cost/cpu_seconds", "cuda": "cost/wall_seconds"}
 
 
 class CurvePoint(NamedTuple):
-    """AP of an evaluation after ``iteration`` iterations, which had cost ``cpu_seconds`` (None: unknown)."""
+    """The metric of an evaluation after ``iteration`` iterations, which had cost ``cost`` seconds (None: unknown)."""
 
     iteration: int
-    cpu_seconds: float | None
-    ap: float
+    cost: float | None
+    value: float
 
 
 def read_metrics(path: str | Path, max_iter: int) -> dict[int, dict[str, Any]]:
@@ -33,30 +44,43 @@ def read_metrics(path: str | Path, max_iter: int) -> dict[int, dict[str, Any]]:
         Number of finished iterations -> scalars, in ascending order.
     """
     records: dict[int, dict[str, Any]] = {}
-    if not Path(path).is_file():
-        return records
-    for line in Path(path).read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # half a line, written by a run that was killed; its resume logs it again
+    for record in _lines(path):
         # A step's own index is logged, except after the last step: there it is the number of steps.
         done = min(record["iteration"] + 1, max_iter)
         records[done] = {**records.get(done, {}), **record}
     return dict(sorted(records.items()))
 
 
-def curve(records: Mapping[int, Mapping[str, Any]]) -> list[CurvePoint]:
+def final_metrics(path: str | Path, max_iter: int) -> dict[str, float]:
+    """What the evaluation after the last iteration returned, as ``task/metric``; empty if the run did not log it."""
+    found: dict[str, float] = {}
+    for record in _lines(path):
+        if record["iteration"] == max_iter:  # after the last step only evaluation and cost are logged
+            found = {key: value for key, value in record.items() if key != "iteration" and key not in COSTS.values()}
+    return found
+
+
+def _lines(path: str | Path) -> Iterator[dict[str, Any]]:
+    if not Path(path).is_file():
+        return
+    for line in Path(path).read_text().splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue  # half a line, written by a run that was killed; its resume logs it again
+
+
+def curve(records: Mapping[int, Mapping[str, Any]], metric: str, cost: str) -> list[CurvePoint]:
     """
-    The evaluations among ``records`` (of :func:`read_metrics`). Their CPU seconds are interpolated, since the
-    cost is logged every few iterations only.
+    The evaluations among ``records`` (of :func:`read_metrics`). The scalar ``cost`` is interpolated, since it is
+    logged every few iterations only.
     """
-    costs = [(done, r["cost/cpu_seconds"]) for done, r in records.items() if "cost/cpu_seconds" in r]
+    costs = [(done, r[cost]) for done, r in records.items() if cost in r]
     xs, ys = zip(*[(0, 0.0), *costs])
     return [
-        CurvePoint(done, float(np.interp(done, xs, ys)) if costs else None, float(r["bbox/AP"]))
+        CurvePoint(done, float(np.interp(done, xs, ys)) if costs else None, float(r[metric]))
         for done, r in records.items()
-        if "bbox/AP" in r
+        if metric in r
     ]
 
 
@@ -68,22 +92,22 @@ def resample(runs: Sequence[Sequence[CurvePoint]]) -> np.ndarray:
         runs: curves; each ends with the run.
 
     Returns:
-        (runs, points, 3): iteration, CPU seconds (NaN where unknown), AP.
+        (runs, points, 3): iteration, cost in seconds (NaN where unknown), metric.
     """
     count = min(len(run) for run in runs)
     fractions = np.arange(1, count + 1) / count
     out = []
     for run in runs:
-        table = np.array([(p.iteration, math.nan if p.cpu_seconds is None else p.cpu_seconds, p.ap) for p in run])
+        table = np.array([(p.iteration, math.nan if p.cost is None else p.cost, p.value) for p in run])
         at = fractions * table[-1, 0]
         out.append(np.stack([np.interp(at, table[:, 0], column) for column in table.T], axis=1))
     return np.stack(out)
 
 
 def last_quarter(points: Sequence[CurvePoint]) -> float | None:
-    """AP that the last quarter of a run's schedule added; None without an evaluation before it."""
+    """What the last quarter of a run's schedule added to the metric; None without an evaluation before it."""
     end = points[-1].iteration
     if points[0].iteration > 0.75 * end:
         return None
-    xs, ys = [p.iteration for p in points], [p.ap for p in points]
+    xs, ys = [p.iteration for p in points], [p.value for p in points]
     return ys[-1] - float(np.interp(0.75 * end, xs, ys))

@@ -1,4 +1,4 @@
-"""Figures of an experiment: AP over iterations and CPU time, and detections on the same images."""
+"""Figures of an experiment: its metric over iterations and cost, and detections on the same images."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from d2kd.checkpoint import whole_file
+from d2kd.config import ALONE
 from d2kd.experiments.curves import CurvePoint, resample
-from d2kd.experiments.plan import ALONE, TEACHER, method_label, stretched_for
+from d2kd.experiments.metrics import metric_name
+from d2kd.experiments.plan import TEACHER, method_label, stretched_for
 from d2kd.structures import iou
 
 __all__ = ["Box", "draw_sheet", "line_style", "mark", "place_label", "plot_curves"]
@@ -63,23 +65,26 @@ def line_style(method: str, distilled: Sequence[str]) -> dict[str, Any]:
 
 def plot_curves(path: str | Path, runs: Sequence[Mapping[str, Any]], labels: Mapping[str, str] | None = None) -> None:
     """
-    AP on val against iterations and against the CPU seconds of training: the mean over seeds, with a band of
-    one standard deviation. A row of panels for each detector; a teacher is a dotted line at its AP.
+    The metric of the evaluations in training, against iterations and against their cost: the mean over seeds, with a
+    band of one standard deviation. A row of panels for each config; a teacher is a dotted line.
 
     Args:
         path: the PNG to write.
-        runs: results with detector, method, metrics and curve (see :func:`d2kd.experiments.results.train_result`).
+        runs: results with config, method, metric, metrics, device and curve; see
+            :func:`d2kd.experiments.results.train_result`.
         labels: method -> label, where it is another than the tables'.
     """
-    detectors = list(dict.fromkeys(run["detector"] for run in runs))
-    figure = Figure(figsize=(11, 4.2 * len(detectors)), dpi=120, layout="constrained")
+    configs = list(dict.fromkeys(run["config"] for run in runs))
+    figure = Figure(figsize=(11, 4.2 * len(configs)), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(len(detectors), 2, squeeze=False, sharey="row")
-    for (left, right), detector in zip(panels, detectors, strict=True):
-        _plot_detector((left, right), [run for run in runs if run["detector"] == detector], labels or {})
-        left.set_ylabel(f"{detector}: AP on val")
+    panels = figure.subplots(len(configs), 2, squeeze=False, sharey="row")
+    for (left, right), config in zip(panels, configs, strict=True):
+        of_config = [run for run in runs if run["config"] == config]
+        _plot_config((left, right), of_config, labels or {})
+        left.set_ylabel(f"{config}: {metric_name(of_config[0]['metric'])} on dataloader.test")
         left.set_xlabel("training iterations")
-        right.set_xlabel("CPU seconds of the training loop")
+        clock = {"cpu": "CPU seconds", "cuda": "seconds on a GPU"}[of_config[0]["device"]]
+        right.set_xlabel(f"{clock} of the training loop")
     handles = {
         label: handle
         for panel in panels[:, 0]
@@ -90,13 +95,12 @@ def plot_curves(path: str | Path, runs: Sequence[Mapping[str, Any]], labels: Map
         figure.savefig(partial, format="png")
 
 
-def _plot_detector(panels: tuple[Axes, Axes], runs: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> None:
+def _plot_config(panels: tuple[Axes, Axes], runs: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> None:
     groups: dict[str, list[list[CurvePoint]]] = {}
     for run in runs:
         if run["method"] == TEACHER:
-            for panel in panels:
-                ap = run["metrics"]["val"]["AP"]
-                panel.axhline(ap, color="black", linestyle=":", linewidth=1.2, label=TEACHER)
+            for panel in panels if (value := run["metrics"][run["metric"]]) is not None else ():
+                panel.axhline(value, color="black", linestyle=":", linewidth=1.2, label=TEACHER)
         else:
             groups.setdefault(run["method"], []).append([CurvePoint(*point) for point in run["curve"]])
     distilled = [method for method in groups if method != ALONE and not stretched_for(method)]

@@ -26,7 +26,7 @@ __all__ = ["Command", "Job", "JobError", "Progress", "run_jobs", "short_path"]
 STOP_SECONDS = 10  # between asking a command to end and killing it
 
 
-class JobError(RuntimeError):
+class JobError(ValueError):
     """A job that cannot be started, or did not do what it should have; the message says why."""
 
 
@@ -82,14 +82,16 @@ class _Running(NamedTuple):
     done_before: int
 
 
-def run_jobs(jobs: Sequence[Job], processes: int, stream: IO[str] | None = None) -> list[str]:
+def run_jobs(
+    jobs: Sequence[Job], environments: Sequence[Mapping[str, str]], stream: IO[str] | None = None
+) -> list[str]:
     """
     Run the jobs, in their order where they do not wait for others. A failed job does not stop those that do
     not need it. On Ctrl-C or SIGTERM all commands are ended with their children, and KeyboardInterrupt is raised.
 
     Args:
         jobs: what to run.
-        processes: how many commands run at the same time, >= 1.
+        environments: as many commands run at the same time, each with one of these added to its environment.
         stream: where events and progress go, by default stdout. On a terminal the progress is one line that
             is rewritten; otherwise it is a line every half minute.
 
@@ -97,15 +99,15 @@ def run_jobs(jobs: Sequence[Job], processes: int, stream: IO[str] | None = None)
         The names of the jobs that failed, or could not start because another one failed.
 
     Raises:
-        ValueError: ``processes`` < 1, two jobs of one name, or a need that is no earlier job.
+        ValueError: no environment, two jobs of one name, or a need that is no earlier job.
     """
     names: set[str] = set()
     for job in jobs:
         if job.name in names or not names.issuperset(job.needs):
             raise ValueError(f"Job {job.name!r} stands twice, or before what it needs: {', '.join(job.needs)}.")
         names.add(job.name)
-    runner = _Runner(jobs, processes, stream or sys.stdout)
-    with _one_interrupt(), ThreadPoolExecutor(processes) as pool:
+    runner = _Runner(jobs, environments, stream or sys.stdout)
+    with _one_interrupt(), ThreadPoolExecutor(len(environments)) as pool:
         try:
             return runner.run(pool)
         finally:
@@ -113,8 +115,9 @@ def run_jobs(jobs: Sequence[Job], processes: int, stream: IO[str] | None = None)
 
 
 class _Runner:
-    def __init__(self, jobs: Sequence[Job], processes: int, stream: IO[str]) -> None:
-        self.jobs, self.processes, self.stream, self.tty = jobs, processes, stream, stream.isatty()
+    def __init__(self, jobs: Sequence[Job], environments: Sequence[Mapping[str, str]], stream: IO[str]) -> None:
+        self.jobs, self.processes, self.stream, self.tty = jobs, len(environments), stream, stream.isatty()
+        self.free = deque(environments)
         self.futures: dict[str, Future[bool]] = {}  # of the jobs whose turn has come: whether they succeeded
         self.running: dict[Job, _Running] = {}
         self.rates: dict[str, float] = {}  # kind -> seconds per iteration, evaluations included
@@ -159,7 +162,8 @@ class _Runner:
             if command is None:
                 return f"already done ({job.finish()})"
             done = job.progress().done
-            process = _start(command)
+            environment = self.free.popleft()  # there are as many as threads
+            process = _start(command, environment)
             running = self.running[job] = _Running(process, time.monotonic(), done)
             resumed = f" from iteration {done}" if done else ""
             self.say(f"{job.name}: started{resumed} (log: {short_path(command.log)})")
@@ -167,6 +171,7 @@ class _Runner:
         _send(process, signal.SIGKILL)  # children that outlive it
         with self.one_at_a_time:
             del self.running[job]
+            self.free.append(environment)
             if code != 0:
                 with open(command.log, errors="replace") as log:
                     tail = "".join(f"\n    {line.rstrip()}" for line in deque(log, 15))
@@ -217,7 +222,7 @@ class _Runner:
                 break
 
 
-def _start(command: Command) -> subprocess.Popen[bytes]:
+def _start(command: Command, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     command.folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(command.folder / ".lock", os.O_RDWR | os.O_CREAT)
     try:
@@ -225,7 +230,7 @@ def _start(command: Command) -> subprocess.Popen[bytes]:
         with open(command.log, "ab") as log:
             return subprocess.Popen(
                 command.argv,
-                env=dict(command.env),
+                env={**command.env, **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

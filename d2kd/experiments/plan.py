@@ -1,43 +1,40 @@
-"""Plans the runs of an experiment, and checks what exists of them."""
+"""Plans the runs of an experiment."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
-from functools import cache
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from detectron2.config import LazyConfig
 from omegaconf import DictConfig, OmegaConf
 
-from d2kd.data.digits import DATASET_VERSION
+from d2kd.config import ALONE, CONFIG, config_path, load_config
+from d2kd.config.nodes import target_of
+from d2kd.engine import resolve_device
 from d2kd.experiments.files import read_json
 from d2kd.experiments.jobs import JobError
+from d2kd.modeling import DistilledDetector
 
 __all__ = [
-    "ALONE",
     "TEACHER",
     "Experiment",
     "Run",
-    "check_request",
+    "config_label",
     "method_label",
     "plan_run",
     "plan_runs",
     "plan_stretched",
     "plan_teacher",
-    "request",
-    "sha256",
     "stretched",
     "stretched_for",
     "teacher_is_ready",
 ]
 
-ALONE = "alone"  # the method of the undistilled student
 TEACHER = "teacher"
 _STRETCHED = "alone_as_long_as_"
+_CHECKPOINT = "model.teacher.checkpoint"
 
 
 def stretched(method: str) -> str:
@@ -50,141 +47,213 @@ def stretched_for(method: str) -> str | None:
     return method.removeprefix(_STRETCHED) if method.startswith(_STRETCHED) else None
 
 
+def config_label(config: str) -> str:
+    """What tables, figures and folders call a config: its file's name."""
+    return Path(config).stem
+
+
+def _losses_of(method: str) -> str:
+    if method == TEACHER:
+        return CONFIG
+    return ALONE if stretched_for(method) else method
+
+
 def method_label(method: str) -> str:
     """What tables and figures call a method."""
     if source := stretched_for(method):
-        return f"student alone, at {source}'s cost"
-    return "student alone" if method == ALONE else method
+        return f"student alone, at the cost of {method_label(source)}"
+    return {ALONE: "student alone", CONFIG: "the config's losses"}.get(method, method)
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """
-    Methods x seeds of a detector's config, for one detector or several.
+    Methods x seeds of a config, or of several.
 
     Args:
-        configs: folder with ``{detector}_{baseline,METHOD}.py`` and ``*_teacher.py``.
-        output: folder for the students' runs, ``{detector}/{method}/seed{n}``.
-        detectors, methods, seeds: all combinations; the method "alone" is the student without distillation.
+        configs: paths, or names of d2kd's own configs, of files with a distilled model. The names of the files, which
+            must differ, name the runs.
+        output: folder for the students' runs, ``{config}/{method}/seed{n}``.
+        methods, seeds: all combinations; the method "alone" is the student without distillation, "config" what the
+            config says, any other the preset of that name.
         overrides: for every student's training.
         max_iter: iterations of the students; None for what their configs say.
         stretch: add the student alone, trained for as long as each method takes.
-        split: the split that is reported on.
+        report: overrides for the evaluation that is reported on; none: the one of the training.
+        teacher_config: what trains a teacher whose checkpoint does not exist; None: a ``*_teacher.py`` beside the
+            student's config, whose ``train.output_dir`` is the checkpoint's folder.
+
+    Raises:
+        ValueError: two configs of one name.
     """
 
-    configs: Path
+    configs: tuple[str, ...]
     output: Path
-    detectors: tuple[str, ...]
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
     overrides: tuple[str, ...] = ()
     max_iter: int | None = None  # the configs' own
     stretch: bool = False
-    split: str = "val"
+    report: tuple[str, ...] = ()
+    teacher_config: str | None = None
+
+    def __post_init__(self) -> None:
+        names = [config_label(config) for config in self.configs]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"Two configs are named {twice[0]}.py, as the folder of their runs would be: rename one.")
 
     @property
     def distilled(self) -> tuple[str, ...]:
         return tuple(method for method in self.methods if method != ALONE)
+
+    @property
+    def device(self) -> str:
+        """
+        "cpu" or "cuda": where the students train.
+
+        Raises:
+            ValueError: some train on the one, some on the other.
+        """
+        return self._one("train.device", lambda run: run.device)
+
+    @property
+    def metric(self) -> str:
+        """
+        ``train.best_metric`` of the configs.
+
+        Raises:
+            ValueError: the configs have several.
+        """
+        return self._one("train.best_metric", lambda run: run.metric)
+
+    def _one(self, key: str, of: Callable[[Run], str]) -> str:
+        found = {config: of(plan_run(self, config, ALONE, self.seeds[0])) for config in self.configs}
+        if len(set(found.values())) > 1:
+            each = ", ".join(f"{value} in {config}" for config, value in found.items())
+            raise ValueError(f"{key} means {each}, which cannot be compared: add {key}=VALUE for all.")
+        return next(iter(found.values()))
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
     """One training."""
 
-    detector: str
+    name: str
+    config: str
     method: str
     seed: int
-    config: Path
     folder: Path
     overrides: tuple[str, ...]
     max_iter: int
-
-    @property
-    def name(self) -> str:
-        if self.method == TEACHER:
-            return self.config.stem.replace("_", " ")
-        return f"{self.detector} {self.method} seed {self.seed}"
+    metric: str  # train.best_metric
+    device: str  # "cpu" or "cuda": where it trains; of a teacher, where its students do
 
     @property
     def result_file(self) -> Path:
         return self.folder / "result.json"
 
-    def load_config(self) -> DictConfig:
-        return LazyConfig.apply_overrides(LazyConfig.load(str(self.config)), list(self.overrides))
+    @property
+    def losses(self) -> str:
+        """The method whose losses it trains with, as :func:`d2kd.config.with_method` takes it."""
+        return _losses_of(self.method)
+
+    def load_config(self, *overrides: str) -> DictConfig:
+        """What the training command makes of its arguments, with further overrides."""
+        return load_config(self.config, [*self.overrides, *overrides], method=self.losses)
 
 
 # What to run
 
 
-def config_file(experiment: Experiment, detector: str, method: str) -> Path:
+def plan_run(experiment: Experiment, config: str, method: str, seed: int, max_iter: int | None = None) -> Run:
     """
+    One student's training; ``max_iter`` is that of a stretched one.
+
     Raises:
-        ValueError: there is no such config.
+        ValueError: the config has no distilled model, or the method is not known, or not for its detectors.
+        FileNotFoundError: there is no such config.
     """
-    alone = method == ALONE or stretched_for(method)
-    path = experiment.configs / f"{detector}_{'baseline' if alone else method}.py"
-    if not path.is_file():
-        found = ", ".join(sorted(p.name for p in experiment.configs.glob("*_*.py")))
-        raise ValueError(f"{detector} {method} needs {path.name} in {experiment.configs}; there are: {found}.")
-    return path
-
-
-def plan_run(experiment: Experiment, detector: str, method: str, seed: int, max_iter: int | None = None) -> Run:
-    """One student's training; ``max_iter`` is that of a stretched one."""
-    config = config_file(experiment, detector, method)
-    max_iter = max_iter or experiment.max_iter or LazyConfig.load(str(config)).train.max_iter
+    cfg = load_config(config, experiment.overrides, method=_losses_of(method))
+    if method == CONFIG and not (target_of(cfg.model) is DistilledDetector and cfg.model.get("losses")):
+        raise ValueError(f"{config} has no losses of its own, so it has no method {CONFIG!r}: use distill(...) in it.")
+    max_iter = max_iter or experiment.max_iter or cfg.train.max_iter
     every = math.ceil(max_iter / 8)  # so that the last quarter of the schedule begins with an evaluation
     overrides = [f"train.seed={seed}", f"train.max_iter={max_iter}", f"train.eval_period={every}"]
     overrides.append(f"train.checkpointer.period={every}")
     overrides.append(f"train.log_period={min(20, every)}")  # an evaluation is logged by the next log
-    folder = experiment.output / detector / method / f"seed{seed}"
-    return Run(detector, method, seed, config, folder, (*overrides, *experiment.overrides), max_iter)
+    folder = experiment.output / config_label(config) / method / f"seed{seed}"
+    name = f"{config_label(config)} {method} seed {seed}"
+    overrides += experiment.overrides
+    device = resolve_device(cfg.train.device).type
+    return Run(name, config, method, seed, folder, tuple(overrides), max_iter, cfg.train.best_metric, device)
 
 
 def plan_runs(experiment: Experiment) -> list[Run]:
     """The students' trainings, stretched ones aside; a seed's runs stand together."""
     return [
-        plan_run(experiment, detector, method, seed)
+        plan_run(experiment, config, method, seed)
         for seed in experiment.seeds
-        for detector in experiment.detectors
+        for config in experiment.configs
         for method in experiment.methods
     ]
 
 
-def plan_stretched(experiment: Experiment, detector: str, method: str, seed: int) -> Run:
+def plan_stretched(experiment: Experiment, alone: Run, distilled: Run) -> Run:
     """
-    The student alone, with as many iterations as cost the CPU seconds of the distilled run of this seed.
+    The student alone, with as many iterations as cost the seconds of the distilled run of this seed.
 
     Raises:
         JobError: one of the two runs that this follows from is not finished.
     """
-    pair = [plan_run(experiment, detector, m, seed) for m in (ALONE, method)]
-    for run in pair:
+    for run in (alone, distilled):
         if not run.result_file.is_file():
             raise JobError(f"{run.name} is not finished")
-    alone, distilled = (read_json(run.result_file)["cpu_seconds"] for run in pair)
-    iterations = max(1, round(pair[0].max_iter * distilled / alone))
-    return plan_run(experiment, detector, stretched(method), seed, max_iter=iterations)
+    costs = [read_json(run.result_file)["cost_seconds"] for run in (alone, distilled)]
+    iterations = max(1, round(alone.max_iter * costs[1] / costs[0]))
+    return plan_run(experiment, alone.config, stretched(distilled.method), alone.seed, max_iter=iterations)
 
 
-def plan_teacher(experiment: Experiment, detector: str) -> tuple[Run, str]:
+def plan_teacher(experiment: Experiment, config: str) -> tuple[str, Run | None]:
     """
-    The training of the students' teacher, and the path or URL where it is expected.
+    Where a config expects its teacher, a path or URL, and the training that puts it there (None: no config is known
+    for it).
 
     Raises:
-        ValueError: no ``*_teacher.py`` writes to where the student's config expects its teacher.
+        ValueError: the config names no checkpoint, or one that does not exist and that no config trains.
     """
-    config = config_file(experiment, detector, experiment.distilled[0])
-    folder = Path(LazyConfig.load(str(config)).model.teacher.checkpoint).parent
-    # Two detectors may share a teacher, so it is found by its folder, not by its name.
-    for path in sorted(experiment.configs.glob("*_teacher.py")):
-        train = LazyConfig.load(str(path)).train
-        if Path(train.output_dir) == folder:
-            break
-    else:
-        raise ValueError(f"{config.name} expects a teacher in {folder}, but no *_teacher.py writes to that folder.")
-    checkpoint = plan_run(experiment, detector, experiment.distilled[0], 0).load_config().model.teacher.checkpoint
-    return Run(detector, TEACHER, train.seed, path, Path(checkpoint).parent, (), train.max_iter), checkpoint
+    cfg = load_config(config, experiment.overrides)
+    checkpoint, device = OmegaConf.select(cfg, _CHECKPOINT, default=None), resolve_device(cfg.train.device).type
+    if not checkpoint:
+        raise ValueError(f"{_CHECKPOINT} of {config} is {checkpoint!r}, expected a path or URL.")
+    path = experiment.teacher_config or _teacher_config(config, checkpoint)
+    ready = teacher_is_ready(checkpoint)
+    if path is None:
+        if ready:
+            return checkpoint, None
+        raise ValueError(
+            f"{_CHECKPOINT} of {config} is {checkpoint}, which does not exist, and no *_teacher.py "
+            "beside that config writes to its folder: correct it, or add --teacher-config FILE to train the teacher."
+        )
+    if not ready and Path(checkpoint).name != "model_final.pth":
+        raise ValueError(
+            f"{_CHECKPOINT} of {config} is {checkpoint}, which does not exist, expected a "
+            "model_final.pth if the teacher is to be trained."
+        )
+    train = load_config(path).train
+    name, folder = f"teacher of {config_label(config)}", Path(checkpoint).parent
+    return checkpoint, Run(name, path, TEACHER, train.seed, folder, (), train.max_iter, train.best_metric, device)
+
+
+def _teacher_config(config: str, checkpoint: str) -> str | None:
+    """The ``*_teacher.py`` beside a config that writes to where this expects its teacher, overridden or not."""
+    own = OmegaConf.select(load_config(config), _CHECKPOINT, default=None)
+    folders = {os.path.abspath(Path(place).parent) for place in (checkpoint, own) if place}
+    # Not by its name: several students may share a teacher.
+    for path in map(str, sorted(Path(config_path(config)).parent.glob("*_teacher.py"))):
+        folder = OmegaConf.select(load_config(path), "train.output_dir", default=None)
+        if folder and os.path.abspath(folder) in folders:
+            return path
+    return None
 
 
 def teacher_is_ready(checkpoint: str) -> bool:
@@ -196,62 +265,3 @@ def teacher_is_ready(checkpoint: str) -> bool:
     if path.name != "model_final.pth" or not last.is_file():
         return path.is_file()
     return path.is_file() and last.read_text().strip() == path.name
-
-
-# What was asked for, against what is there
-
-
-@cache
-def _file_sha256(path: Path, modified: int) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def sha256(checkpoint: str) -> str | None:
-    """Digest of a checkpoint; None if there is no such file, or it is a URL."""
-    path = Path(checkpoint)
-    return _file_sha256(path, path.stat().st_mtime_ns) if path.is_file() else None
-
-
-def _name_of(value: Any) -> str:
-    return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else repr(value)
-
-
-def request(run: Run) -> dict[str, Any]:
-    """What decides a run's outcome: its data, its overrides, its config (resolved), its teacher's weights."""
-    cfg = run.load_config()
-    distils = OmegaConf.select(cfg, "model.losses", default=None)
-    content = json.dumps(OmegaConf.to_container(cfg, resolve=True), sort_keys=True, default=_name_of)
-    return {
-        "config": f"{run.config.parent.name}/{run.config.name}",
-        "digits_version": DATASET_VERSION,
-        "overrides": list(run.overrides),
-        "config_sha256": hashlib.sha256(content.encode()).hexdigest(),
-        "teacher_sha256": sha256(cfg.model.teacher.checkpoint) if distils else None,
-    }
-
-
-def check_request(run: Run) -> dict[str, Any]:
-    """
-    The run's request.
-
-    Raises:
-        JobError: its folder holds a run, finished or not, of another request.
-    """
-    new, file = request(run), run.folder / "request.json"
-    if not file.is_file():
-        return new
-    old = read_json(file)
-    if new["teacher_sha256"] is None:  # not there (yet)
-        old["teacher_sha256"] = None
-    if old == new:
-        return new
-    if old["digits_version"] != new["digits_version"]:
-        why = f"it was trained on version {old['digits_version']} of the digits, now there is {new['digits_version']}"
-    elif old["overrides"] != new["overrides"]:
-        why = f"its overrides were {' '.join(old['overrides'])}, now {' '.join(new['overrides'])}"
-    elif old["config_sha256"] != new["config_sha256"]:
-        why = f"what {new['config']} says has changed since"
-    else:
-        why = "its teacher has other weights since"
-    other = "" if run.method == TEACHER else ", or choose another --output"
-    raise JobError(f"{run.folder} holds another run: {why}. Delete it{other}")

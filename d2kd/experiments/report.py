@@ -5,37 +5,43 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from d2kd.config import ALONE
 from d2kd.experiments.curves import CurvePoint, last_quarter
 from d2kd.experiments.figures import plot_curves
 from d2kd.experiments.files import write_json, write_text
-from d2kd.experiments.plan import ALONE, TEACHER, Experiment, method_label
+from d2kd.experiments.metrics import decimals, metric_name
+from d2kd.experiments.plan import TEACHER, Experiment, method_label
 from d2kd.experiments.results import collect
-from d2kd.experiments.statistics import METRICS, MeanStd, Row, mean_std, summarize
+from d2kd.experiments.statistics import MeanStd, mean_std, metric_columns, summarize
 
-__all__ = ["markdown_table", "notes", "to_markdown", "write_report"]
+__all__ = ["cost_heading", "markdown_table", "notes", "to_markdown", "write_report"]
 
 
 def notes(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     """
-    What a reader has to know beside the table, from the results' ``curve``, ``git`` and ``versions``: how much
-    of the student's AP a longer schedule would still add, what the pairs are, and where the figures come from.
+    What a reader has to know beside the table, from the results' ``curve``, ``git`` and ``versions``: how much of the
+    student's metric a longer schedule would still add, what the pairs are, and where the figures come from.
     """
     found = []
-    for detector in dict.fromkeys(run["detector"] for run in runs):
-        curves = [run["curve"] for run in runs if (run["detector"], run["method"]) == (detector, ALONE)]
+    metric = runs[0]["metric"]
+    for config in dict.fromkeys(run["config"] for run in runs):
+        curves = [run["curve"] for run in runs if (run["config"], run["method"]) == (config, ALONE)]
         gains = [last_quarter([CurvePoint(*point) for point in points]) for points in curves]
         if added := [gain for gain in gains if gain is not None]:
-            text = _cell(mean_std(added), 1, "+")
-            found.append(f"{detector}: the last quarter of its schedule added {text} AP (val) to the student alone.")
+            text = _cell(mean_std(added), decimals(metric, [points[-1][2] for points in curves]), "+")
+            found.append(
+                f"{config}: the last quarter of its schedule added {text} {metric_name(metric)} on dataloader.test to "
+                "the student alone."
+            )
     if any(run["method"] not in (ALONE, TEACHER) for run in runs):
         found.append(
-            "gain: over the student alone of the same seed (same initial weights, same data in the same order); "
-            "± is the standard deviation over seeds, p that of a two-sided paired t-test."
+            f"gain: in {metric_name(metric)}, over the student alone of the same seed (same initial weights, same data "
+            "in the same order); ± is the standard deviation over seeds, p that of a two-sided paired t-test."
         )
     made = [run["git"] for run in runs if run.get("git")]
     if made:
         dirty = " with uncommitted changes" if any(state["dirty"] for state in made) else ""
-        found.append(f"d2kd at {', '.join(sorted({state['commit'][:10] for state in made}))}{dirty}.")
+        found.append(f"Configs at commit {', '.join(sorted({state['commit'][:10] for state in made}))}{dirty}.")
     libraries = {", ".join(f"{k} {v}" for k, v in run["versions"].items()) for run in runs}
     found.append(f"{'; '.join(sorted(libraries))}.")
     return found
@@ -54,30 +60,38 @@ def _p_cell(p: float | None) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def to_markdown(rows: Sequence[Row]) -> str:
-    """The rows as a table; metrics that no row has are left out."""
-    metrics = [key for key in METRICS if key == "AP" or any(row.values[key] for row in rows)]
-    header = ["detector", "model", "seeds", "iterations", "AP", "gain", "p (paired)", *metrics[1:]]
-    header += ["parameters", "s/it", "training CPU s"]
+def to_markdown(runs: Sequence[Mapping[str, Any]]) -> str:
+    """The runs as a table, a row for each config and method."""
+    rows = summarize(runs)
+    metric, *others = metric_columns(runs)
+    means = {key: [value[0] for row in rows if (value := row.values[key])] for key in (metric, *others)}
+    places = {key: decimals(key, values) for key, values in means.items()}
+    header = ["config", "model", "seeds", "iterations", metric_name(metric), "gain", "p (paired)"]
+    header += [*map(metric_name, others), "parameters", "s/it", cost_heading(runs[0]["device"])]
     lines = []
     for row in rows:
-        least, most = row.iterations
+        least, most = row.iterations or (None, None)
         lines.append(
             [
-                row.detector,
+                row.config,
                 method_label(row.method),
-                str(len(row.seeds)),
-                str(least) if least == most else f"{least}-{most}",
-                _cell(row.values["AP"], 1),
-                _cell(row.gain, 1, "+"),
+                str(len(row.seeds) or "-"),
+                "-" if least is None else str(least) if least == most else f"{least}-{most}",
+                _cell(row.values[metric], places[metric]),
+                _cell(row.gain, places[metric], "+"),
                 _p_cell(row.p_value),
-                *(_cell(row.values[key], 1) for key in metrics[1:]),
+                *(_cell(row.values[key], places[key]) for key in others),
                 f"{row.parameters / 1e6:.2f} M",
                 _cell(row.values["seconds_per_iteration"], 3),
-                _cell(row.values["cpu_seconds"], 0),
+                _cell(row.values["cost_seconds"], 0),
             ]
         )
     return markdown_table(header, lines)
+
+
+def cost_heading(device: str) -> str:
+    """Which seconds a table's costs are."""
+    return {"cpu": "training CPU s", "cuda": "training s on a GPU"}[device]
 
 
 def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -98,7 +112,7 @@ def write_report(experiment: Experiment, command: str) -> str:
     Write ``results.json``, ``results.md`` and ``curves.png`` to the output folder.
 
     Args:
-        experiment: finished runs of its overrides are reported, whichever detectors, methods and seeds it names.
+        experiment: finished runs of its overrides are reported, whichever configs, methods and seeds it names.
         command: what people type for it.
 
     Returns:
@@ -107,10 +121,11 @@ def write_report(experiment: Experiment, command: str) -> str:
     results, left_out = collect(experiment)
     if not results:
         return "No run is finished, so there is nothing to report."
-    said = [f"AP on digits_{experiment.split}, of the weights after the last iteration.", *notes(results)]
+    where = " ".join(experiment.report) or "dataloader.test"
+    said = [f"Metrics on {where}, of the weights after the last iteration.", *notes(results)]
     if left_out:
         said.append(f"{left_out} finished runs with other overrides or configs lie here too and are left out.")
-    table = to_markdown(summarize(results))
+    table = to_markdown(results)
     text = f"{table}\n" + "\n".join(f"- {note}" for note in said) + f"\n\nMade by `{command}`.\n"
     write_text(experiment.output / "results.md", text)
     write_json(experiment.output / "results.json", {"command": command, "runs": results})

@@ -1,4 +1,4 @@
-"""Results of finished runs: metrics on a split, cost, curve, and what they were made with."""
+"""Results of finished runs: metrics, cost, curve, and what they were made with."""
 
 from __future__ import annotations
 
@@ -7,142 +7,228 @@ import importlib.metadata
 import io
 import math
 import platform
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import instantiate
+from detectron2.evaluation.testing import flatten_results_dict
 from omegaconf import DictConfig
 from torch import nn
 
-from d2kd.engine.defaults import resolve_device
-from d2kd.engine.evaluation import evaluate
-from d2kd.experiments.curves import CurvePoint, curve, read_metrics
+from d2kd.config import ALONE
+from d2kd.engine import evaluate, resolve_device, teacher_predictor
+from d2kd.experiments.curves import COSTS, CurvePoint, curve, final_metrics, read_metrics
 from d2kd.experiments.files import read_json, write_json
 from d2kd.experiments.jobs import JobError
 from d2kd.experiments.plan import (
-    ALONE,
     TEACHER,
     Experiment,
     Run,
-    check_request,
+    config_label,
     plan_run,
     plan_teacher,
-    request,
-    sha256,
     stretched_for,
 )
-from d2kd.experiments.statistics import METRICS
+from d2kd.experiments.requests import check_request, request, sha256
 
 __all__ = [
     "collect",
-    "evaluate_checkpoint",
-    "load_detector",
+    "evaluate_student",
+    "evaluate_teacher",
+    "load_student",
+    "load_teacher",
     "train_result",
     "versions",
 ]
 
+Metrics = dict[str, float | None]  # "task/metric" -> value, None for NaN
 
-def load_detector(cfg: DictConfig, checkpoint: str | Path) -> nn.Module:
+
+def load_student(cfg: DictConfig, checkpoint: str | Path) -> nn.Module:
     """The config's model with a checkpoint's weights, in eval mode, on ``train.device``."""
     model = instantiate(cfg.model).to(resolve_device(cfg.train.device))
     DetectionCheckpointer(model).load(str(checkpoint))
     return model.eval()
 
 
-def evaluate_checkpoint(cfg: DictConfig, checkpoint: str | Path, split: str) -> dict[str, float | None]:
-    """:data:`METRICS` of a checkpoint on a split; None where a split has no object of that size."""
-    cfg.dataloader.test.dataset.names = f"digits_{split}"
-    model = load_detector(cfg, checkpoint)
+def load_teacher(cfg: DictConfig) -> tuple[nn.Module | Callable[[Sequence[Mapping]], list[dict]], int]:
+    """The loaded teacher of a config with losses, to be called with batches of the student's, and its parameters."""
+    model = instantiate(cfg.model)
+    model.teacher.load(resolve_device(cfg.train.device), model.pixel_mean.dtype)
+    return teacher_predictor(model), sum(p.numel() for p in model.teacher.detector.parameters())
+
+
+def evaluate_student(cfg: DictConfig, checkpoint: str | Path) -> Metrics:
+    """What ``cfg.dataloader.evaluator`` returns of a checkpoint, on ``cfg.dataloader.test``."""
+    return _evaluate(cfg, load_student(cfg, checkpoint))
+
+
+def evaluate_teacher(cfg: DictConfig) -> Metrics:
+    """The same of the teacher, on the student's data and with its evaluator."""
+    return _evaluate(cfg, load_teacher(cfg)[0])
+
+
+def _evaluate(cfg: DictConfig, model: nn.Module | Callable) -> Metrics:
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints what the table says
         loader = instantiate(cfg.dataloader.test)  # registers the data that the evaluator needs
-        results = evaluate(model, loader, instantiate(cfg.dataloader.evaluator))
-    return _metrics(results["bbox"], prefix="")
+        return _without_nan(flatten_results_dict(evaluate(model, loader, instantiate(cfg.dataloader.evaluator))))
 
 
-def _metrics(record: Mapping[str, float], prefix: str) -> dict[str, float | None]:
-    values = {key: record.get(prefix + key, math.nan) for key in METRICS}
+def _without_nan(values: Mapping[str, float]) -> Metrics:
     return {key: None if math.isnan(value) else float(value) for key, value in values.items()}
 
 
+def _checked(metrics: Metrics, metric: str) -> Metrics:
+    """
+    The metrics.
+
+    Raises:
+        JobError: ``metric`` is none of them.
+    """
+    if metric not in metrics:
+        found = ", ".join(metrics) or "nothing"
+        raise JobError(f"train.best_metric is {metric!r}, but the evaluator returns {found}: set it to one of these")
+    return metrics
+
+
 def train_result(run: Run) -> dict[str, Any]:
-    """The result of a finished run: val metrics, cost, curve, its request and the versions of libraries."""
-    records = read_metrics(run.folder / "metrics.json", run.max_iter)
-    points = curve(records)
-    cost = next((r for r in reversed(records.values()) if "cost/cpu_seconds" in r), {})
-    cpu, wall = cost.get("cost/cpu_seconds"), cost.get("cost/wall_seconds")
-    cfg = run.load_config()
-    if points and points[-1].iteration == run.max_iter:
-        val = _metrics(records[run.max_iter], prefix="bbox/")
-    else:  # killed between its last checkpoint and its last evaluation, or trained elsewhere
-        val = evaluate_checkpoint(cfg, run.folder / "model_final.pth", "val")
-        points.append(CurvePoint(run.max_iter, cpu, math.nan if val["AP"] is None else val["AP"]))
-    model = instantiate(cfg.model)
+    """
+    The result of a finished run: metrics, cost, curve, its request and the versions of libraries.
+
+    Raises:
+        JobError: the evaluator does not return ``train.best_metric``.
+    """
+    cfg, logged = run.load_config(), run.folder / "metrics.json"
+    metric = run.metric
+    costs = _costs(logged, run.max_iter, run.device)
+    points = curve(read_metrics(logged, run.max_iter), metric, COSTS[run.device])
+    metrics = _without_nan(final_metrics(logged, run.max_iter))
+    if not metrics:  # killed between its last checkpoint and its last evaluation
+        metrics = _checked(evaluate_student(cfg, run.folder / "model_final.pth"), metric)
+        value = metrics[metric]
+        points.append(CurvePoint(run.max_iter, costs["cost_seconds"], math.nan if value is None else value))
     return {
-        "detector": run.detector,
+        "config": config_label(run.config),
+        "config_file": run.config,
         "method": run.method,
         "seed": run.seed,
         "max_iter": run.max_iter,
-        "metrics": {"val": val},
-        "parameters": sum(p.numel() for name, p in model.named_parameters() if not name.startswith("distillation.")),
-        "seconds_per_iteration": None if wall is None else wall / run.max_iter,
-        "cpu_seconds": cpu,
+        "metric": metric,
+        "metrics": _checked(metrics, metric),
+        "reported": {},
+        "parameters": _parameters(instantiate(cfg.model)),
+        **costs,
         "curve": points,
         "request": request(run),
         "versions": versions(),
     }
 
 
-def _with_split(result: dict[str, Any], run: Run, checkpoint: str | Path, split: str, file: Path) -> dict[str, Any]:
-    """The result with the split's metrics at its top level; evaluated and kept in ``file`` where missing."""
-    if split not in result["metrics"]:
-        result["metrics"][split] = evaluate_checkpoint(run.load_config(), checkpoint, split)
-        write_json(file, result)
-    return {**result, "split": split, **result["metrics"][split]}
+def _costs(logged: Path | None, max_iter: int, device: str) -> dict[str, Any]:
+    """Seconds per iteration (of the wall clock), seconds of the whole training, and which: "cpu" or "cuda"."""
+    records = read_metrics(logged, max_iter).values() if logged else ()
+    last: Mapping[str, float] = next((record for record in reversed([*records]) if COSTS[device] in record), {})
+    wall = last.get("cost/wall_seconds")
+    return {
+        "seconds_per_iteration": None if wall is None else wall / max_iter,
+        "cost_seconds": last.get(COSTS[device]),
+        "device": device,
+    }
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(p.numel() for name, p in model.named_parameters() if not name.startswith("distillation."))
 
 
 def collect(experiment: Experiment) -> tuple[list[dict[str, Any]], int]:
     """
     Results of the experiment's teachers and of all finished runs in its output folder that were made with its
-    overrides and the configs as they are now, whichever detectors, methods and seeds it names.
+    overrides and the configs as they are now, whichever configs, methods and seeds it names.
 
     Returns:
-        (results, with the metrics of ``experiment.split`` at their top level; number of other runs left out)
+        (results, with what is reported as ``values``; number of other runs left out)
+
+    Raises:
+        JobError: the evaluator does not return the metric.
     """
     results, left_out = [], 0
+    kind = experiment.metric, experiment.device
     for file in sorted(experiment.output.glob("*/*/seed*/result.json")):
         result = read_json(file)
-        detector, method, seed = result["detector"], result["method"], result["seed"]
-        max_iter = result["max_iter"] if stretched_for(method) else None
-        try:
-            run = plan_run(experiment, detector, method, seed, max_iter)
-            check_request(run)
-        except (JobError, ValueError):  # another request, or a config that no longer exists
+        run = _run_of(experiment, result)
+        if run is None or (result["metric"], result["device"]) != kind:
             left_out += 1
             continue
-        results.append(_with_split(result, run, run.folder / "model_final.pth", experiment.split, file))
-    if experiment.distilled:
-        results += [_teacher_result(experiment, detector) for detector in sorted({r["detector"] for r in results})]
+        evaluated = partial(evaluate_student, run.load_config(*experiment.report), run.folder / "model_final.pth")
+        results.append(_reported(result, file, experiment, evaluated))
+    taught = {r["config"]: r for r in results if r["method"] != ALONE and not stretched_for(r["method"])}
+    results += filter(None, (_teacher_result(experiment, result) for result in taught.values()))
     rank = {TEACHER: 0, ALONE: 1}
 
     def place(result: dict[str, Any]) -> tuple[str, int, str, int]:
         method = result["method"]
-        return result["detector"], rank.get(method, 2 if stretched_for(method) else 3), method, result["seed"]
+        return result["config"], rank.get(method, 2 if stretched_for(method) else 3), method, result["seed"]
 
     return sorted(results, key=place), left_out
 
 
-def _teacher_result(experiment: Experiment, detector: str) -> dict[str, Any]:
-    run, checkpoint = plan_teacher(experiment, detector)
-    file = experiment.output / detector / TEACHER / "result.json"
-    wanted = {"checkpoint": checkpoint, "sha256": sha256(checkpoint)}
+def _run_of(experiment: Experiment, result: Mapping[str, Any]) -> Run | None:
+    """The run of a result; None for another request than the experiment's, or a config that no longer exists."""
+    max_iter = result["max_iter"] if stretched_for(result["method"]) else None
+    try:
+        run = plan_run(experiment, result["config_file"], result["method"], result["seed"], max_iter)
+        check_request(run)
+    except (JobError, ValueError, FileNotFoundError):
+        return None
+    return run
+
+
+def _teacher_result(experiment: Experiment, taught: Mapping[str, Any]) -> dict[str, Any] | None:
+    """
+    The metrics of a distilled student's teacher on the student's data, and the cost of its training where that is
+    known. None for a teacher of other classes, whose detections the student's evaluator cannot read.
+    """
+    config = taught["config_file"]
+    checkpoint, run = plan_teacher(experiment, config)
+    student = plan_run(experiment, config, taught["method"], taught["seed"])
+    cfg = student.load_config()
+    if cfg.model.teacher.class_map is not None:
+        return None
+    file = experiment.output / taught["config"] / TEACHER / "result.json"
+    made_of = {"checkpoint": checkpoint, "sha256": sha256(checkpoint), "metric": student.metric}
     result = read_json(file) if file.is_file() else {}
-    if result.get("weights") != wanted:
-        result = {**train_result(run), "weights": wanted}
+    if result.get("made_of") != made_of:
+        result = {
+            "config": taught["config"],
+            "method": TEACHER,
+            "seed": run.seed if run else None,
+            "max_iter": run.max_iter if run else None,
+            "metric": student.metric,
+            "metrics": evaluate_teacher(cfg),
+            "reported": {},
+            "parameters": load_teacher(cfg)[1],
+            **_costs(run.folder / "metrics.json" if run else None, run.max_iter if run else 0, student.device),
+            "made_of": made_of,
+            "versions": versions(),
+        }
         write_json(file, result)
-    return _with_split(result, run, checkpoint, experiment.split, file)
+    return _reported(result, file, experiment, partial(evaluate_teacher, student.load_config(*experiment.report)))
+
+
+def _reported(
+    result: dict[str, Any], file: Path, experiment: Experiment, evaluated: Callable[[], Metrics]
+) -> dict[str, Any]:
+    """The result with the metrics that are reported as ``values``; evaluated and kept in ``file`` where missing."""
+    if not experiment.report:
+        return {**result, "values": result["metrics"]}
+    key = " ".join(experiment.report)
+    if key not in result["reported"]:
+        result["reported"][key] = _checked(evaluated(), result["metric"])
+        write_json(file, result)
+    return {**result, "values": result["reported"][key]}
 
 
 @cache

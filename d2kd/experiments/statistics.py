@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from d2kd.experiments.plan import ALONE, TEACHER
+from scipy import stats
 
-__all__ = ["METRICS", "MeanStd", "Row", "mean_std", "paired_p_value", "summarize"]
+from d2kd.config import ALONE
+from d2kd.experiments.metrics import COCO_METRICS
+from d2kd.experiments.plan import TEACHER
 
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+__all__ = ["MeanStd", "Row", "mean_std", "metric_columns", "paired_p_value", "summarize"]
 
 #: Mean and sample standard deviation, None of a single value.
 MeanStd = tuple[float, float | None]
@@ -20,18 +22,31 @@ MeanStd = tuple[float, float | None]
 @dataclass(frozen=True)
 class Row:
     """
-    A method on a detector, over seeds. What no run has is None.
+    A method on a config, over seeds. What no run has is None.
     """
 
-    detector: str
+    config: str
     method: str
     seeds: tuple[int, ...]
-    iterations: tuple[int, int]  # the least and the most of its runs
-    values: Mapping[str, MeanStd | None]  # AP..., seconds_per_iteration, cpu_seconds
+    iterations: tuple[int, int] | None  # the least and the most of its runs
+    values: Mapping[str, MeanStd | None]  # the metrics' columns, seconds_per_iteration, cost_seconds
     parameters: int
-    gain: MeanStd | None  # AP above the student alone of the same seeds; None for itself
+    gain: MeanStd | None  # of the metric, above the student alone of the same seeds; None for itself
     paired_seeds: int
     p_value: float | None
+
+
+def metric_columns(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """
+    The metrics that a table of these runs shows: theirs, then COCO's of boxes where an evaluator returned those (AP by
+    class is left out), else all; without metrics that no run has.
+
+    Args:
+        runs: see :func:`summarize`.
+    """
+    there = dict.fromkeys(key for run in runs for key, value in run["values"].items() if value is not None)
+    metrics = [run["metric"] for run in runs]
+    return list(dict.fromkeys([*metrics, *([key for key in COCO_METRICS if key in there] or there)]))
 
 
 def mean_std(values: Sequence[float]) -> MeanStd | None:
@@ -45,38 +60,39 @@ def paired_p_value(differences: Sequence[float]) -> float | None:
     """Two-sided p-value of a t-test of the differences of pairs; None for fewer than 2, or for equal ones."""
     if len(differences) < 2 or stdev(differences) == 0:
         return None
-    from scipy import stats  # noqa: PLC0415 - optional: it comes with scikit-learn, and tables of one seed need no test
-
     return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 
 def summarize(runs: Sequence[Mapping[str, Any]]) -> list[Row]:
     """
     Args:
-        runs: one mapping a run: detector, method, seed, max_iter, parameters, seconds_per_iteration,
-            cpu_seconds and :data:`METRICS` (None where a value does not exist).
+        runs: one mapping a run: config, method, seed, max_iter, parameters, seconds_per_iteration, cost_seconds,
+            metric, values ("task/metric" -> value; None where a value does not exist).
 
     Returns:
-        One row per detector and method, in the order of their first runs.
+        One row per config and method, in the order of their first runs.
     """
+    columns = metric_columns(runs)
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for run in runs:
-        groups.setdefault((run["detector"], run["method"]), []).append(run)
+        groups.setdefault((run["config"], run["method"]), []).append(run)
     rows = []
-    for (detector, method), group in groups.items():
-        alone = {run["seed"]: run["AP"] for run in groups.get((detector, ALONE), [])}
-        differences = [
-            run["AP"] - alone[run["seed"]] for run in group if method not in (ALONE, TEACHER) and run["seed"] in alone
-        ]
+    for (config, method), group in groups.items():
+        alone = {run["seed"]: _value(run) for run in groups.get((config, ALONE), [])}
+        pairs = [(_value(run), alone.get(run["seed"])) for run in group if method not in (ALONE, TEACHER)]
+        differences = [value - base for value, base in pairs if value is not None and base is not None]
+        iterations = [run["max_iter"] for run in group if run["max_iter"] is not None]
+        costs = {key: [run[key] for run in group] for key in ("seconds_per_iteration", "cost_seconds")}
+        values = {key: [run["values"].get(key) for run in group] for key in columns}
         rows.append(
             Row(
-                detector=detector,
+                config=config,
                 method=method,
-                seeds=tuple(sorted(run["seed"] for run in group)),
-                iterations=(min(run["max_iter"] for run in group), max(run["max_iter"] for run in group)),
+                seeds=tuple(sorted(run["seed"] for run in group if run["seed"] is not None)),
+                iterations=(min(iterations), max(iterations)) if iterations else None,
                 values={
-                    key: mean_std([run[key] for run in group if run[key] is not None])
-                    for key in (*METRICS, "seconds_per_iteration", "cpu_seconds")
+                    key: mean_std([value for value in found if value is not None])
+                    for key, found in {**values, **costs}.items()
                 },
                 parameters=group[0]["parameters"],
                 gain=mean_std(differences),
@@ -85,3 +101,7 @@ def summarize(runs: Sequence[Mapping[str, Any]]) -> list[Row]:
             )
         )
     return rows
+
+
+def _value(run: Mapping[str, Any]) -> float | None:
+    return run["values"].get(run["metric"])

@@ -7,18 +7,24 @@ import os
 import re
 import shlex
 import sys
-from functools import partial
+from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 
-from d2kd.experiments.clone import ROOT, git_state
+import torch
+from detectron2.config import instantiate
+from omegaconf import OmegaConf
+
+from d2kd.config import ALONE, CONFIG, config_path
 from d2kd.experiments.curves import read_metrics
 from d2kd.experiments.files import read_json, write_json, write_text
-from d2kd.experiments.jobs import Command, Job, JobError, Progress
+from d2kd.experiments.git import git_state
+from d2kd.experiments.jobs import Command, Job, Progress
+from d2kd.experiments.metrics import metric_text
 from d2kd.experiments.plan import (
-    ALONE,
     Experiment,
     Run,
-    check_request,
+    config_label,
     plan_run,
     plan_runs,
     plan_stretched,
@@ -26,12 +32,13 @@ from d2kd.experiments.plan import (
     stretched,
     teacher_is_ready,
 )
+from d2kd.experiments.requests import check_request
 from d2kd.experiments.results import train_result
 
-__all__ = ["TRAIN", "build_jobs", "train_command"]
+__all__ = ["TRAIN", "build_jobs", "environments", "train_command"]
 
-#: What trains, as arguments of Python; people type tools/train_net.py, which calls the same.
-TRAIN = ("-m", "d2kd.cli.train")
+#: What trains, as arguments of Python; people type ``d2kd train``, which calls the same.
+TRAIN = ("-m", "d2kd", "train")
 
 
 def build_jobs(experiment: Experiment) -> list[Job]:
@@ -40,46 +47,95 @@ def build_jobs(experiment: Experiment) -> list[Job]:
 
     Raises:
         JobError: a folder holds a run of another request.
-        ValueError: a config is missing.
+        ValueError: a config or a method cannot be used.
+        FileNotFoundError: there is no such config.
     """
     jobs: list[Job] = []
-    teachers: dict[str, str] = {}  # detector -> name of the job
-    # Requests are checked here too: a refusal is better before hours of training than after.
-    for detector in experiment.detectors if experiment.distilled else ():
-        run, checkpoint = plan_teacher(experiment, detector)
+    teachers: dict[str, tuple[str, ...]] = {}  # checkpoint -> name of the job that trains it, if any
+    needs: dict[str, tuple[str, ...]] = {}  # config -> the same
+    # All that can be refused is refused here: that is better before hours of training than after.
+    runs = plan_runs(experiment)
+    _check_data(experiment)
+    for config in experiment.configs if experiment.distilled else ():
+        checkpoint, run = plan_teacher(experiment, config)
+        if run is not None:
+            check_request(run)
+            if checkpoint not in teachers:
+                prepare, finish = partial(_prepare_teacher, run, checkpoint), partial(str, checkpoint)
+                jobs.append(Job(run.name, run.name, prepare, finish, partial(_progress, run)))
+                teachers[checkpoint] = (run.name,)
+        needs[config] = teachers.get(checkpoint, ())
+    for run in runs:
         check_request(run)
-        if run.name not in teachers.values():
-            prepare, finish = partial(_prepare_teacher, run, checkpoint), partial(str, checkpoint)
-            jobs.append(Job(run.name, run.name, prepare, finish, partial(_progress, run)))
-        teachers[detector] = run.name
-    for run in plan_runs(experiment):
-        check_request(run)
-        needs = () if run.method == ALONE else (teachers[run.detector],)
         work = partial(_prepare, run), partial(_finish, run), partial(_progress, run)
-        jobs.append(Job(run.name, f"{run.detector} {run.method}", *work, needs))
+        kind = f"{run.config} {run.method}"
+        jobs.append(Job(run.name, kind, *work, () if run.method == ALONE else needs[run.config]))
     for seed in experiment.seeds if experiment.stretch else ():
-        for detector in experiment.detectors:
-            jobs += [_stretched_job(experiment, detector, method, seed) for method in experiment.distilled]
+        for config in experiment.configs:
+            jobs += [_stretched_job(experiment, config, method, seed) for method in experiment.distilled]
     return jobs
+
+
+def _check_data(experiment: Experiment) -> None:
+    """
+    Load the data that is evaluated on, in training and for the report. Data that is made at its first use is made
+    here, once.
+    """
+    for config in experiment.configs:
+        run = plan_run(experiment, config, ALONE, experiment.seeds[0])
+        cfg = run.load_config()
+        for key in (override.split("=")[0] for override in experiment.report):
+            if OmegaConf.select(cfg, key.rpartition(".")[0], default=None) is None:
+                raise ValueError(f"--report sets {key}, but {config} has nothing of that name.")
+        for overrides in {(), experiment.report}:
+            node = OmegaConf.select(run.load_config(*overrides), "dataloader.test.dataset", default=None)
+            try:
+                instantiate(node)
+            except KeyError as error:  # Detectron2's, of a dataset that is not registered
+                raise ValueError(f"dataloader.test.dataset of {config}: {error.args[0]}") from error
+
+
+def environments(device: str, processes: int) -> list[dict[str, str]]:
+    """
+    What each of the trainings that run side by side has in its environment: on GPUs, one of its own.
+
+    Raises:
+        ValueError: more ``processes`` than GPUs.
+    """
+    if device == "cpu":
+        return [{}] * processes
+    count = torch.cuda.device_count()
+    if processes > count:
+        raise ValueError(f"--processes is {processes}, but {count} GPUs train one run at a time each: lower it.")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",") if visible else map(str, range(count))
+    return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in islice(gpus, processes)]
 
 
 def train_command(run: Run, *python: str) -> list[str]:
     """The command that trains ``run``, or goes on with it; ``python`` is what runs the command line."""
     folder = str(run.folder).replace("'", "\\'")
-    return [*python, "--config-file", str(run.config), "--resume", *run.overrides, f"train.output_dir='{folder}'"]
+    method = () if run.losses == CONFIG else ("--method", run.losses)
+    return [*python, "--config-file", run.config, *method, "--resume", *run.overrides, f"train.output_dir='{folder}'"]
 
 
 def _prepare(run: Run) -> Command | None:
     wanted = check_request(run)
-    if run.result_file.is_file():
+    if is_finished(run):
         return None
     write_json(run.folder / "request.json", wanted)
     _forget_abandoned(run)
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    # One thread: a second gains little on images this small, stalls where a core is busy, and would make CPU
-    # seconds depend on the number of processes.
-    env = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": path}
+    # One thread: a second gains little on small images, stalls where a core is busy, and would make CPU seconds depend
+    # on the number of processes. What this process imports is what the training imports.
+    env = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     return Command(train_command(run, sys.executable, *TRAIN), env, run.folder)
+
+
+def is_finished(run: Run) -> bool:
+    """Whether the run has its result, and for the metric that its config names now."""
+    if not run.result_file.is_file():
+        return False
+    return read_json(run.result_file)["metric"] == run.metric
 
 
 def _forget_abandoned(run: Run) -> None:
@@ -95,39 +151,39 @@ def _forget_abandoned(run: Run) -> None:
 def _prepare_teacher(run: Run, checkpoint: str) -> Command | None:
     if teacher_is_ready(checkpoint):
         return None
-    if Path(checkpoint).name != "model_final.pth":
-        raise JobError(f"model.teacher.checkpoint={checkpoint} does not exist (only model_final.pth is trained)")
     return _prepare(run)
 
 
 def _finish(run: Run) -> str:
-    if not run.result_file.is_file():
-        # As it would be typed in the clone: results are read elsewhere.
-        command = shlex.join(train_command(run, "python", "tools/train_net.py")).replace(f"{ROOT}{os.sep}", "")
-        write_json(run.result_file, {**train_result(run), "command": command, "git": git_state()})
-    return f"val AP {read_json(run.result_file)['metrics']['val']['AP']:.1f}"
+    if not is_finished(run):
+        command = shlex.join(train_command(run, "d2kd", "train"))
+        git = git_state(Path(config_path(run.config)).resolve().parent)
+        write_json(run.result_file, {**train_result(run), "command": command, "git": git})
+    metrics = read_json(run.result_file)["metrics"]
+    return metric_text(run.metric, metrics[run.metric])
 
 
 def _progress(run: Run) -> Progress:
     records = read_metrics(run.folder / "metrics.json", run.max_iter)
-    aps = [record["bbox/AP"] for record in records.values() if "bbox/AP" in record]
-    return Progress(max(records, default=0), run.max_iter, f"AP {aps[-1]:.1f}" if aps else "")
+    values = [record[run.metric] for record in records.values() if run.metric in record]
+    return Progress(max(records, default=0), run.max_iter, metric_text(run.metric, values[-1]) if values else "")
 
 
-def _stretched_job(experiment: Experiment, detector: str, method: str, seed: int) -> Job:
-    pair = [plan_run(experiment, detector, m, seed) for m in (ALONE, method)]
+def _stretched_job(experiment: Experiment, config: str, method: str, seed: int) -> Job:
+    pair = [plan_run(experiment, config, m, seed) for m in (ALONE, method)]
 
+    @cache
     def plan() -> Run:
-        return plan_stretched(experiment, detector, method, seed)
+        return plan_stretched(experiment, *pair)
 
     def progress() -> Progress:
-        if all(run.result_file.is_file() for run in pair):
+        if all(is_finished(run) for run in pair):
             return _progress(plan())
         return Progress(0, round(1.6 * pair[0].max_iter))  # about what distillation costs, for the ETA only
 
     return Job(
-        f"{detector} {stretched(method)} seed {seed}",
-        f"{detector} {ALONE}",
+        f"{config_label(config)} {stretched(method)} seed {seed}",
+        f"{config} {ALONE}",
         lambda: _prepare(plan()),
         lambda: _finish(plan()),
         progress,

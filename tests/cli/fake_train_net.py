@@ -1,4 +1,4 @@
-"""Stands in for tools/train_net.py: writes what that writes, in no time. Told what to do by $FAKE_PLAN (JSON)."""
+"""Stands in for `d2kd train`: writes what that writes, in no time. Told what to do by $FAKE_PLAN (JSON)."""
 
 import json
 import os
@@ -8,21 +8,25 @@ from pathlib import Path
 
 argv = sys.argv[1:]
 options = dict(arg.split("=", 1) for arg in argv if "=" in arg)
-config = Path(argv[argv.index("--config-file") + 1]).stem
+run = Path(argv[argv.index("--config-file") + 1]).stem
+run += " " + (argv[argv.index("--method") + 1] if "--method" in argv else "config")
 folder = Path(options["train.output_dir"].strip("'"))
 max_iter = int(options.get("train.max_iter", 16))
 seed = int(options.get("train.seed", 0))
 plan = json.loads(Path(os.environ["FAKE_PLAN"]).read_text())
-mine = {**plan.get(config, {}), **plan.get(f"{config}/{seed}", {})}
+mine = {**plan.get(run, {}), **plan.get(f"{run} {seed}", {})}
 metrics = folder / "metrics.json"
-# As train_net.py: --resume goes on after the last checkpoint.
+# As `d2kd train`: --resume goes on after the last checkpoint.
 tag = folder / "last_checkpoint"
-start = int(tag.read_text()[6:13]) + 1 if "--resume" in argv and tag.is_file() else 0
-call = {"run": f"{config}/{seed}", "start": start, "options": options, "threads": os.environ.get("OMP_NUM_THREADS")}
+last = tag.read_text() if "--resume" in argv and tag.is_file() else "model_-000001.pth"
+start = max_iter if last == "model_final.pth" else int(last[6:13]) + 1
+call = {"run": f"{run} {seed}", "start": start, "options": options, "threads": os.environ.get("OMP_NUM_THREADS")}
 with open(os.environ["FAKE_CALLS"], "a") as f:
     f.write(json.dumps({**call, "pid": os.getpid()}) + "\n")
 
 folder.mkdir(parents=True, exist_ok=True)
+if start == max_iter:
+    sys.exit()
 with open(metrics, "a") as f:
     for i in range(start, max_iter):
         cost = {"cost/cpu_seconds": mine.get("cpu", 1.0) * (i + 1), "cost/wall_seconds": 0.5 * (i + 1)}
@@ -38,6 +42,7 @@ with open(metrics, "a") as f:
             time.sleep(600)
     ap = mine.get("ap", 30.0) + seed
     final = {"bbox/AP": ap, "bbox/AP50": ap + 20, "bbox/AP75": ap, "bbox/APs": ap, "bbox/APl": float("nan")}
+    final = mine.get("metrics", final)
     f.write(json.dumps({"iteration": max_iter, **final, **cost}) + "\n")
-(folder / "model_final.pth").write_bytes(f"{config} {seed} {max_iter}".encode())
+(folder / "model_final.pth").write_bytes(f"{run} {seed} {max_iter}".encode())
 tag.write_text("model_final.pth")

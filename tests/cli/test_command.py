@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 from detectron2.config import LazyCall as L
@@ -13,10 +14,10 @@ from omegaconf.errors import ConfigKeyError
 import d2kd
 from d2kd.__main__ import COMMANDS, main
 from d2kd.cli import run_command
-from d2kd.experiments import ROOT
 from d2kd.losses import BinaryClassificationKD
 from d2kd.methods import METHODS
 
+ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "d2kd"]
 
 
@@ -24,6 +25,7 @@ def test_help_names_every_command_and_imports_none():
     code = """
 import sys
 from d2kd.__main__ import main
+
 try:
     main(["--help"])
 finally:

@@ -10,26 +10,27 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from d2kd.cli import demo
+from d2kd.config import ALONE, CONFIG
 from d2kd.data.digits import dataset
-from d2kd.experiments import ALONE, METRICS, TEACHER, plan_run, plan_teacher, results, stretched, training_jobs
+from d2kd.experiments import TEACHER, plan_run, plan_teacher, results, stretched, training_jobs
 
 FAKE = Path(__file__).with_name("fake_train_net.py")
-LONGER = stretched("crosskd")
+LONGER = stretched(CONFIG)
 
 
 def result(ap, **changes):
-    metrics = {**dict.fromkeys(METRICS), "AP": ap, "AP50": ap + 20, "AP75": ap + 2, "APs": ap - 3}
-    costs = {"parameters": 180_000, "max_iter": 800, "seconds_per_iteration": 0.04, "cpu_seconds": 32.0}
+    values = {"bbox/AP": ap, "bbox/AP50": ap + 20, "bbox/AP75": ap + 2, "bbox/APs": ap - 3, "bbox/APm": None}
+    costs = {"parameters": 180_000, "max_iter": 800, "seconds_per_iteration": 0.04, "cost_seconds": 32.0}
     curve = [[100 * k, 4.0 * k, ap * k / 8] for k in range(1, 9)]
-    return {**metrics, **costs, "curve": curve, **changes}
+    return {"values": values, **costs, "curve": curve, **changes}
 
 
 def four(alone=30.0, longer=34.0, distilled=36.0):
     return {
-        TEACHER: result(60.0, parameters=830_000, seconds_per_iteration=None, cpu_seconds=None),
+        TEACHER: result(60.0, parameters=830_000, seconds_per_iteration=None, cost_seconds=None),
         ALONE: result(alone),
-        LONGER: result(longer, max_iter=1200, cpu_seconds=48.0),
-        "crosskd": result(distilled, cpu_seconds=48.0, seconds_per_iteration=0.06),
+        LONGER: result(longer, max_iter=1200, cost_seconds=48.0),
+        CONFIG: result(distilled, cost_seconds=48.0, seconds_per_iteration=0.06),
     }
 
 
@@ -102,14 +103,13 @@ def save_weights(run, folder):
 
 def test_sheet_shows_ground_truth_in_its_place(tmp_path, small_data, monkeypatch):
     experiment = demo.demo_experiment(tmp_path, max_iter=8)
-    for method in (ALONE, "crosskd"):
-        run = plan_run(experiment, demo.DETECTOR, method, 0)
+    for method in (ALONE, CONFIG):
+        run = plan_run(experiment, demo.STUDENT, method, 0)
         run.folder.mkdir(parents=True)
         save_weights(run, run.folder)
-    teacher, _ = plan_teacher(experiment, demo.DETECTOR)
-    (tmp_path / "teacher").mkdir()
-    save_weights(teacher, tmp_path / "teacher")
-    monkeypatch.setattr(demo, "plan_teacher", lambda *_: (teacher, str(tmp_path / "teacher/model_final.pth")))
+    checkpoint, teacher = plan_teacher(experiment, demo.STUDENT)  # in the current folder
+    Path(checkpoint).parent.mkdir(parents=True)
+    save_weights(teacher, Path(checkpoint).parent)
     drawn = {}
     monkeypatch.setattr(demo, "draw_sheet", lambda path, images, columns, caption: drawn.update(i=images, c=columns))
     demo.write_sheet(experiment, tmp_path / "sheet.png")
@@ -127,31 +127,28 @@ def test_sheet_shows_ground_truth_in_its_place(tmp_path, small_data, monkeypatch
 
 
 def test_the_demo_runs_its_stages_once(tmp_path, small_data, monkeypatch, capsys):
-    student = demo.DETECTOR
-    (tmp_path / "plan.json").write_text(json.dumps({f"{student}_crosskd": {"cpu": 1.5}}))
+    student = "fcos_small_crosskd"
+    (tmp_path / "plan.json").write_text(json.dumps({f"{student} config": {"cpu": 1.5}}))
     monkeypatch.setenv("FAKE_PLAN", str(tmp_path / "plan.json"))
     monkeypatch.setenv("FAKE_CALLS", str(tmp_path / "calls"))
     monkeypatch.setattr(training_jobs, "TRAIN", (str(FAKE),))
-    monkeypatch.setattr(results, "evaluate_checkpoint", lambda *_: {**dict.fromkeys(METRICS), "AP": 31.0})
+    for name in ("evaluate_student", "evaluate_teacher"):
+        monkeypatch.setattr(results, name, lambda *_: {"bbox/AP": 31.0})
+    monkeypatch.setattr(results, "load_teacher", lambda cfg: (None, 800_000))
     monkeypatch.setattr(demo, "write_sheet", lambda experiment, path: path.touch())
-    base = demo.demo_experiment(tmp_path / "out", 16)
-    checkpoint = f"model.teacher.checkpoint={tmp_path}/teacher/model_final.pth"
-    changed = {**vars(base), "overrides": (checkpoint,)}  # not where a real demo's teacher lies
-    monkeypatch.setattr(demo, "demo_experiment", lambda *_: type(base)(**changed))
-
     assert demo.main(["--max-iter", "16"]) == 0
     calls = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
     order = [(call["run"], call["options"].get("train.max_iter")) for call in calls]
-    assert sorted(order[:2]) == sorted([(f"{student}_baseline/0", "16"), ("fcos_teacher/0", None)])
-    assert order[2:] == [(f"{student}_crosskd/0", "16"), (f"{student}_baseline/0", "24")]
+    assert sorted(order[:2]) == sorted([(f"{student} alone 0", "16"), ("fcos_teacher config 0", None)])
+    assert order[2:] == [(f"{student} config 0", "16"), (f"{student} alone 0", "24")]
     printed = capsys.readouterr().out
-    written = (tmp_path / "out/results.md").read_text()
+    written = (tmp_path / "output/demo/results.md").read_text()
     assert "minutes" in printed and written.split("\nMade by")[0] in printed
     assert "At equal cost, the student alone (24 iterations) reaches 31.0 AP: as much" in written
-    assert "python tools/demo.py --max-iter 16" in written
-    content = json.loads((tmp_path / "out/results.json").read_text())
-    assert [run["method"] for run in content["runs"]] == [TEACHER, ALONE, LONGER, "crosskd"]
-    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"curves.png", "sheet.png"}
+    assert "d2kd demo --max-iter 16" in written
+    content = json.loads((tmp_path / "output/demo/results.json").read_text())
+    assert [run["method"] for run in content["runs"]] == [TEACHER, ALONE, LONGER, CONFIG]
+    assert {path.name for path in (tmp_path / "output/demo").glob("*.png")} == {"curves.png", "sheet.png"}
 
     assert demo.main(["--max-iter", "16"]) == 0
     assert len((tmp_path / "calls").read_text().splitlines()) == 4
@@ -159,6 +156,6 @@ def test_the_demo_runs_its_stages_once(tmp_path, small_data, monkeypatch, capsys
 
 
 def test_a_failed_stage_ends_the_demo_without_a_table(tmp_path, small_data, monkeypatch, capsys):
-    monkeypatch.setattr(demo, "run_jobs", lambda jobs, processes: ["distilled"])
+    monkeypatch.setattr(demo, "run_jobs", lambda jobs, environments: ["distilled"])
     assert demo.main(["--output", str(tmp_path / "out"), "--max-iter", "16"]) == 1
     assert "not complete" in capsys.readouterr().err

@@ -6,11 +6,11 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from d2kd.experiments import ROOT
-
+ROOT = Path(__file__).parents[2]
 DOORS = {
     "benchmark": "benchmark",
     "compare": "compare",

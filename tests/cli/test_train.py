@@ -4,19 +4,21 @@ import logging
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from d2kd.cli import train
-from d2kd.experiments import ROOT
 from d2kd.methods import describe
 from tests.nodes import checkpoint_of, fcos
 
 #: No data, optimizer and schedule: the run stops before it needs any.
+ROOT = Path(__file__).parents[2]
 CONFIG = """
 import d2kd
 from tests.nodes import fcos
+
 model = d2kd.distill(fcos(), teacher=fcos(), teacher_checkpoint="{checkpoint}", method="bckd")
 optimizer = lr_multiplier = dict(none=True)
 dataloader = dict(train=optimizer, test=optimizer, evaluator=optimizer)

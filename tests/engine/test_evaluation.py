@@ -39,6 +39,10 @@ def test_other_results_stay():
     assert math.isnan(run({"bbox": {"AP": NAN}}, 3)["bbox"]["AP"])
 
 
+def test_what_other_evaluators_return_is_not_filled_in():
+    assert run({"found": {"share": 0.5}}, 0) == {"found": {"share": 0.5}}
+
+
 def test_several_evaluators():
     evaluators = [Fixed({"bbox": {"AP": 1.0}}), Fixed({"speed": 2.0})]
     results = evaluate(lambda batch: [{"instances": [0]}], [[{}]], evaluators)

@@ -1,6 +1,7 @@
 import json
 import time
 
+import pytest
 import torch
 from detectron2.engine import HookBase, SimpleTrainer, hooks
 from torch import nn
@@ -58,6 +59,30 @@ def test_training_cost_counts_steps_only_and_resumes(monkeypatch):
     resumed.load_state_dict(trainer.state_dict()["hooks"]["TrainingCost"])
     run(3, resumed, model=Model(), start=2)
     assert (resumed.cpu_seconds, resumed.wall_seconds) == (3, 9)
+
+
+@pytest.mark.parametrize("on_gpu, seconds", [(True, 8), (False, 3)])
+def test_training_cost_on_a_gpu_waits_for_its_work(monkeypatch, on_gpu, seconds):
+    clock = dict(now=0.0, pending=0.0)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock["now"])
+
+    def synchronize():
+        clock["now"] += clock["pending"]
+        clock["pending"] = 0.0
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: on_gpu)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+
+    class Model(Draw):
+        def forward(self, x):
+            clock["now"] += 3  # started here, done 5 seconds later
+            clock["pending"] += 5
+            return super().forward(x)
+
+    cost = TrainingCost()
+    clock["pending"] = 100.0  # of an evaluation before the step
+    run(1, cost, model=Model())
+    assert cost.wall_seconds == seconds
 
 
 def test_each_iteration_draws_the_same_whatever_came_before():

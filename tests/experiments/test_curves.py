@@ -1,4 +1,4 @@
-"""What a run has logged, and its AP over its schedule."""
+"""What a run has logged, and its metric over its schedule."""
 
 import json
 import math
@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from d2kd.experiments.curves import CurvePoint, curve, last_quarter, read_metrics, resample
+from d2kd.experiments.curves import COSTS, CurvePoint, curve, final_metrics, last_quarter, read_metrics, resample
 
 
 def write_metrics(path, records):
@@ -31,9 +31,20 @@ def test_curve_interpolates_the_cost_between_logs(tmp_path):
     ends = [{"iteration": 19, "cost/cpu_seconds": 2.0}, {"iteration": 24, "bbox/AP": 5.0}]
     ends += [{"iteration": 39, "cost/cpu_seconds": 6.0}, {"iteration": 40, "bbox/AP": 9.0, "cost/cpu_seconds": 6.0}]
     write_metrics(file, ends)
-    assert curve(read_metrics(file, 40)) == [CurvePoint(25, 3.0, 5.0), CurvePoint(40, 6.0, 9.0)]
+    which = "bbox/AP", COSTS["cpu"]
+    assert curve(read_metrics(file, 40), *which) == [CurvePoint(25, 3.0, 5.0), CurvePoint(40, 6.0, 9.0)]
     write_metrics(file, [{"iteration": 40, "bbox/AP": 9.0}])
-    assert curve(read_metrics(file, 40)) == [CurvePoint(40, None, 9.0)]
+    assert curve(read_metrics(file, 40), *which) == [CurvePoint(40, None, 9.0)]
+    assert curve(read_metrics(file, 40), "bbox/AP50", COSTS["cpu"]) == []
+
+
+def test_final_metrics_are_what_was_evaluated_after_the_last_step(tmp_path):
+    file = tmp_path / "metrics.json"
+    write_metrics(file, [{"iteration": 38, "speed": 2.0}, {"iteration": 39, "total_loss": 1.0, "kd/x": 0.5}])
+    assert final_metrics(file, 40) == {}
+    with open(file, "a") as f:
+        f.write('{"iteration": 40, "speed": 3.0, "bbox/AP": 9.0, "cost/cpu_seconds": 6.0, "cost/wall_seconds": 9.0}')
+    assert final_metrics(file, 40) == {"speed": 3.0, "bbox/AP": 9.0}
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,17 @@
 import numpy as np
 from PIL import Image
 
-from d2kd.experiments import ALONE, TEACHER, Box, draw_sheet, mark, plot_curves, stretched
+from d2kd.config import ALONE
+from d2kd.experiments import TEACHER, Box, draw_sheet, mark, plot_curves, stretched
 from d2kd.experiments.figures import line_style, place_label
 from tests.experiments.small import result
 
 
 def test_curves_of_any_experiment_are_drawn(tmp_path):
     runs = [result(method, seed, 30.0 + seed) for method in (ALONE, "bckd", stretched("bckd")) for seed in (0, 1)]
-    runs += [result(TEACHER, 0, 60.0), result("crosskd", 0, 33.0, detector="retinanet")]
+    runs += [result(TEACHER, 0, 60.0), result("crosskd", 0, 33.0, config="retinanet")]
     plot_curves(tmp_path / "two.png", runs)
-    plot_curves(tmp_path / "one.png", [run for run in runs if run["detector"] == "fcos"])
+    plot_curves(tmp_path / "one.png", [run for run in runs if run["config"] == "fcos"])
     two, one = (Image.open(tmp_path / name) for name in ("two.png", "one.png"))
     assert two.width == one.width and two.height == 2 * one.height
     assert len(one.getcolors(one.width * one.height)) > 10

@@ -1,65 +1,88 @@
-"""Which runs an experiment is made of, and whether they are there already."""
+"""Which runs an experiment is made of."""
 
-import json
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import pytest
 
-from d2kd.experiments import ALONE, ROOT
-from d2kd.experiments.plan import plan_run, plan_runs, plan_teacher, request, teacher_is_ready
-from tests.experiments.small import experiment
+from d2kd.config import ALONE, CONFIG, config_path
+from d2kd.experiments import plan_run, plan_teacher
+from d2kd.experiments.plan import plan_runs, teacher_is_ready
+from tests.experiments.small import STUDENT, experiment
+
+CONFIGS = Path(config_path(STUDENT)).parent
 
 
 def test_plan_pairs_seeds_and_evaluates_at_three_quarters(tmp_path):
-    two = dict(detectors=("fcos", "retinanet"), seeds=(0, 1))
+    two = dict(configs=(STUDENT, "digits/gfl_ld.py"), seeds=(0, 1))
     runs = plan_runs(experiment(tmp_path, **two, max_iter=800, overrides=("a=1",)))
-    names = [(run.detector, run.method, run.seed) for run in runs]
-    assert names[:5] == [
-        ("fcos", ALONE, 0),
-        ("fcos", "crosskd", 0),
-        ("retinanet", ALONE, 0),
-        ("retinanet", "crosskd", 0),
-        ("fcos", ALONE, 1),
+    assert [run.name for run in runs[:5]] == [
+        "fcos_crosskd alone seed 0",
+        "fcos_crosskd config seed 0",
+        "gfl_ld alone seed 0",
+        "gfl_ld config seed 0",
+        "fcos_crosskd alone seed 1",
     ]
     assert len(runs) == 8 and len({run.folder for run in runs}) == 8
     for run in runs:
         assert run.overrides[:3] == (f"train.seed={run.seed}", "train.max_iter=800", "train.eval_period=100")
-        assert run.overrides[-1] == "a=1" and run.folder == tmp_path / run.detector / run.method / f"seed{run.seed}"
-    assert [run.config.name for run in runs[:2]] == ["fcos_baseline.py", "fcos_crosskd.py"]
+        folder = tmp_path / Path(run.config).stem / run.method / f"seed{run.seed}"
+        assert run.overrides[-1] == "a=1" and run.folder == folder
 
 
-def test_plan_takes_the_configs_schedule_and_names_missing_configs(tmp_path):
-    run = plan_run(experiment(tmp_path), "fcos", "crosskd", 0)
+def test_plan_takes_the_configs_schedule(tmp_path):
+    run = plan_run(experiment(tmp_path), STUDENT, CONFIG, 0)
     assert run.max_iter == run.load_config().train.max_iter > 0
-    with pytest.raises(ValueError, match="fcos_nokd.py.*fcos_crosskd.py"):
-        plan_run(experiment(tmp_path), "fcos", "nokd", 0)
 
 
-def test_every_config_finds_its_teacher(tmp_path):
-    for path in sorted((ROOT / "configs/digits").glob("*_crosskd.py")):
-        detector = path.stem.removesuffix("_crosskd")
-        run, checkpoint = plan_teacher(experiment(tmp_path), detector)
-        assert run.load_config().train.output_dir == str(Path(checkpoint).parent) == str(run.folder)
-        assert run.config.stem.endswith("_teacher") and run.config.stem.startswith(detector.split("_")[0])
+def test_methods_change_the_losses_alone(tmp_path):
+    configs = {m: plan_run(experiment(tmp_path), STUDENT, m, 0).load_config() for m in (ALONE, CONFIG, "bckd")}
+    losses = {method: cfg.model.pop("losses") for method, cfg in configs.items()}
+    assert configs[ALONE] == configs[CONFIG] == configs["bckd"]
+    assert losses[ALONE] is None and list(losses["bckd"]) == ["bckd_cls", "bckd_loc"]
+    assert losses[CONFIG].crosskd_cls.tail == 1  # as in the file
 
 
-def test_request_is_stable_and_knows_what_matters(tmp_path):
-    crosskd = request(plan_run(experiment(tmp_path), "fcos", "crosskd", 0))
-    code = f"""
-import json, sys
-from pathlib import Path
-from d2kd.experiments.plan import Experiment, plan_run, request
-m = Experiment(Path({str(ROOT / "configs/digits")!r}), Path("elsewhere"), ("fcos",), ("crosskd",), (0,))
-print(json.dumps(request(plan_run(m, "fcos", "crosskd", 0))))
-"""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+def test_configs_must_differ_in_name_and_agree_in_what_is_compared(tmp_path):
+    shutil.copy(CONFIGS / "fcos_baseline.py", tmp_path / "fcos_crosskd.py")
+    with pytest.raises(ValueError, match="named fcos_crosskd.py"):
+        experiment(tmp_path, configs=(STUDENT, str(tmp_path / "fcos_crosskd.py")))
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from d2kd import get_config\ncfg = get_config('digits/fcos_crosskd.py')\n"
+        "model, train = cfg.model, cfg.train\ntrain.best_metric = 'bbox/AP50'\n"
     )
-    assert json.loads(done.stdout) == crosskd
-    other = request(plan_run(experiment(tmp_path, overrides=("optimizer.lr=1e-4",)), "fcos", "crosskd", 0))
-    assert other["config_sha256"] != crosskd["config_sha256"]
+    two = experiment(tmp_path, configs=(STUDENT, str(mine)))
+    with pytest.raises(ValueError, match="train.best_metric means bbox/AP in digits/fcos_crosskd.py, bbox/AP50 in"):
+        _ = two.metric
+    one = experiment(tmp_path, configs=(STUDENT, str(mine)), overrides=("train.best_metric=speed",))
+    assert one.metric == "speed"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*_crosskd.py")), ids=lambda path: path.stem)
+def test_every_config_finds_its_teacher(tmp_path, path):
+    checkpoint, run = plan_teacher(experiment(tmp_path), str(path))
+    assert run.load_config().train.output_dir == str(Path(checkpoint).parent) == str(run.folder)
+    assert Path(run.config).stem.endswith("_teacher")
+    assert Path(run.config).stem.startswith(path.stem.split("_")[0])
+
+
+def test_a_teacher_may_be_trained_by_any_config_or_be_there(tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from d2kd import get_config\ncfg = get_config('digits/fcos_crosskd.py')\nmodel, train = cfg.model, cfg.train\n"
+        f"model.teacher.checkpoint = '{tmp_path}/big/model_final.pth'\n"
+    )
+    with pytest.raises(ValueError, match="no \\*_teacher.py beside that config writes to its folder.*--teacher-config"):
+        plan_teacher(experiment(tmp_path), str(mine))
+    checkpoint, run = plan_teacher(experiment(tmp_path, teacher_config="digits/fcos_teacher.py"), str(mine))
+    assert (run.config, run.folder, run.max_iter) == ("digits/fcos_teacher.py", tmp_path / "big", 5000)
+    with pytest.raises(ValueError, match="expected a model_final.pth"):
+        elsewhere = (f"model.teacher.checkpoint={tmp_path}/weights.pkl",)
+        plan_teacher(experiment(tmp_path, teacher_config="digits/fcos_teacher.py", overrides=elsewhere), str(mine))
+    Path(checkpoint).parent.mkdir()
+    Path(checkpoint).touch()
+    assert plan_teacher(experiment(tmp_path), str(mine)) == (checkpoint, None)
 
 
 def test_teacher_is_ready_only_when_its_checkpoint_is_whole(tmp_path):

@@ -1,29 +1,43 @@
-"""What is kept of finished runs."""
+"""What checkpoints reach."""
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import instantiate
 
+from d2kd.config import ALONE, CONFIG, load_config
 from d2kd.data.digits import dataset
-from d2kd.experiments import ALONE, METRICS, load_detector
-from d2kd.experiments.plan import plan_run
-from d2kd.experiments.results import evaluate_checkpoint
-from tests.experiments.small import experiment
+from d2kd.experiments import load_student, plan_run
+from d2kd.experiments.results import evaluate_student, evaluate_teacher
+from tests.experiments.small import STUDENT, experiment
 
 
-def test_evaluate_checkpoint_measures_the_saved_weights_on_the_split(tmp_path, monkeypatch):
+def test_the_saved_weights_are_evaluated_as_the_config_says(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "SIZES", {"train": 2, "val": 4, "test": 5})
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    cfg = plan_run(experiment(tmp_path, overrides=("train.device=cpu",)), "fcos", ALONE, 0).load_config()
+    cfg = plan_run(experiment(tmp_path, overrides=("train.device=cpu",)), STUDENT, ALONE, 0).load_config()
     torch.manual_seed(0)
     model = instantiate(cfg.model)
     DetectionCheckpointer(model, str(tmp_path)).save("weights")
-    loaded = load_detector(cfg, tmp_path / "weights.pth")
+    loaded = load_student(cfg, tmp_path / "weights.pth")
     assert not loaded.training
     for name, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
     for split in ("val", "test"):
-        metrics = evaluate_checkpoint(cfg, tmp_path / "weights.pth", split)
-        assert set(metrics) == set(METRICS) and 0 <= metrics["AP"] < 5
-        assert metrics["APl"] is None  # no object of 96 x 96 pixels
-        assert cfg.dataloader.test.dataset.names == f"digits_{split}"
+        cfg.dataloader.test.dataset.names = f"digits_{split}"
+        metrics = evaluate_student(cfg, tmp_path / "weights.pth")
+        assert {"bbox/AP", "bbox/AP50", "bbox/AP-4"} <= set(metrics) and 0 <= metrics["bbox/AP"] < 5
+        assert metrics["bbox/APl"] is None  # no object of 96 x 96 pixels
+
+
+def test_a_teacher_is_evaluated_as_it_would_be_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "SIZES", {"train": 2, "val": 4, "test": 2})
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    overrides = ("train.device=cpu", f"model.teacher.checkpoint={tmp_path}/teacher.pth")
+    of = experiment(tmp_path, overrides=overrides)
+    student = plan_run(of, STUDENT, CONFIG, 0).load_config()
+    alone = load_config("digits/fcos_teacher.py", ["train.device=cpu", "model.student.test_score_thresh=0.0"])
+    student.model.teacher.model.test_score_thresh = 0.0  # of random weights, so that there are detections
+    torch.manual_seed(0)
+    DetectionCheckpointer(instantiate(alone.model), str(tmp_path)).save("teacher")
+    metrics = evaluate_teacher(student)
+    assert metrics == evaluate_student(alone, tmp_path / "teacher.pth")

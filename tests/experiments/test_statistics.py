@@ -5,7 +5,7 @@ from statistics import stdev
 
 import pytest
 
-from d2kd.experiments import ALONE
+from d2kd.config import ALONE
 from d2kd.experiments.statistics import paired_p_value, summarize
 from tests.experiments.small import result
 
@@ -16,14 +16,14 @@ def test_gains_are_paired_by_seed():
     runs += [result("crosskd", seed, ap) for seed, ap in [(0, 35.0), (1, 38.0), (2, 38.0), (3, 90.0)]]
     alone, crosskd = summarize(runs)
     assert alone.gain is None and alone.p_value is None
-    assert alone.values["AP"] == (32.0, 2.0)
+    assert alone.values["bbox/AP"] == (32.0, 2.0)
     assert crosskd.seeds == (0, 1, 2, 3) and crosskd.paired_seeds == 3
-    assert crosskd.values["AP"][0] == pytest.approx(201 / 4)
+    assert crosskd.values["bbox/AP"][0] == pytest.approx(201 / 4)
     assert crosskd.gain == (pytest.approx(5.0), pytest.approx(stdev([5, 4, 6])))
     # t = 5 / (1 / sqrt 3) = 8.66 with two degrees of freedom: p = 1 - t / sqrt(t^2 + 2)
     t = 5 * math.sqrt(3)
     assert crosskd.p_value == pytest.approx(1 - t / math.sqrt(t**2 + 2))
-    assert crosskd.values["APm"] is None
+    assert "bbox/APm" not in crosskd.values  # nobody has it
 
 
 def test_one_seed_has_no_deviation_and_no_p_value():
@@ -32,6 +32,6 @@ def test_one_seed_has_no_deviation_and_no_p_value():
     assert paired_p_value([2.0, 2.0]) is None
 
 
-def test_detectors_do_not_mix():
-    runs = [result(ALONE, 0, 30.0), result("bckd", 0, 33.0, detector="retinanet")]
-    assert [(row.detector, row.gain) for row in summarize(runs)] == [("fcos", None), ("retinanet", None)]
+def test_configs_do_not_mix():
+    runs = [result(ALONE, 0, 30.0), result("bckd", 0, 33.0, config="retinanet")]
+    assert [(row.config, row.gain) for row in summarize(runs)] == [("fcos", None), ("retinanet", None)]

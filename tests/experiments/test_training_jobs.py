@@ -1,25 +1,72 @@
 """The runs of an experiment as jobs."""
 
+import sys
+
+import pytest
+import torch
 from detectron2.config import LazyConfig
 
-from d2kd.experiments import build_jobs, plan_run
+from d2kd.config import ALONE, CONFIG
+from d2kd.data.digits import dataset
+from d2kd.experiments import build_jobs, environments, plan_run, stretched
 from d2kd.experiments.training_jobs import train_command
-from tests.experiments.small import experiment
+from tests.experiments.small import STUDENT, experiment
 
 
-def test_detectors_share_a_teacher(tmp_path):
-    jobs = build_jobs(experiment(tmp_path, detectors=("fcos", "fcos_small"), methods=("crosskd",)))
+@pytest.fixture(autouse=True)
+def small_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the teachers are not here
+    monkeypatch.setattr(dataset, "SIZES", {"train": 2, "val": 2, "test": 2})
+
+
+def test_students_share_a_teacher(tmp_path):
+    configs = (STUDENT, "digits/fcos_small_crosskd.py")
+    jobs = build_jobs(experiment(tmp_path, configs=configs, methods=(CONFIG, "bckd")))
     assert [(job.name, job.needs) for job in jobs] == [
-        ("fcos teacher", ()),
-        ("fcos crosskd seed 0", ("fcos teacher",)),
-        ("fcos_small crosskd seed 0", ("fcos teacher",)),
+        ("teacher of fcos_crosskd", ()),
+        ("fcos_crosskd config seed 0", ("teacher of fcos_crosskd",)),
+        ("fcos_crosskd bckd seed 0", ("teacher of fcos_crosskd",)),
+        ("fcos_small_crosskd config seed 0", ("teacher of fcos_crosskd",)),
+        ("fcos_small_crosskd bckd seed 0", ("teacher of fcos_crosskd",)),
     ]
 
 
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"methods": (ALONE, "nokd")}, "Unknown method 'nokd'"),
+        ({"report": ("dataloader.test.datset.names=digits_test",)}, "--report sets dataloader.test.datset.names, but"),
+        ({"overrides": ("dataloader.test.dataset.names=digits_tset",)}, "digits_tset.* is not registered"),
+        ({"configs": ("digits/fcos_teacher.py",)}, "digits/fcos_teacher.py has no losses of its own"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_runs(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        build_jobs(experiment(tmp_path, **changes))
+    assert not list(tmp_path.glob("fcos*"))
+
+
 def test_a_folder_with_a_quote_reaches_the_config(tmp_path):
-    run = plan_run(experiment(tmp_path / "it's here", overrides=("a.b=1",)), "fcos", "crosskd", 0)
-    command = train_command(run, "python", "tools/train_net.py")
-    assert command[:4] == ["python", "tools/train_net.py", "--config-file", str(run.config)]
+    run = plan_run(experiment(tmp_path / "it's here", overrides=("a.b=1",)), STUDENT, CONFIG, 0)
+    command = train_command(run, "d2kd", "train")
+    assert command[:5] == ["d2kd", "train", "--config-file", STUDENT, "--resume"]
     assert command[-2] == "a.b=1"
-    changed = LazyConfig.apply_overrides(LazyConfig.load(str(run.config)), [command[-1]])
+    changed = LazyConfig.apply_overrides(run.load_config(), [command[-1]])
     assert changed.train.output_dir == str(run.folder)
+
+
+@pytest.mark.parametrize("method, given", [(ALONE, ALONE), ("bckd", "bckd"), (stretched("bckd"), ALONE)])
+def test_the_command_has_the_method(tmp_path, method, given):
+    command = train_command(plan_run(experiment(tmp_path), STUDENT, method, 0), sys.executable)
+    assert command[3:5] == ["--method", given]
+
+
+def test_each_gpu_has_one_training(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert environments("cpu", 3) == [{}, {}, {}]
+    assert environments("cuda", 2) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3")
+    assert environments("cuda", 2) == [{"CUDA_VISIBLE_DEVICES": "5"}, {"CUDA_VISIBLE_DEVICES": "3"}]
+    with pytest.raises(ValueError, match="--processes is 3, but 2 GPUs"):
+        environments("cuda", 3)

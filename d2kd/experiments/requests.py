@@ -1,0 +1,95 @@
+"""What a run was asked for, against what its folder holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from d2kd.experiments.files import read_json
+from d2kd.experiments.jobs import JobError
+from d2kd.experiments.plan import TEACHER, Run
+
+__all__ = ["check_request", "request", "sha256"]
+
+
+@cache
+def _file_sha256(path: Path, modified: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def sha256(path: str) -> str | None:
+    """Digest of a file; None if there is no such file, or it is a URL."""
+    file = Path(path)
+    return _file_sha256(file, file.stat().st_mtime_ns) if file.is_file() else None
+
+
+def _name_of(value: Any) -> str:
+    if hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))  # without its address, which the next process changes
+
+
+def _annotations(cfg: DictConfig) -> dict[str, str | None]:
+    """Dataset -> digest of its COCO json, for the datasets of the config that are registered with one."""
+    found = {}
+    for loader in ("train", "test"):
+        names = OmegaConf.select(cfg, f"dataloader.{loader}.dataset.names", default=())
+        for name in names if isinstance(names, ListConfig) else filter(None, [names]):
+            if name in DatasetCatalog and (file := MetadataCatalog.get(name).get("json_file")):
+                found[name] = sha256(file)
+    return found
+
+
+def request(run: Run) -> dict[str, Any]:
+    """
+    What decides a run's outcome: its config (resolved) and overrides, the annotations of its data, its teacher's
+    weights, the kind of device. Not ``train.best_metric``, by which no weights change but those of model_best.pth.
+    """
+    cfg = run.load_config()
+    distils = OmegaConf.select(cfg, "model.losses", default=None)
+    annotations = _annotations(cfg)
+    del cfg.train.best_metric
+    content = json.dumps(OmegaConf.to_container(cfg, resolve=True), sort_keys=True, default=_name_of)
+    return {
+        "overrides": [override for override in run.overrides if not override.startswith("train.best_metric=")],
+        "config_sha256": hashlib.sha256(content.encode()).hexdigest(),
+        "annotations_sha256": annotations,
+        "teacher_sha256": sha256(cfg.model.teacher.checkpoint) if distils else None,
+        "device": None if run.method == TEACHER else run.device,  # a teacher may come from anywhere
+    }
+
+
+def check_request(run: Run) -> dict[str, Any]:
+    """
+    The run's request.
+
+    Raises:
+        JobError: its folder holds a run, finished or not, of another request.
+    """
+    new, file = request(run), run.folder / "request.json"
+    if not file.is_file():
+        return new
+    old = read_json(file)
+    if new["teacher_sha256"] is None:  # not there (yet)
+        old["teacher_sha256"] = None
+    if old == new:
+        return new
+    if old["overrides"] != new["overrides"]:
+        why = f"its overrides were {' '.join(old['overrides'])}, now {' '.join(new['overrides'])}"
+    elif old["config_sha256"] != new["config_sha256"]:
+        why = f"what {run.config} says has changed since"
+    elif old.get("annotations_sha256") != new["annotations_sha256"]:
+        why = f"the annotations of {', '.join(new['annotations_sha256'])} have changed since"
+    elif old.get("device") != new["device"]:
+        why = f"it was trained on {old.get('device')}, now it would be on {new['device']}"
+    else:
+        why = "its teacher has other weights since"
+    other = "" if run.method == TEACHER else ", or choose another --output"
+    raise JobError(f"{run.folder} holds another run: {why}. Delete it{other}")
