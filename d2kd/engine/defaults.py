@@ -25,7 +25,7 @@ __all__ = [
     "resolve_device",
 ]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"detectron2.{__name__}")  # which any script that trains sets up
 
 _REQUIRED = "model optimizer lr_multiplier dataloader.train dataloader.test dataloader.evaluator".split()
 _REQUIRED_TRAIN = (

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from d2kd.checkpoint import whole_file
 from d2kd.data.loader import derive_seed
 
 __all__ = ["BestCheckpointer", "SeedEachIteration", "TrainingCost"]
@@ -102,12 +102,13 @@ class BestCheckpointer(hooks.BestCheckpointer):
     def __init__(self, eval_period: int, model: nn.Module, output_dir: str, metric: str) -> None:
         super().__init__(eval_period, _WeightsCheckpointer(model, output_dir), metric)
         self._metric = metric
-        self._record = Path(output_dir, "model_best.json")
+        self._record = os.path.join(output_dir, "model_best.json")
         self._recorded_iter: int | None = None
 
     def before_train(self) -> None:
-        if self.trainer.start_iter > 0 and self._record.is_file():
-            record = json.loads(self._record.read_text())
+        if self.trainer.start_iter > 0 and PathManager.isfile(self._record):
+            with PathManager.open(self._record) as file:
+                record = json.load(file)
             if record["metric"] == self._metric:
                 self.best_metric, self.best_iter = record["value"], record["iteration"]
                 self._recorded_iter = self.best_iter
@@ -124,6 +125,6 @@ class BestCheckpointer(hooks.BestCheckpointer):
         if self.best_iter == self._recorded_iter:
             return
         record = {"metric": self._metric, "value": self.best_metric, "iteration": self.best_iter}
-        with whole_file(self._record) as partial:
-            partial.write_text(json.dumps(record))
+        with PathManager.open(self._record, "w") as file:  # where the checkpoints go, which need not be a local folder
+            json.dump(record, file)  # type: ignore[arg-type]  # iopath: text or bytes; in mode "w" it is text
         self._recorded_iter = self.best_iter

@@ -37,7 +37,8 @@ from d2kd.modeling import DistilledDetector
 
 __all__ = ["do_eval", "do_test", "do_train"]
 
-logger = logging.getLogger(__name__)
+# Below Detectron2's logger, which any script that trains sets up.
+logger = logging.getLogger(f"detectron2.{__name__}")
 
 Results = dict[str, Any]  # task -> {metric -> value}; empty on all ranks but the main one
 

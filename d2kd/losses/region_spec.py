@@ -65,9 +65,8 @@ class RegionSpec:
         options = dict(region) if isinstance(region, Mapping) else {"name": region}
         name = options.pop("name", None)
         spec = cls(str(name), {key: _hashable(value) for key, value in options.items()}, normalizer, label)
-        known = sorted(key for key, _ in REGION_REGISTRY)
-        if spec.function not in known:
-            raise ValueError(f"{owner}.{field} is {name!r}, expected one of {', '.join(known)}.")
+        if spec.function not in {key for key, _ in REGION_REGISTRY}:
+            raise ValueError(f"{owner}.{field} is {name!r}, expected one of {', '.join(_known())}.")
         _check_names(f"{owner}.{field}", spec)
         try:
             made = check_options(spec.function, spec.options)
@@ -97,6 +96,12 @@ class RegionSpec:
     def function_key(self) -> tuple[Any, ...]:
         """Function and options, hashable: regions with equal keys (and sources) are made in one call."""
         return self.function, *sorted(self.options.items())
+
+
+def _known() -> list[str]:
+    """The names of all regions."""
+    made = {key: check_options(key, {}) for key, _ in sorted(REGION_REGISTRY)}
+    return [f"{function}.{member}" if member else function for function, members in made.items() for member in members]
 
 
 def _hashable(value: Any) -> Any:

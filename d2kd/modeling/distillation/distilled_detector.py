@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from operator import add
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -119,9 +120,10 @@ class DistilledDetector(nn.Module):
         return self._teacher
 
     @property
-    def losses(self) -> dict[str, DistillationLoss]:
-        """The distillation losses by name."""
-        return {name: x for name, x in self.distillation.losses.items() if isinstance(x, DistillationLoss)}
+    def losses(self) -> Mapping[str, DistillationLoss]:
+        """The distillation losses by name, to be read: which there are is decided when the model is built."""
+        losses = self.distillation.losses.items()
+        return MappingProxyType({name: x for name, x in losses if isinstance(x, DistillationLoss)})
 
     @property
     def overlap(self) -> Overlap:

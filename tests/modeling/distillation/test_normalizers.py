@@ -1,4 +1,4 @@
-"""What a term is divided by, on one rank; tests/modeling/test_distributed.py has several."""
+"""What a term is divided by, on one rank; test_distributed.py has several."""
 
 import pytest
 import torch
