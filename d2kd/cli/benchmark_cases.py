@@ -151,12 +151,11 @@ def _part_cases(method: str, model: DistilledDetector, batch: list[dict[str, Any
     taught, held, overlap = model.student, model.teacher, model.overlap
     assert held is not None  # a method has losses
     teaching = held.detector
-    keep = any(loss.task == "feature" for loss in losses.values())
     with EventStorage(ITERATION), torch.no_grad():
-        student = run_student(taught, batch, num_labelled=len(batch), tails=tails, overlap=overlap)
-        teacher = run_teacher(
-            held, batch, student, overlap, input_format=model.input_format, tails=tails, keep_features=keep
-        )
+        images = taught.preprocess_image(batch)
+        teacher = run_teacher(held, images, batch, overlap, losses.values(), input_format=model.input_format)
+        student = run_student(taught, images, batch, num_labelled=len(batch), tails=tails, overlap=overlap)
+        teacher = teacher.crop(student.output.sizes)
         crossed = {tail: crossed_output(taught, teaching, student.taps, teacher, overlap, tail=tail) for tail in tails}
         assignment = crossed_assignment(teaching, teacher, student.assignment, student.gt_instances, overlap)
 

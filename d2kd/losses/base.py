@@ -120,8 +120,11 @@ class DistillationLoss(nn.Module, ABC):
         return self.weight * factor
 
     @property
-    def compares_locations(self) -> bool:
-        """Whether source and teacher must have the same anchors."""
+    def reads_predictions(self) -> bool:
+        """
+        Whether the loss, or one of its regions, reads what the heads predict. Source and teacher must then have the
+        same anchors. If no loss of a step does, the teacher's head does not run.
+        """
         return True
 
     def check_pair(self, source: OutputSpec, teacher: OutputSpec) -> None:  # noqa: B027

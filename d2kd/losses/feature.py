@@ -49,8 +49,8 @@ class FeatureLoss(DistillationLoss):
             self.projector = nn.Conv2d(ours, theirs, kernel_size=1)
 
     @property
-    def compares_locations(self) -> bool:
-        """Cells are compared: anchors matter to regions that may read predictions, all but "everywhere"."""
+    def reads_predictions(self) -> bool:
+        """Features are compared: predictions matter to regions alone, to all but "everywhere"."""
         return any(spec.name != "everywhere" for spec in self.regions)
 
     def check_pair(self, source: OutputSpec, teacher: OutputSpec) -> None:

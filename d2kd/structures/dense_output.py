@@ -62,6 +62,13 @@ class DenseOutput:
 
     class_dim = 2
 
+    @classmethod
+    def of_features(cls, features: list[Tensor]) -> DenseOutput:
+        """One of features alone, whose head did not run: its other lists are empty."""
+        return cls(
+            logits=[], box_params=[], anchors=[], decode=lambda params, anchors, level: anchors, features=features
+        )
+
     @cached_property
     def boxes(self) -> list[Tensor]:
         """Per level, decoded boxes of shape (N, A, H, W, 4), absolute xyxy, fp32; made on first use."""
@@ -117,6 +124,5 @@ class DenseOutput:
         if list(classes) == list(range(first, last + 1)):
             logits = [x.narrow(self.class_dim, first, len(classes)) for x in self.logits]
         else:
-            index = torch.tensor(classes, device=self.logits[0].device)
-            logits = [x.index_select(self.class_dim, index) for x in self.logits]
+            logits = [x.index_select(self.class_dim, torch.tensor(classes, device=x.device)) for x in self.logits]
         return replace(self, logits=logits)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
-from operator import add
 from types import MappingProxyType
 from typing import Any
 
@@ -22,7 +20,7 @@ from d2kd.modeling.distillation.normalizers import compute_normalizers
 from d2kd.modeling.distillation.overlap import Overlap
 from d2kd.modeling.distillation.pairing import check_pairing, warn_of_stacked_terms
 from d2kd.modeling.distillation.state import DistillationState, build_losses, make_tap_projectors
-from d2kd.modeling.distillation.step_regions import make_regions, stack_regions
+from d2kd.modeling.distillation.step_regions import make_regions, region_sizes, stack_regions
 from d2kd.modeling.distillation.student_step import images_of_use, run_student
 from d2kd.modeling.distillation.teacher import Teacher, run_teacher
 from d2kd.structures import Assignment
@@ -215,61 +213,56 @@ class DistilledDetector(nn.Module):
         tails = {loss.tail for loss in active.values() if loss.source == "crossed"}
 
         self.distillation.restore_normalizer(self.student)
+        images = self.student.preprocess_image(batched_inputs)
+        teacher = None
+        if active:  # before the student: none of its activations waits for a backward pass yet
+            teacher = run_teacher(
+                self._held_teacher(),
+                images,
+                batched_inputs,
+                self.overlap,
+                active.values(),
+                input_format=self.input_format,
+            )
         student = run_student(
-            self.student, batched_inputs, num_labelled=num_labelled, tails=tails, overlap=self._overlap
+            self.student, images, batched_inputs, num_labelled=num_labelled, tails=tails, overlap=self._overlap
         )
+        losses = dict(student.losses)
+        losses.update({f"loss_kd_{name}": self.distillation.zero_of(loss) for name, loss in self.losses.items()})
         sources = {("student", 0): student.output}
         assignments = {"student": student.assignment}
         regions: dict[str, list[Sequence[Tensor]]] = {}
-        if active:
-            held, overlap = self._held_teacher(), self.overlap
-            student.check_sizes(batched_inputs)
-            teacher = run_teacher(
-                held,
-                batched_inputs,
-                student,
-                overlap,
-                input_format=self.input_format,
-                tails=tails,
-                keep_features=any(loss.task == "feature" for loss in active.values()),
-            )
+        if teacher is not None:
+            teacher = teacher.crop(student.output.sizes)
+            detector = self._held_teacher().detector
             for tail in tails:
                 sources["crossed", tail] = crossed_output(
                     self.student,
-                    held.detector,
+                    detector,
                     student.taps,
                     teacher,
-                    overlap,
+                    self.overlap,
                     tail=tail,
                     tap_projectors=self.distillation.tap_projectors_of(tail),
                 )
             teacher.taps.clear()  # read by the crossing alone
             if tails:
                 assignments["crossed"] = crossed_assignment(
-                    held.detector, teacher, student.assignment, student.gt_instances, overlap
+                    detector, teacher, student.assignment, student.gt_instances, self.overlap
                 )
             regions = make_regions(active, sources, teacher.output, assignments)
         normalizers = self._normalizers(active, regions, assignments)
-
-        losses = dict(student.losses)
         monitors: dict[str, Tensor] = {}
-        for name, loss in self.losses.items():
-            losses[f"loss_kd_{name}"] = self.distillation.zero_of(loss)
-            if name not in active:
-                continue
+        if teacher is not None:
             with torch.autocast(self.device.type, enabled=False):
-                weights = stack_regions(regions[name])
-                sums = loss(sources[loss.source_key], teacher.output, weights)
-            losses[f"loss_kd_{name}"] += loss.scheduled_weight * (sums / normalizers[name]).sum()
-            for spec, region in zip(loss.regions, regions[name]):
-                # Each location counts with its region's weight: how much of an image the loss distils there.
-                images = len(batched_inputs) if spec.label_free else max(num_labelled, 1)
-                count = reduce(add, (weight.sum() for weight in region)) / images
-                monitors[f"kd/{name}_{spec.label}{'_' if spec.label else ''}locations"] = count
+                for name, loss in active.items():
+                    sums = loss(sources[loss.source_key], teacher.output, stack_regions(regions[name]))
+                    losses[f"loss_kd_{name}"] += loss.scheduled_weight * (sums / normalizers[name]).sum()
+            monitors = region_sizes(active, regions, len(batched_inputs), num_labelled)
+            if self.overlap.same_anchors and teacher.output.logits:
+                monitors["kd/gap_at_positives"] = gap_at_positives(student.output, teacher.output, student.assignment)
         if takers and num_labelled < len(batched_inputs):
             monitors["kd/unlabeled_images"] = self.pixel_mean.new_tensor(len(batched_inputs) - num_labelled)
-        if active and overlap.same_anchors:
-            monitors["kd/gap_at_positives"] = gap_at_positives(student.output, teacher.output, student.assignment)
         check_finite(losses)
         if monitors:
             values = torch.stack([value.float() for value in monitors.values()]).tolist()

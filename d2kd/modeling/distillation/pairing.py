@@ -128,7 +128,7 @@ def check_pairing(
         if loss.source == "crossed":
             taps = _check_taps(name, loss.tail, student, teacher)
             widths |= {(name, loss.tail, branch): pair for branch, pair in taps.items()}
-        elif not overlap.same_anchors and loss.compares_locations:
+        elif not overlap.same_anchors and loss.reads_predictions:
             instead = "region='everywhere'" if loss.task == "feature" else "source='crossed'"
             raise ValueError(
                 f"model.losses.{name} compares the student's own predictions with the teacher's, but a "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from d2kd.losses import DistillationLoss
 from d2kd.regions import run_region
 from d2kd.structures import Assignment, DenseOutput
 
-__all__ = ["make_regions", "stack_regions"]
+__all__ = ["make_regions", "region_sizes", "stack_regions"]
 
 
 def make_regions(
@@ -58,3 +60,28 @@ def _labelled_alone(weight: Tensor, num_labelled: int) -> Tensor:
 def stack_regions(regions: Sequence[Sequence[Tensor]]) -> Sequence[Tensor]:
     """A loss's regions as the loss takes them: per level, of several regions stacked in front."""
     return regions[0] if len(regions) == 1 else [torch.stack(levels) for levels in zip(*regions, strict=True)]
+
+
+def region_sizes(
+    losses: Mapping[str, DistillationLoss],
+    regions: Mapping[str, Sequence[Sequence[Tensor]]],
+    num_images: int,
+    num_labelled: int,
+) -> dict[str, Tensor]:
+    """
+    ``kd/<loss>_locations`` for each loss, or ``kd/<loss>_<region>_locations`` where it has several regions: how many
+    locations of an image it distils, each counted with its region's weight. A scalar each, to be logged.
+
+    Args:
+        losses: the losses of this step by name.
+        regions: as :func:`make_regions` makes them.
+        num_images: in the batch.
+        num_labelled: how many of them have labels.
+    """
+    sizes = {}
+    for name, loss in losses.items():
+        for spec, region in zip(loss.regions, regions[name], strict=True):
+            images = num_images if spec.label_free else max(num_labelled, 1)
+            label = f"{spec.label}_" if spec.label else ""
+            sizes[f"kd/{name}_{label}locations"] = reduce(add, (weight.sum() for weight in region)) / images
+    return sizes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -35,8 +35,6 @@ class StudentStep:
         assignment: the labels of its anchors.
         taps: (branch, index) -> one (N, C, H, W) activation a level.
         gt_instances: the images' annotations, on its device; none in images without labels.
-        canvas: (H, W) of the padded batch.
-        image_sizes: (H, W) of each image in it.
     """
 
     losses: dict[str, Tensor]
@@ -44,22 +42,6 @@ class StudentStep:
     assignment: Assignment
     taps: Taps
     gt_instances: list[Instances]
-    canvas: tuple[int, int]
-    image_sizes: list[tuple[int, int]]
-
-    def check_sizes(self, batched_inputs: Sequence[Mapping[str, Any]]) -> None:
-        """
-        Raises:
-            TypeError: the student resized its images; the teacher is given them as they are.
-        """
-        for item, size in zip(batched_inputs, self.image_sizes, strict=True):
-            given = tuple(item["image"].shape[-2:])
-            if given != size:
-                raise TypeError(
-                    f"The student's preprocess_image makes an image of {size[0]}x{size[1]} pixels of one of "
-                    f"{given[0]}x{given[1]}, which the teacher sees as it is: resize in the data mapper "
-                    "(dataloader.train.mapper.augmentations)."
-                )
 
     def restrict(self, overlap: Overlap) -> StudentStep:
         """The same with output, assignment and taps on the levels and classes that the teacher has as well."""
@@ -95,6 +77,7 @@ def images_of_use(batched_inputs: Sequence[dict[str, Any]], takers: Sequence[str
 
 def run_student(
     detector: DenseDetector,
+    images: ImageList,
     batched_inputs: list[dict[str, Any]],
     *,
     num_labelled: int,
@@ -102,15 +85,18 @@ def run_student(
     overlap: Overlap | None = None,
 ) -> StudentStep:
     """
-    The four steps of ``DenseDetector.forward`` in training; nothing runs twice. ``forward_training`` is given the
-    images with labels alone. Without any, it is given one, without objects, for the losses' names, and they are 0.
+    What ``DenseDetector.forward`` does in training after ``preprocess_image``; nothing runs twice.
+
+    ``forward_training`` is given the images with labels alone. Without any, it is given one, without objects, for the
+    losses' names, and they are 0.
 
     Under autocast the head's predictions are cast to fp32 and ``forward_training`` runs outside autocast, since
     Detectron2's FCOS fails inside it.
 
     Args:
         detector: in training mode.
-        batched_inputs: "image" of each image, and "instances" of the first ``num_labelled``.
+        images: the batch, as its ``preprocess_image`` returns it.
+        batched_inputs: the same images, with "instances" of the first ``num_labelled``.
         num_labelled: how many have labels, which come first.
         tails: for each of these numbers, the taps before that many last blocks of each branch are recorded.
         overlap: the levels and classes to read; None: all of the student's.
@@ -120,7 +106,6 @@ def run_student(
         FloatingPointError: box predictions that are not finite on some rank; raised on all ranks.
     """
     adapter = get_adapter(detector)
-    images = detector.preprocess_image(batched_inputs)
     maps = detector.backbone(images.tensor)
     features = [maps[name] for name in detector.head_in_features]
     with record_taps(adapter.towers(detector.head) if tails else {}, tap_indices(detector, tails), features) as taps:
@@ -153,15 +138,12 @@ def run_student(
     if given < len(gt_instances):
         more = label_anchors_of(detector)(anchors, gt_instances[given:])
         found = [[*some, *rest] for some, rest in zip(found, more)]
-    height, width = images.tensor.shape[-2:]
     step = StudentStep(
         losses=losses,
         output=output,
         assignment=adapter.assignment(detector, found, gt_instances, output.sizes, num_labelled=num_labelled),
         taps=taps,
         gt_instances=gt_instances,
-        canvas=(height, width),
-        image_sizes=[(h, w) for h, w in images.image_sizes],
     )
     return step if overlap is None else step.restrict(overlap)
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from detectron2.config import instantiate
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, ImageList
 from torch import Tensor, nn
 
 from d2kd.checkpoint import load_strictly
+from d2kd.losses import DistillationLoss
 from d2kd.modeling.adapters import Taps, get_adapter, input_format_of, record_taps, tap_indices
 from d2kd.modeling.detectors.interface import make_anchors, pixel_statistics
 from d2kd.modeling.distillation.overlap import Overlap
-from d2kd.modeling.distillation.student_step import StudentStep
 from d2kd.structures import DenseOutput
 
 __all__ = ["Teacher", "TeacherStep", "run_teacher"]
@@ -33,19 +33,42 @@ _HARMLESS = re.compile(r"(^|\.)(pixel_mean|pixel_std|num_batches_tracked)$|(^|\.
 @dataclass
 class TeacherStep:
     """
-    What the teacher made of one batch, cropped to the student's maps.
+    What the teacher made of one batch.
 
     Attributes:
-        output: its dense output on the levels that were asked for.
+        output: its dense output on the levels that were asked for, as far as it was asked for.
         taps: (branch, index) -> one (N, C, H, W) activation for each of these levels.
         anchors: those of all its levels, on its own canvas.
         sizes: (H, W) of all its levels.
+        levels: which of them were asked for.
+        canvas: (H, W) of its padded batch.
     """
 
     output: DenseOutput
     taps: Taps
     anchors: list[Boxes]
     sizes: list[tuple[int, int]]
+    levels: Sequence[int]
+    canvas: tuple[int, int]
+
+    def crop(self, sizes: Sequence[tuple[int, int]]) -> TeacherStep:
+        """
+        The same with output and taps cut to the student's maps, as views.
+
+        Args:
+            sizes: (H, W) of the student's map on each of :attr:`levels`.
+
+        Raises:
+            ValueError: the student's maps are larger.
+        """
+        own = [self.sizes[level] for level in self.levels]
+        if any(ours < theirs for a, b in zip(own, sizes, strict=True) for ours, theirs in zip(a, b)):
+            raise ValueError(
+                f"On a canvas of {self.canvas[0]}x{self.canvas[1]} the teacher's levels are {own}, smaller than the "
+                f"student's {list(sizes)}: both backbones must round sizes alike."
+            )
+        taps = {key: [x[..., :h, :w] for x, (h, w) in zip(maps, sizes)] for key, maps in self.taps.items()}
+        return replace(self, output=self.output.crop(sizes), taps=taps)
 
 
 class Teacher:
@@ -170,9 +193,9 @@ class Teacher:
         input_format: str,
         canvas: tuple[int, int],
         levels: Sequence[int],
-        sizes: Sequence[tuple[int, int]],
         tap_indices: Mapping[str, set[int]],
         keep_features: bool = False,
+        keep_predictions: bool = True,
     ) -> TeacherStep:
         """
         Backbone and head on the student's images; never the inference path, which changes logits in place.
@@ -182,9 +205,9 @@ class Teacher:
             input_format: channel order of those images.
             canvas: (H, W) of the student's padded batch.
             levels: which of its levels to return.
-            sizes: (H, W) of each of them in the student, to which it is cropped.
             tap_indices: for each branch, after how many blocks to record taps.
             keep_features: whether the dense output holds the maps that the head was given.
+            keep_predictions: whether it holds what the head made of them; if not, the head does not run.
         """
         detector = self.detector
         adapter = get_adapter(detector)
@@ -200,20 +223,22 @@ class Teacher:
 
         maps = detector.backbone(batch)
         features = [maps[name] for name in detector.head_in_features]
+        anchors = make_anchors(detector, features)
+        step = TeacherStep(
+            output=DenseOutput.of_features([features[level] for level in levels]),
+            taps={},
+            anchors=anchors,
+            sizes=[(x.shape[-2], x.shape[-1]) for x in features],
+            levels=levels,
+            canvas=(height, width),
+        )
+        if not keep_predictions:
+            return step
         with record_taps(adapter.towers(detector.head) if tap_indices else {}, tap_indices, features) as taps:
             predictions = detector.head(features)
-        anchors = make_anchors(detector, features)
-        output = adapter.dense_output(detector, predictions, anchors)
-        output.features = features if keep_features else None
-        all_sizes = output.sizes
-        output = output.select(levels)
-        if any(ours < theirs for a, b in zip(output.sizes, sizes) for ours, theirs in zip(a, b)):
-            raise ValueError(
-                f"On a canvas of {height}x{width} the teacher's levels are {output.sizes}, smaller than the student's "
-                f"{list(sizes)} on {canvas[0]}x{canvas[1]}: both backbones must round sizes alike."
-            )
-        cropped = {key: [x[level][..., :h, :w] for level, (h, w) in zip(levels, sizes)] for key, x in taps.items()}
-        return TeacherStep(output=output.crop(sizes), taps=cropped, anchors=anchors, sizes=all_sizes)
+        output = adapter.dense_output(detector, predictions, anchors).select(levels)
+        output.features = step.output.features if keep_features else None
+        return replace(step, output=output, taps={key: [x[level] for level in levels] for key, x in taps.items()})
 
     def apply_to_tensors(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Follow the device and dtype of the model that is taught: ``nn.Module.to`` and its kin hand ``fn`` on."""
@@ -223,33 +248,45 @@ class Teacher:
 
 def run_teacher(
     teacher: Teacher,
+    images: ImageList,
     batched_inputs: Sequence[Mapping[str, Any]],
-    student: StudentStep,
     overlap: Overlap,
+    losses: Iterable[DistillationLoss],
     *,
     input_format: str,
-    tails: Collection[int] = (),
-    keep_features: bool = False,
 ) -> TeacherStep:
     """
-    :meth:`Teacher.run` on the levels and classes that both have, in the sizes of the student's maps.
+    :meth:`Teacher.run` on the student's canvas, as far as the losses read the teacher: on the levels and classes that
+    both have.
 
     Args:
         teacher: loaded.
-        batched_inputs: the batch that ``student`` was made of.
-        student: what the student made of it.
+        images: the batch as the student's ``preprocess_image`` returns it; it is not changed.
+        batched_inputs: the batch that it was made of.
         overlap: which levels and classes are common.
-        input_format: channel order of the images.
-        tails: for each of these numbers, the taps before that many last blocks of each branch are recorded.
-        keep_features: see :meth:`Teacher.run`.
+        losses: those of this step.
+        input_format: channel order of ``batched_inputs``.
+
+    Raises:
+        TypeError: the student resized its images; the teacher is given them as they are.
     """
+    for item, size in zip(batched_inputs, images.image_sizes, strict=True):
+        given = tuple(item["image"].shape[-2:])
+        if given != tuple(size):
+            raise TypeError(
+                f"The student's preprocess_image makes an image of {size[0]}x{size[1]} pixels of one of "
+                f"{given[0]}x{given[1]}, which the teacher sees as it is: resize in the data mapper "
+                "(dataloader.train.mapper.augmentations)."
+            )
+    height, width = images.tensor.shape[-2:]
+    losses = list(losses)
     step = teacher.run(
         batched_inputs,
         input_format=input_format,
-        canvas=student.canvas,
+        canvas=(height, width),
         levels=overlap.teacher_levels,
-        sizes=student.output.sizes,
-        tap_indices=tap_indices(teacher.detector, tails),
-        keep_features=keep_features,
+        tap_indices=tap_indices(teacher.detector, {loss.tail for loss in losses if loss.source == "crossed"}),
+        keep_features=any(loss.task == "feature" for loss in losses),
+        keep_predictions=any(loss.reads_predictions for loss in losses),
     )
     return replace(step, output=step.output.with_classes(overlap.teacher_classes))
