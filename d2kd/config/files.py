@@ -10,16 +10,20 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from detectron2.config import LazyConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from d2kd.config.lazy import CONFIG, with_method
 
 __all__ = ["config_path", "get_config", "get_detectron2_config", "load_config"]
 
+#: What d2kd reads of ``train`` and Detectron2 does not: a config that lacks one has that of configs/common/train.py.
+_OWN_TRAIN_KEYS = ("seed", "amp.dtype", "clip_grad", "best_metric")
+
 
 def load_config(file: str, overrides: Sequence[str] = (), *, method: str = CONFIG) -> DictConfig:
     """
-    Load a LazyConfig as the commands do.
+    Load a LazyConfig as the commands do. A ``train`` made for Detectron2's lazyconfig_train_net.py is enough: what d2kd
+    reads beyond it has its defaults.
 
     Args:
         file: see :func:`config_path`.
@@ -32,6 +36,7 @@ def load_config(file: str, overrides: Sequence[str] = (), *, method: str = CONFI
             :func:`with_method`.
     """
     cfg = _read(file)
+    _add_defaults(cfg)
     if method != CONFIG:
         cfg.model = with_method(cfg.model, method)
     for override in overrides:
@@ -57,6 +62,15 @@ def _read(file: str) -> DictConfig:
         hint = "; a yacs config is distilled by the train_net.py that reads it, see docs/embedding.md" if yacs else ""
         raise ValueError(f"{file} has no model, expected a LazyConfig with a model node{hint}.")
     return cfg
+
+
+def _add_defaults(cfg: DictConfig) -> None:
+    absent = object()
+    defaults = get_config("common/train.py").train
+    if isinstance(cfg.get("train"), DictConfig):
+        for key in _OWN_TRAIN_KEYS:
+            if OmegaConf.select(cfg.train, key, default=absent) is absent:
+                OmegaConf.update(cfg.train, key, OmegaConf.select(defaults, key), force_add=True)
 
 
 def _reason(error: Exception) -> str:
