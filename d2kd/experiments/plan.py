@@ -248,12 +248,14 @@ def plan_teacher(experiment: Experiment, config: str) -> tuple[str, Run | None]:
             f"{_CHECKPOINT} of {config} is {checkpoint}, which does not exist, expected a "
             "model_final.pth if the teacher is to be trained."
         )
-    overrides = experiment.teacher_overrides
-    train, folder = load_config(path, overrides).train, Path(checkpoint).parent
-    name = f"teacher of {config_label(config)}"
-    return checkpoint, Run(
-        name, path, TEACHER, train.seed, folder, overrides, train.max_iter, train.best_metric, device
+    name, folder, overrides = (
+        f"teacher of {config_label(config)}",
+        Path(checkpoint).parent,
+        experiment.teacher_overrides,
     )
+    train = load_config(path, overrides).train
+    run = Run(name, path, TEACHER, train.seed, folder, overrides, train.max_iter, train.best_metric, device)
+    return checkpoint, run
 
 
 def _teacher_config(config: str, checkpoint: str) -> str | None:

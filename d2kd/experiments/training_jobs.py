@@ -122,15 +122,8 @@ def environments(device: str, processes: int) -> list[dict[str, str]]:
 def train_command(run: Run, *python: str) -> list[str]:
     """The command that trains ``run``, or goes on with it; ``python`` is what runs the command line."""
     method = () if run.losses == CONFIG else ("--method", run.losses)
-    return [
-        *python,
-        "--config-file",
-        run.config,
-        *method,
-        "--resume",
-        *run.overrides,
-        f"train.output_dir={quoted(run.folder)}",
-    ]
+    overrides = (*run.overrides, f"train.output_dir={quoted(run.folder)}")
+    return [*python, "--config-file", run.config, *method, "--resume", *overrides]
 
 
 def _prepare(run: Run) -> Command | None:
