@@ -165,7 +165,7 @@ def test_students_of_another_teacher_are_refused(workplace, capsys):
     argv = ["--methods", "alone", "config", "--seeds", "0"]
     assert workplace.run(*argv) == 0
     (workplace.teacher / "model_final.pth").write_bytes(b"other weights, of another length")
-    assert workplace.run(*argv) == 1
+    assert workplace.run(*argv) == 2
     assert "config/seed0 holds another run: its teacher has other weights" in capsys.readouterr().err
 
 
