@@ -153,7 +153,7 @@ def test_a_config_of_something_else_is_refused(fcos):
     with pytest.raises(ExportError, match="model cannot be exported.* given a ReLU, expected a DistilledDetector"):
         fcos()
     fcos.config.write_text("data = dict(a=1)\n")
-    with pytest.raises(ExportError, match="has no 'model'; it has data"):
+    with pytest.raises(ValueError, match="has no model, expected a LazyConfig"):
         fcos()
 
 
