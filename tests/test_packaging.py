@@ -20,6 +20,7 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from PIL import Image
 
 import d2kd
+from tests.own_project import write_project
 
 ROOT = Path(__file__).resolve().parents[1]
 # Variables of an outer `make` or of a user that would reach the processes under test.
@@ -108,6 +109,7 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def d2kd_command(environment: Path, folder: Path, *arguments: str) -> str:
     """What the installed ``d2kd`` prints in ``folder``."""
     env = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DETECTRON2_DATASETS": str(folder / "datasets")}
+    env["TINY_DATASET"] = "data"
     result = run(str(environment / "bin/d2kd"), *arguments, cwd=folder, env=env)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
@@ -160,6 +162,27 @@ def test_an_installed_wheel_trains_a_packaged_config_and_exports_the_student(env
     detector = instantiate(d2kd.get_config("common/models/digits_fcos_small.py").model)
     incompatible = detector.load_state_dict(torch.load(tmp_path / "student.pth")["model"])
     assert not incompatible.missing_keys and not incompatible.unexpected_keys
+
+
+def test_an_installed_wheel_runs_a_short_demo(environment: Path, tmp_path: Path) -> None:
+    printed = d2kd_command(environment, tmp_path, "demo", "--max-iter", "20")
+    assert "nothing about quality" in printed
+    output = tmp_path / "output/demo_20"
+    runs = {run["method"]: run for run in json.loads((output / "results.json").read_text())["runs"]}
+    assert len(runs) == 4
+    assert [runs[method]["max_iter"] for method in ("teacher", "alone", "config")] == [20, 20, 20]
+    assert (output / "curves.png").is_file() and (output / "sheet.png").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["output"]  # no data where a whole demo looks for them
+    assert [path.name for path in (tmp_path / "output").iterdir()] == ["demo_20"]
+
+
+def test_an_installed_wheel_compares_methods_on_a_config_of_ones_own(environment: Path, tmp_path: Path) -> None:
+    write_project(tmp_path)
+    argv = ["--config-file", "mine.py", "--seeds", "0", "--max-iter", "2", "--processes", "2"]
+    printed = d2kd_command(environment, tmp_path, "compare", *argv)
+    results = json.loads((tmp_path / "output/compare/results.json").read_text())
+    assert [run["method"] for run in results["runs"]] == ["teacher", "alone", "config"]
+    assert "training CPU s" in printed and (tmp_path / "output/compare/curves.png").is_file()
 
 
 @pytest.mark.parametrize("module", ["d2kd.structures", "d2kd.losses", "d2kd.regions"])

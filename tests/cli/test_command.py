@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
+from detectron2.data import DatasetCatalog
 from omegaconf.errors import ConfigKeyError
 
 import d2kd
@@ -72,7 +73,7 @@ def test_without_detectron2_a_sentence_says_where_to_get_it(monkeypatch, capsys)
     for name in [name for name in sys.modules if name == "d2kd.cli" or name.startswith(("d2kd.cli.", "detectron2"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [Missing("detectron2"), *sys.meta_path])
-    assert main(["train", "--help"]) == 1
+    assert main(["train", "--help"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "Detectron2 is not installed" in line and "pip install" in line
 
@@ -101,11 +102,23 @@ def fails(error):
         lambda: instantiate(L(BinaryClassificationKD)(wieght=1)),
         lambda: open("no/such/file"),
         lambda: fails(ConfigKeyError("no key")),
+        lambda: DatasetCatalog.get("nothere"),
     ],
 )
 def test_a_users_error_is_one_line(function, capsys):
-    assert run_command("d2kd x", function) == 1
+    assert run_command("d2kd x", function) == 2
     assert re.fullmatch(r"(Error when instantiating .*\n)?d2kd x: .+\n", capsys.readouterr().err)
+
+
+def test_an_interrupt_is_one_line(capsys):
+    assert run_command("d2kd x", lambda: fails(KeyboardInterrupt("Call it again."))) == 130
+    assert capsys.readouterr().err == "\nd2kd x: interrupted. Call it again.\n"
+
+
+def test_an_interrupt_while_a_command_is_imported(monkeypatch, capsys):
+    monkeypatch.setattr("d2kd.__main__.importlib.import_module", lambda name: fails(KeyboardInterrupt()))
+    assert main(["methods"]) == 130
+    assert capsys.readouterr().err == "\nd2kd methods: interrupted.\n"
 
 
 @pytest.mark.parametrize(
@@ -128,5 +141,5 @@ def test_methods_are_listed(capsys):
 
 
 def test_an_unknown_method(capsys):
-    assert main(["methods", "croskd"]) == 1
+    assert main(["methods", "croskd"]) == 2
     assert re.fullmatch("d2kd methods: Unknown method 'croskd'.* did you mean crosskd.*\n", capsys.readouterr().err)

@@ -20,11 +20,48 @@ def test_an_unknown_packaged_config_lists_those_that_are(get, package):
 
 def test_a_file_that_exists_comes_before_a_packaged_config(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert load_config("common/train.py") == get_config("common/train.py")
-    (tmp_path / "common").mkdir()
-    (tmp_path / "common/train.py").write_text("mine = {'answer': 42}")
-    assert config_path("common/train.py") == "common/train.py"
-    assert load_config("common/train.py") == {"mine": {"answer": 42}}
+    name = "common/models/fcos.py"
+    assert load_config(name) == get_config(name)
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).write_text("model = {'answer': 42}")
+    assert config_path(name) == name
+    assert load_config(name) == {"model": {"answer": 42}}
+
+
+def test_a_train_made_for_detectron2_is_enough(tmp_path):
+    (tmp_path / "mine.py").write_text("model = {}\ntrain = dict(max_iter=7, amp=dict(enabled=True), seed=3)")
+    train, defaults = load_config(str(tmp_path / "mine.py")).train, get_config("common/train.py").train
+    assert train == {
+        **{"max_iter": 7, "seed": 3, "clip_grad": defaults.clip_grad, "best_metric": defaults.best_metric},
+        "amp": {"enabled": True, "dtype": defaults.amp.dtype},
+    }
+    assert load_config(str(tmp_path / "mine.py"), ["train.best_metric=found/share"]).train.best_metric == "found/share"
+
+
+@pytest.mark.parametrize(
+    "name, text, sentence",
+    [
+        (
+            "x.py",
+            "import nothere",
+            r"x\.py cannot be read: \S*x\.py, line 1: ModuleNotFoundError: No module named",
+        ),
+        ("x.py", "a = 1\nmodel = {}['b']", r"x\.py cannot be read: \S*x\.py, line 2: KeyError: 'b'$"),
+        ("x.py", "from .other import model", r"x\.py cannot be read: \S*other\.py, line 2: ZeroDivisionError: "),
+        ("x.py", "a = 1\ndef (", r"x\.py cannot be read: .* \(line 2: invalid syntax\)$"),
+        ("x.yaml", "a: [1", r"x\.yaml cannot be read: ParserError: .*"),
+        ("x.txt", "hello", r"x\.txt cannot be read: .* python or yaml file\.$"),
+        ("x.py", "a = {}", r"x\.py has no model, expected a LazyConfig with a model node\.$"),
+        ("x.yaml", "MODEL: {}", r"x\.yaml has no model, .*; a yacs config is distilled by the train_net\.py that .*$"),
+        ("x.py", "import d2kd\nmodel = d2kd.distill({}, teacher='x')", r"^distill\(\) got method=None"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named_in_one_line(tmp_path, name, text, sentence):
+    (tmp_path / "other.py").write_text("\n1 / 0")
+    (tmp_path / name).write_text(text)
+    with pytest.raises((ValueError, TypeError), match=sentence) as error:
+        load_config(str(tmp_path / name))
+    assert "\n" not in str(error.value)
 
 
 def test_a_config_that_is_nowhere():
