@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from d2kd.losses.channels import STD_EPS, blocks, center, through_statistics
+from d2kd.losses.channels import STD_EPS, blocks, center, take, through_statistics
 from d2kd.losses.kernel import Context, check_floating, check_maps, compute_dtype
 
 __all__ = ["align_statistics"]
@@ -72,8 +72,8 @@ class _AlignStatistics(torch.autograd.Function):
         aligned = torch.empty_like(student, dtype=dtype)
         teacher_std = student.new_empty((1, student.shape[1], 1, 1), dtype=dtype)
         for block in blocks(student, teacher):
-            centered, _, student_std = center(student[:, block], dtype)
-            _, teacher_mean, teacher_std[:, block] = center(teacher[:, block], dtype)
+            centered, _, student_std = center(take(student, block, dtype))
+            _, teacher_mean, teacher_std[:, block] = center(take(teacher, block, dtype))
             result = centered.mul_(teacher_std[:, block] / (student_std + STD_EPS)).add_(teacher_mean)
             aligned[:, block] = result.relu_() if rectify else result
         ctx.save_for_backward(student, teacher_std, *([aligned] if rectify else []))
@@ -83,12 +83,15 @@ class _AlignStatistics(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Context, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         student, teacher_std, *rectified = ctx.saved_tensors
+        dtype = teacher_std.dtype
         grad = torch.empty_like(student)
         for block in blocks(student, grad_output):
-            centered, _, std = center(student[:, block], teacher_std.dtype)
-            result_grad = grad_output[:, block]
+            centered, _, std = center(take(student, block, dtype))
+            result_grad = take(grad_output, block, dtype)
             for result in rectified:
-                result_grad = result_grad * result[:, block].sign()  # the ReLU's slope, faster than a comparison
+                result_grad = (
+                    result_grad * take(result, block, dtype).sign()
+                )  # the ReLU's slope, faster than a comparison
             scale = teacher_std[:, block] / (std + STD_EPS)
             grad[:, block] = through_statistics(result_grad, centered, std, scale)
         return grad, None, None

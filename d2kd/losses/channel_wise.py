@@ -10,14 +10,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from d2kd.losses.base import LOSS_REGISTRY
-from d2kd.losses.channels import blocks
+from d2kd.losses.channels import blocks, take
 from d2kd.losses.feature import FeatureLoss
 from d2kd.losses.kernel import Context, check_inputs, check_maps, check_number, compute_dtype, weigh_and_reduce
 from d2kd.structures import DenseOutput
 
 __all__ = ["ChannelWiseKD", "channel_wise_kd"]
-
-_CELLS = (2, 3)
 
 
 def channel_wise_kd(
@@ -65,10 +63,9 @@ def channel_wise_kd(
         total: Tensor = _WeightedSum.apply(student, teacher.detach(), weight, temperature)
         return total
     logits = (x.to(dtype).flatten(2) / temperature for x in (student, teacher.detach()))
-    log_q, log_p = (x.log_softmax(dim=2) for x in logits)
-    q, p = log_q.exp(), log_p.exp()
-    cells = (p * (log_p - log_q) - p + q).mean(dim=1) * temperature**2
-    return weigh_and_reduce(caller, cells.unflatten(1, student.shape[2:]), weight, reduction)
+    log_q, log_p = (x.log_softmax(dim=2).unflatten(2, student.shape[2:]) for x in logits)
+    cells = (log_p.exp() * (log_p - log_q) - log_p.exp() + log_q.exp()).mean(dim=1) * temperature**2
+    return weigh_and_reduce(caller, cells, weight, reduction)
 
 
 class _WeightedSum(torch.autograd.Function):
@@ -89,8 +86,8 @@ class _WeightedSum(torch.autograd.Function):
         weight = weight.unsqueeze(1) * (temperature / student.shape[1])
         total = weight.new_zeros(())
         for block in blocks(student, teacher):
-            z, y = (x[:, block].to(weight.dtype) / temperature for x in (student, teacher))
-            q, p = _softmax(z), _softmax(y)
+            z, y = ((take(x, block, weight.dtype) / temperature).contiguous() for x in (student, teacher))
+            q, p = (x.flatten(2).softmax(dim=2).view(x.shape) for x in (z, y))
             # ln(p / q) where p and q may underflow: ln p is y, less its largest value, plus the largest ln p.
             log_ratio = y.sub_(_largest(y)).sub_(z.sub_(_largest(z))).add_((_largest(p) / _largest(q)).log_())
             gap = q - p
@@ -98,7 +95,7 @@ class _WeightedSum(torch.autograd.Function):
             if grad is not None:
                 # By ln q, u = w T^2 (q - p); through the softmax, (u - q sum(u)) / T.
                 u = gap.mul_(weight)
-                torch.addcmul(u, q, u.sum(dim=_CELLS, keepdim=True), value=-1, out=grad[:, block])
+                torch.addcmul(u, q, u.sum(dim=(2, 3), keepdim=True), value=-1, out=grad[:, block])
         ctx.save_for_backward(grad)
         return total.mul_(temperature)
 
@@ -109,18 +106,9 @@ class _WeightedSum(torch.autograd.Function):
         return (grad * grad_output).to(ctx.dtype), None, None, None
 
 
-def _softmax(logits: Tensor) -> Tensor:
-    """Each channel's softmax over the cells, in the layout of ``logits``."""
-    if logits.is_contiguous():
-        return logits.flatten(2).softmax(dim=2).view_as(logits)
-    # Torch's softmax would copy a channels-last map.
-    exponential = (logits - _largest(logits)).exp_()
-    return exponential.div_(exponential.sum(dim=_CELLS, keepdim=True))
-
-
 def _largest(x: Tensor) -> Tensor:
     """Each channel's largest value, (N, C, 1, 1)."""
-    return x.amax(dim=_CELLS, keepdim=True)
+    return x.amax(dim=(2, 3), keepdim=True)
 
 
 @LOSS_REGISTRY.register()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["STD_EPS", "blocks", "center", "through_statistics"]
+__all__ = ["STD_EPS", "blocks", "center", "take", "through_statistics"]
 
 _OVER = (0, 2, 3)
 
@@ -19,28 +19,35 @@ _CPU_ELEMENTS, _ELEMENTS = 2**18, 2**24
 
 def blocks(*maps: Tensor) -> list[slice]:
     """
-    Slices of the channels that ``maps`` (N, C, H, W) have in common, to be worked through one by one.
+    Slices of the channels of ``maps`` (N, C, H, W), to be worked through one by one; none if the first is empty.
 
-    One slice of all channels where a map is channels-last: there each slice would read every line of the memory.
-    None where the first map is empty.
+    All channels at once where the maps are channels-last: each slice would read every line of the memory.
     """
     if not maps[0].numel():
         return []
-    channels = maps[0].shape[1]
-    largest = max(x.shape[0] * x.shape[2] * x.shape[3] for x in maps)
+    if all(_is_channels_last(x) for x in maps):
+        return [slice(None)]
     elements = _CPU_ELEMENTS * torch.get_num_threads() if maps[0].device.type == "cpu" else _ELEMENTS
-    is_channels_last = any(x.stride(1) < x.stride(3) for x in maps)
-    width = channels if is_channels_last else max(elements // max(largest, 1), 1)
-    return [slice(start, start + width) for start in range(0, channels, width)]
+    width = max(elements // max(x[:, 0].numel() for x in maps), 1)
+    return [slice(start, start + width) for start in range(0, maps[0].shape[1], width)]
 
 
-def center(features: Tensor, dtype: torch.dtype, correction: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+def take(features: Tensor, block: slice, dtype: torch.dtype) -> Tensor:
+    """``features[:, block]`` in ``dtype``; a copy where these are few of the channels of a channels-last map."""
+    x = features[:, block].to(dtype)
+    return x.contiguous() if _is_channels_last(features) and x.shape != features.shape else x
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.stride(1) < x.stride(3)
+
+
+def center(features: Tensor, correction: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     """
     Each channel less its mean over images and cells.
 
     Args:
         features: (N, C, H, W).
-        dtype: what to compute in.
         correction: 1: the unbiased standard deviation; 0: the population's.
 
     Returns:
@@ -50,8 +57,8 @@ def center(features: Tensor, dtype: torch.dtype, correction: int = 1) -> tuple[T
     # Less one of its values first: this is exact for small deviations from a large mean, and zero for a constant
     # channel, which no computed mean is sure to be. One value that is not finite makes all of the channel NaN.
     # Not torch.std_mean, whose recurrence takes ten times as long on a CPU.
-    first = features[:1, :, :1, :1].to(dtype)
-    centered = features.to(dtype) - first
+    first = features[:1, :, :1, :1]
+    centered = features - first
     mean = centered.mean(dim=_OVER, keepdim=True)
     centered.sub_(mean)
     variance = centered.square().sum(dim=_OVER, keepdim=True).div_(_degrees(features, correction))

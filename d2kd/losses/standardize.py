@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from d2kd.losses.channels import STD_EPS, blocks, center, through_statistics
+from d2kd.losses.channels import STD_EPS, blocks, center, take, through_statistics
 from d2kd.losses.kernel import Context, check_inputs, check_maps, compute_dtype, weigh_and_reduce
 
 __all__ = ["standardized_difference"]
@@ -75,7 +75,7 @@ class _StandardizedDifference(torch.autograd.Function):
         dtype = compute_dtype(student, teacher)
         cells = student.new_zeros((student.shape[0], *student.shape[2:]), dtype=dtype)
         for block in blocks(student, teacher):
-            ours, theirs = (center(x[:, block], dtype, correction) for x in (student, teacher))
+            ours, theirs = (center(take(x, block, dtype), correction) for x in (student, teacher))
             cells += _gap(ours, theirs).square_().sum(dim=1)
         return cells.div_(2 * student.shape[1])
 
@@ -86,7 +86,7 @@ class _StandardizedDifference(torch.autograd.Function):
         weight = grad_output.unsqueeze(1) / student.shape[1]
         grad = torch.empty_like(student)
         for block in blocks(student, teacher):
-            ours, theirs = (center(x[:, block], weight.dtype, ctx.correction) for x in (student, teacher))
+            ours, theirs = (center(take(x, block, weight.dtype), ctx.correction) for x in (student, teacher))
             centered, _, std = ours
             gap = _gap(ours, theirs).mul_(weight)
             grad[:, block] = through_statistics(gap, centered, std, (std + STD_EPS).reciprocal_(), ctx.correction)
