@@ -1,38 +1,40 @@
 """Alignment of a student's activations with the teacher's statistics, before they enter its layers."""
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from d2kd.losses.kernel import check_floating, check_maps, compute_dtype
+from d2kd.losses.channels import STD_EPS, blocks, center, take, through_statistics
+from d2kd.losses.kernel import Context, check_floating, check_maps, compute_dtype
 
 __all__ = ["align_statistics"]
 
-#: Added to the student's standard deviation, in the unit of the activations.
-_EPS = 1e-6
 
-
-def align_statistics(student_tap: Tensor, teacher_tap: Tensor) -> Tensor:
+def align_statistics(student_tap: Tensor, teacher_tap: Tensor, *, rectify: bool = False) -> Tensor:
     """
     Give each channel of the student's tap the mean and standard deviation of the teacher's.
 
         a = (s - mean(s)) / (std(s) + 1e-6) * std(t) + mean(t)
 
-    per channel, over images and cells jointly, with the unbiased standard deviation.
+    per channel, over images and cells jointly, with the unbiased standard deviation; ``rectify``: max(a, 0).
 
     Part of "CrossKD: Cross-Head Knowledge Distillation for Object Detection" (CVPR 2024, arXiv
     2306.11369). The details come from the authors' code, not from the paper's text: the constant is added to the
     student's deviation only, the statistics are of this rank's batch (neither running nor reduced over ranks,
-    padding included), and the gradient flows through the student's statistics, as in batch normalisation. The
-    ReLU that follows there is left to the caller.
+    padding included), and the gradient flows through the student's statistics, as in batch normalisation. A ReLU
+    follows there, but for the head's input.
 
     Where a tap has a single value per channel (N*H*W = 1: a 1x1 level with one image) the deviation does not exist
     and the authors' code gives NaN; here the result is the teacher's mean, with a zero gradient connected to the
     student's tap. A channel that is constant in the student gets the teacher's mean and a large but finite gradient,
-    of scale std(t) / 1e-6.
+    of scale std(t) / 1e-6. Of the maps only the student's tap is kept for the backward pass.
 
     Args:
         student_tap: (N, C, H, W).
         teacher_tap: (N', C, H', W'); same channels. Other sizes may differ, since only statistics are read.
+        rectify: apply a ReLU to the result.
 
     Returns:
         The aligned tap, shape of ``student_tap``.
@@ -52,11 +54,44 @@ def align_statistics(student_tap: Tensor, teacher_tap: Tensor) -> Tensor:
             f"align_statistics: the taps must have the same channels, found {tuple(student_tap.shape)} and "
             f"{tuple(teacher_tap.shape)}; set model.tap_projector_channels to train a projector between two widths"
         )
-    dtype = compute_dtype(student_tap, teacher_tap)
-    student, teacher = student_tap.to(dtype), teacher_tap.detach().to(dtype)
-    if min(x.shape[0] * x.shape[2] * x.shape[3] for x in (student, teacher)) == 1:
-        return student * 0 + teacher.mean(dim=(0, 2, 3), keepdim=True)
-    # std, not the root of var: its backward masks a zero deviation, the root's divides by it.
-    student_std, student_mean = torch.std_mean(student, dim=(0, 2, 3), correction=1, keepdim=True)
-    teacher_std, teacher_mean = torch.std_mean(teacher, dim=(0, 2, 3), correction=1, keepdim=True)
-    return (student - student_mean) * (teacher_std / (student_std + _EPS)) + teacher_mean
+    aligned: Tensor = _AlignStatistics.apply(student_tap, teacher_tap.detach(), rectify)
+    return aligned
+
+
+class _AlignStatistics(torch.autograd.Function):
+    """
+    The alignment with its analytic gradient, block by block of the channels.
+
+    It keeps the student's tap in the dtype it came in, and the channels' statistics. Autocast needs no guard: there
+    is nothing that it lowers.
+    """
+
+    @staticmethod
+    def forward(ctx: Context, student: Tensor, teacher: Tensor, rectify: bool) -> Tensor:
+        dtype = compute_dtype(student, teacher)
+        aligned = torch.empty_like(student, dtype=dtype)
+        teacher_std = student.new_empty((1, student.shape[1], 1, 1), dtype=dtype)
+        for block in blocks(student, teacher):
+            centered, _, student_std = center(take(student, block, dtype))
+            _, teacher_mean, teacher_std[:, block] = center(take(teacher, block, dtype))
+            result = centered.mul_(teacher_std[:, block] / (student_std + STD_EPS)).add_(teacher_mean)
+            aligned[:, block] = result.relu_() if rectify else result
+        ctx.save_for_backward(student, teacher_std, *([aligned] if rectify else []))
+        return aligned
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Context, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        student, teacher_std, *rectified = ctx.saved_tensors
+        dtype = teacher_std.dtype
+        grad = torch.empty_like(student)
+        for block in blocks(student, grad_output):
+            centered, _, std = center(take(student, block, dtype))
+            result_grad = take(grad_output, block, dtype)
+            for result in rectified:
+                result_grad = (
+                    result_grad * take(result, block, dtype).sign()
+                )  # the ReLU's slope, faster than a comparison
+            scale = teacher_std[:, block] / (std + STD_EPS)
+            grad[:, block] = through_statistics(result_grad, centered, std, scale)
+        return grad, None, None

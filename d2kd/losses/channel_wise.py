@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from d2kd.losses.base import LOSS_REGISTRY
+from d2kd.losses.channels import blocks, take
 from d2kd.losses.feature import FeatureLoss
 from d2kd.losses.kernel import Context, check_inputs, check_maps, check_number, compute_dtype, weigh_and_reduce
-from d2kd.losses.temperature_kl import log_softmax
 from d2kd.structures import DenseOutput
 
 __all__ = ["ChannelWiseKD", "channel_wise_kd"]
@@ -36,8 +36,8 @@ def channel_wise_kd(
     cells: it selects whose difference counts, not the cells that a channel's distribution is over.
 
     A constant added to a channel of an image changes nothing; equal inputs, and a single cell, give zero (up to
-    rounding of the order of 1e-7 T^2). One value that is not finite makes all cells of its image NaN. Of the maps only
-    the two inputs are kept for the backward pass.
+    rounding of the order of 1e-7 T^2). One value that is not finite makes all cells of its image NaN. A sum makes its
+    gradient with its value and keeps that map alone for the backward pass.
 
     Args:
         student: (N, C, H, W).
@@ -56,43 +56,59 @@ def channel_wise_kd(
     caller = "channel_wise_kd"
     check_maps(caller, student=student, teacher=teacher)
     check_inputs(caller, 1, student=student, teacher=teacher)
-    # A softmax over two axes: the cells in one. A view, but for maps that were cropped.
-    cells = _ChannelWiseKD.apply(student.flatten(2), teacher.detach().flatten(2), temperature)
-    return weigh_and_reduce(caller, cells.unflatten(1, student.shape[2:]), weight, reduction)
+    dtype = compute_dtype(student, teacher)
+    if reduction == "sum":
+        ones = student.new_ones((student.shape[0], *student.shape[2:]), dtype=dtype)
+        weight = weigh_and_reduce(caller, ones, weight, "none")
+        total: Tensor = _WeightedSum.apply(student, teacher.detach(), weight, temperature)
+        return total
+    logits = (x.to(dtype).flatten(2) / temperature for x in (student, teacher.detach()))
+    log_q, log_p = (x.log_softmax(dim=2).unflatten(2, student.shape[2:]) for x in logits)
+    cells = (log_p.exp() * (log_p - log_q) - log_p.exp() + log_q.exp()).mean(dim=1) * temperature**2
+    return weigh_and_reduce(caller, cells, weight, reduction)
 
 
-class _ChannelWiseKD(torch.autograd.Function):
+class _WeightedSum(torch.autograd.Function):
     """
-    The per-cell loss of maps (N, C, cells), with its analytic gradient: (N, cells).
+    The sum of the weighted cells, with its gradient from the same two softmaxes, block by block of the channels.
 
-    Autograd would keep three fp32 maps (GFL's finest level: 17 MB each per 800x1333 image); this keeps the two inputs,
-    in the dtype they came in. Autocast needs no guard: it computes a softmax in float32, or float64, as this does.
+    It keeps the gradient's map alone, in the student's dtype, but float32 for float16, which has no room for a
+    gradient that is not scaled yet. Autograd would keep three maps and compute the student's softmax once more.
+    Autocast needs no guard: it computes a softmax in float32, or float64, as this does.
     """
 
     @staticmethod
-    def forward(ctx: Context, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-        ctx.save_for_backward(student, teacher)
-        ctx.temperature = temperature
-        log_q, log_p = _log_softmaxes(student, teacher, temperature)
-        p = log_p.exp()
-        gap = log_q.exp().sub_(p)
-        return gap.add_(p.mul_(log_p.sub_(log_q))).mean(dim=1).mul_(temperature**2)
+    def forward(ctx: Context, student: Tensor, teacher: Tensor, weight: Tensor, temperature: float) -> Tensor:
+        ctx.dtype = student.dtype
+        grad = None
+        if ctx.needs_input_grad[0]:
+            grad = torch.empty_like(student, dtype=torch.promote_types(student.dtype, torch.bfloat16))
+        weight = weight.unsqueeze(1) * (temperature / student.shape[1])
+        total = weight.new_zeros(())
+        for block in blocks(student, teacher):
+            z, y = ((take(x, block, weight.dtype) / temperature).contiguous() for x in (student, teacher))
+            q, p = (x.flatten(2).softmax(dim=2).view(x.shape) for x in (z, y))
+            # ln(p / q) where p and q may underflow: ln p is y, less its largest value, plus the largest ln p.
+            log_ratio = y.sub_(_largest(y)).sub_(z.sub_(_largest(z))).add_((_largest(p) / _largest(q)).log_())
+            gap = q - p
+            total += p.mul_(log_ratio).add_(gap).mul_(weight).sum()
+            if grad is not None:
+                # By ln q, u = w T^2 (q - p); through the softmax, (u - q sum(u)) / T.
+                u = gap.mul_(weight)
+                torch.addcmul(u, q, u.sum(dim=(2, 3), keepdim=True), value=-1, out=grad[:, block])
+        ctx.save_for_backward(grad)
+        return total.mul_(temperature)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Context, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        student, teacher = ctx.saved_tensors
-        q, p = (x.exp_() for x in _log_softmaxes(student, teacher, ctx.temperature))
-        # By ln q, u = g T^2 (q - p); through the softmax, (u - q sum(u)) / T. Where g is one number, sum(u) is zero.
-        scale = grad_output.unsqueeze(1) * (ctx.temperature / student.shape[1])
-        u = torch.sub(q, p, out=p).mul_(scale)
-        grad = u.sub_(q.mul_(u.sum(dim=2, keepdim=True)))
-        return grad.to(student.dtype), None, None
+        (grad,) = ctx.saved_tensors
+        return (grad * grad_output).to(ctx.dtype), None, None, None
 
 
-def _log_softmaxes(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    dtype = compute_dtype(student, teacher)
-    return log_softmax(student.to(dtype) / temperature, 2), log_softmax(teacher.to(dtype) / temperature, 2)
+def _largest(x: Tensor) -> Tensor:
+    """Each channel's largest value, (N, C, 1, 1)."""
+    return x.amax(dim=(2, 3), keepdim=True)
 
 
 @LOSS_REGISTRY.register()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from d2kd.losses.base import LOSS_REGISTRY
 from d2kd.losses.feature import FeatureLoss
@@ -43,8 +44,8 @@ def feature_imitation(
     check_maps(caller, student=student, teacher=teacher)
     check_inputs(caller, 1, student=student, teacher=teacher)
     dtype = compute_dtype(student, teacher)
-    difference = student.to(dtype) - teacher.detach().to(dtype)
-    return weigh_and_reduce(caller, difference.square().mean(dim=1), weight, reduction)
+    squares = F.mse_loss(student.to(dtype), teacher.detach().to(dtype), reduction="none")
+    return weigh_and_reduce(caller, squares.mean(dim=1), weight, reduction)
 
 
 @LOSS_REGISTRY.register()

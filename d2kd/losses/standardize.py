@@ -6,14 +6,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from d2kd.losses.channels import STD_EPS, blocks, center, take, through_statistics
 from d2kd.losses.kernel import Context, check_inputs, check_maps, compute_dtype, weigh_and_reduce
 
 __all__ = ["standardized_difference"]
-
-_OVER = (0, 2, 3)
-
-#: Added to standard deviations, in the unit of the features.
-_EPS = 1e-6
 
 
 def standardized_difference(
@@ -66,57 +62,38 @@ def standardized_difference(
 
 class _StandardizedDifference(torch.autograd.Function):
     """
-    The per-cell loss with its analytic gradient.
+    The per-cell loss with its analytic gradient, block by block of the channels.
 
-    Autograd would keep about five maps (GFL's finest level: 68 MB each per 800x1333 image); this keeps the two
-    inputs, in the dtype they came in, and the channels' statistics. Autocast needs no guard: there is nothing that
-    it lowers.
+    It keeps the two inputs in the dtype they came in, and computes all else again: no map is made but the gradient.
+    Autocast needs no guard: there is nothing that it lowers.
     """
 
     @staticmethod
     def forward(ctx: Context, student: Tensor, teacher: Tensor, correction: int) -> Tensor:
-        dtype = compute_dtype(student, teacher)
-        s, t = student.to(dtype), teacher.to(dtype)
-        statistics = (*_statistics(s, correction), *_statistics(t, correction))
-        ctx.save_for_backward(student, teacher, *statistics)
+        ctx.save_for_backward(student, teacher)
         ctx.correction = correction
-        _, gap = _centered_and_gap(s, t, statistics)
-        return gap.square_().mean(dim=1).div_(2)
+        dtype = compute_dtype(student, teacher)
+        cells = student.new_zeros((student.shape[0], *student.shape[2:]), dtype=dtype)
+        for block in blocks(student, teacher):
+            ours, theirs = (center(take(x, block, dtype), correction) for x in (student, teacher))
+            cells += _gap(ours, theirs).square_().sum(dim=1)
+        return cells.div_(2 * student.shape[1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Context, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        student, teacher, *statistics = ctx.saved_tensors
-        dtype = compute_dtype(student, teacher)
-        # By the scores g, then through the statistics: (g - mean(g)) / q - c * sum(g c) / ((m - correction) std q^2),
-        # with c = s - mean(s) and q = std + eps.
-        centered, grad = _centered_and_gap(student.to(dtype), teacher.to(dtype), tuple(statistics))
-        grad.mul_(grad_output.unsqueeze(1)).div_(grad.shape[1])
-        std = statistics[0]
-        scale = std + _EPS
-        degrees = max(_values_per_channel(student) - ctx.correction, 1)
-        # A constant channel's deviation has no slope: 0, not 0 / 0.
-        slope = (grad * centered).sum(dim=_OVER, keepdim=True).div_(std).div_(degrees * scale)
-        slope.masked_fill_(std == 0, 0)
-        grad.sub_(grad.mean(dim=_OVER, keepdim=True)).sub_(centered.mul_(slope)).div_(scale)
-        return grad.to(student.dtype), None, None
+        student, teacher = ctx.saved_tensors
+        weight = grad_output.unsqueeze(1) / student.shape[1]
+        grad = torch.empty_like(student)
+        for block in blocks(student, teacher):
+            ours, theirs = (center(take(x, block, weight.dtype), ctx.correction) for x in (student, teacher))
+            centered, _, std = ours
+            gap = _gap(ours, theirs).mul_(weight)
+            grad[:, block] = through_statistics(gap, centered, std, (std + STD_EPS).reciprocal_(), ctx.correction)
+        return grad, None, None
 
 
-def _values_per_channel(features: Tensor) -> int:
-    return features.shape[0] * features.shape[2] * features.shape[3]
-
-
-def _statistics(x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
-    """Standard deviation and mean of each channel, (1, C, 1, 1)."""
-    if _values_per_channel(x) == 1:
-        return torch.zeros_like(x), x
-    # Together: then the mean of a constant channel is its value, and what is left of it zero, to the last bit.
-    return torch.std_mean(x, dim=_OVER, correction=correction, keepdim=True)
-
-
-def _centered_and_gap(student: Tensor, teacher: Tensor, statistics: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """The student less its mean, and the difference of the standard scores; both free to be written over."""
-    student_std, student_mean, teacher_std, teacher_mean = statistics
-    centered = student - student_mean
-    gap = (teacher - teacher_mean).div_(teacher_std + _EPS)
-    return centered, torch.sub(centered / (student_std + _EPS), gap, out=gap)
+def _gap(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> Tensor:
+    """The difference of the standard scores, from what :func:`center` gives."""
+    student, teacher = (centered / (std + STD_EPS) for centered, _, std in (ours, theirs))
+    return student.sub_(teacher)

@@ -207,22 +207,21 @@ def test_computed_in_float32_under_autocast_too(dtype):
     assert kernel(student, teacher.double()).dtype == torch.float64
 
 
-def test_only_the_two_maps_are_kept_for_the_backward_pass():
-    student, teacher = (x.detach().bfloat16() for x in maps(2, 64, 8, 8))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_of_the_maps_a_sum_keeps_its_gradient_alone(dtype):
+    """In the student's dtype, or in one with the range for a gradient that is not scaled yet."""
+    student, teacher = (x.detach().to(dtype) for x in maps(2, 64, 8, 8))
     before = [x.clone() for x in (student, teacher)]
-    kept = {}
-
-    def pack(x):
-        kept[x.untyped_storage().data_ptr()] = x.numel()
-        return x
-
-    weight = torch.ones(2, 8, 8)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+    kept = []
+    weight = torch.full((2, 8, 8), 1e-6)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
         loss = kernel(student.requires_grad_(), teacher, weight=weight, reduction="sum")
-    loss.backward()
-    others = [n for at, n in kept.items() if at not in {x.untyped_storage().data_ptr() for x in (student, teacher)}]
-    assert {student.untyped_storage().data_ptr(), teacher.untyped_storage().data_ptr()} <= set(kept)
-    assert max(others, default=0) <= weight.numel()
+    (kept,) = kept
+    assert kept.shape == student.shape and kept.data_ptr() not in (student.data_ptr(), teacher.data_ptr())
+    assert kept.dtype == (torch.float32 if dtype == torch.float16 else dtype)
+    (grad,) = torch.autograd.grad(1e6 * loss, student)
+    expected = kernel(student, teacher, weight=1e6 * weight).sum()
+    torch.testing.assert_close(grad, torch.autograd.grad(expected, student)[0], rtol=2e-2, atol=1e-5)
     assert torch.equal(student, before[0]) and torch.equal(teacher, before[1])
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from d2kd.losses.align import align_statistics
 from d2kd.modeling.adapters.base import Adapter, get_adapter
@@ -60,9 +59,7 @@ def cross_head(
                 with torch.autocast(x.device.type, enabled=False):
                     if tap_projectors is not None:
                         x = tap_projectors[branch](x.to(tap_projectors[branch].weight.dtype))
-                    x = align_statistics(x, teacher_taps[branch, index][i])
-                if index > 0:
-                    x = F.relu(x)
+                    x = align_statistics(x, teacher_taps[branch, index][i], rectify=index > 0)
             for block in blocks[index:]:
                 x = run_block(block, x, level)
             outputs[branch] = x
