@@ -94,7 +94,7 @@ def decode(detector: DenseDetector, params: Tensor, anchors: Tensor, level: int)
     if isinstance(detector, DistributionBoxes):
         deltas = expected_distances(deltas, dim=3) * strides_of(detector)[level]
     transform = box_transform_of(detector)
-    if type(transform) in (Box2BoxTransform, Box2BoxTransformLinear):
+    if type(transform) is Box2BoxTransform or type(transform) is Box2BoxTransformLinear:  # a subclass may differ
         return _apply_deltas(transform, deltas, anchors).movedim(0, -1)
     deltas = deltas.movedim(2, -1)
     flat_anchors = anchors.expand_as(deltas).reshape(-1, 4)
