@@ -22,9 +22,6 @@ _KINDS = ("residual", "fixed")
 #: Of an int64 sum of weights, whose unit is 2^-32: sums of whole numbers do not depend on the order.
 _WEIGHT_UNIT = 2.0**-32
 
-#: Numbers of a row that are counted in one go, so that they stay in a processor's cache.
-_CHUNK = 1 << 16
-
 
 @torch.no_grad()
 def weighted_median(values: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
@@ -48,10 +45,10 @@ def weighted_median(values: Sequence[Tensor], weights: Sequence[Tensor]) -> Tens
         lower = (found >> shift) - 1
         # The first bin is of all that is smaller, the last of all that is larger.
         counts = torch.zeros(len(found), size + 2, dtype=torch.int64, device=found.device)
-        for level in zip(codes, units):
-            for code, unit in zip(*(x.split(_CHUNK, dim=-1) for x in level)):
-                index = (code >> shift).clamp_(lower, lower + (size + 1)).sub_(lower).long()
-                counts.scatter_add_(1, index, unit.expand_as(index))
+        for code, unit in zip(codes, units):
+            bins = (code >> shift).clamp_(lower, lower + (size + 1)).sub_(lower)
+            for row, row_bins in zip(counts, bins):
+                row.index_add_(0, row_bins, unit)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(counts)
         below = counts.cumsum(dim=1)
@@ -142,29 +139,32 @@ class DynamicBoxKD(DistillationLoss):
 
     def forward(self, source: DenseOutput, teacher: DenseOutput, region: Sequence[Tensor]) -> Tensor:
         """See :class:`DistillationLoss`; the median of "residual" is over all levels, so it comes before their sums."""
+        levels = [_read(source, teacher, level, weight) for level, weight in enumerate(region)]
         if self.kind == "residual":
-            self._update_temperature(source, teacher, region)
-        return super().forward(source, teacher, region)
+            self._update_temperature(levels)
+        return torch.stack([self._weighted_sum(*level) for level in levels])
 
     def level_loss(self, source: DenseOutput, teacher: DenseOutput, level: int, region: Tensor) -> Tensor:
+        """At the temperature of the last step."""
+        return self._weighted_sum(*_read(source, teacher, level, region))
+
+    def _weighted_sum(self, region: Tensor, student_params: Tensor, teacher_params: Tensor) -> Tensor:
         temperature: float | Tensor = self.temperature
         if self.kind == "residual":
             # A copy: the next step writes on the buffer, maybe before this one's backward pass.
             temperature = self.running_temperature.view(4, 1, 1).clone()
-        region, *params = drop_unweighted(region, _params(source, level), _params(teacher, level))
-        coordinates = laplace_kl(*params, temperature=temperature)
-        return weigh_and_reduce(type(self).__name__, coordinates.mean(dim=2), region, "sum")
+        coordinates = laplace_kl(student_params, teacher_params, temperature=temperature)
+        # The mean over coordinates: mean() would write one more map in the backward pass.
+        return weigh_and_reduce(type(self).__name__, coordinates.sum(dim=2), region / 4, "sum")
 
     @torch.no_grad()
-    def _update_temperature(self, source: DenseOutput, teacher: DenseOutput, region: Sequence[Tensor]) -> None:
+    def _update_temperature(self, levels: Sequence[tuple[Tensor, ...]]) -> None:
         """Update the running mean of the median distance."""
-        distances, weights = [], []
-        for level, weight in enumerate(region):
-            weight, ours, theirs = drop_unweighted(weight, _params(source, level), _params(teacher, level))
+        distances = []
+        for _, ours, theirs in levels:
             dtype = compute_dtype(ours, theirs)
             distances.append((ours.to(dtype) - theirs.to(dtype)).abs_().movedim(2, 0).flatten(1))
-            weights.append(weight.flatten())
-        median = weighted_median(distances, weights).clamp_(self.t_min, self.t_max)
+        median = weighted_median(distances, [region.flatten() for region, *_ in levels]).clamp_(self.t_min, self.t_max)
         old = self.running_temperature
         new = torch.where(old > 0, self.momentum * old + (1 - self.momentum) * median, median)
         old.copy_(torch.where(median.isnan(), old, new))  # NaN: an empty region
@@ -174,7 +174,10 @@ class DynamicBoxKD(DistillationLoss):
         return ", ".join([super().extra_repr(), *(f"{field}={getattr(self, field)}" for field in fields)])
 
 
-def _params(output: DenseOutput, level: int) -> Tensor:
-    """One level's box parameters, (N, A, 4, H, W), as decoding reads them."""
-    params = output.box_params[level]
-    return params.relu() if output.rectified else params
+def _read(source: DenseOutput, teacher: DenseOutput, level: int, region: Tensor) -> tuple[Tensor, ...]:
+    """
+    One level's region and both sides' box parameters, (N, A, 4, H, W), as decoding reads them; of few locations as
+    :func:`drop_unweighted` returns them.
+    """
+    params = (x.box_params[level].relu() if x.rectified else x.box_params[level] for x in (source, teacher))
+    return drop_unweighted(region, *params)
