@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 __all__ = [
     "Context",
@@ -155,6 +156,23 @@ def drop_unweighted(region: Tensor, *maps: Tensor) -> tuple[Tensor, ...]:
     index = region.nonzero(as_tuple=True)
     if 4 * len(index[0]) >= region.numel():
         return region, *maps
-    image, anchor, row, column = index
-    rows = (x[image, anchor, ..., row, column] for x in maps)
+    rows = (_ReadLocations.apply(x, *index) for x in maps)
     return region[index][:, None, None, None], *(x[:, None, ..., None, None] for x in rows)
+
+
+class _ReadLocations(torch.autograd.Function):
+    """``x[image, anchor, ..., row, column]``, no location twice: its gradient is written, autograd would add it."""
+
+    @staticmethod
+    def forward(ctx: Context, x: Tensor, image: Tensor, anchor: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        ctx.save_for_backward(image, anchor, row, column)
+        ctx.shape = x.shape
+        return x[image, anchor, ..., row, column]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Context, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        image, anchor, row, column = ctx.saved_tensors
+        grad = grad_output.new_zeros(ctx.shape)
+        grad[image, anchor, ..., row, column] = grad_output
+        return grad, None, None, None, None

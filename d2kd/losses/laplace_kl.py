@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -9,6 +11,9 @@ from torch.autograd.function import once_differentiable
 from d2kd.losses.kernel import Context, check_broadcast, check_inputs, compute_dtype, weigh_and_reduce
 
 __all__ = ["laplace_kl"]
+
+#: Elements of a map that are computed in one go.
+_BLOCK = 1 << 16
 
 
 def laplace_kl(
@@ -62,26 +67,50 @@ def laplace_kl(
 
 
 class _LaplaceKL(torch.autograd.Function):
-    """The formula with its analytic gradient."""
+    """
+    The formula and its gradient, the one map that is kept for the backward pass.
+
+    With r = D / T, s = 1 - exp(-r) is the slope and D - T s the loss. Where r is small both lose digits. There, with
+    B = 1/s - 1/r = 1/2 + r/12 - r^3/720 + ..., they are r / (1 + r B) and D s B.
+    """
 
     @staticmethod
     def forward(ctx: Context, student: Tensor, teacher: Tensor, temperature: Tensor) -> Tensor:
-        ctx.save_for_backward(student, teacher, temperature)
-        distance = (student - teacher).abs_()
-        ratio = distance / temperature
-        # Below a tenth the difference of exp(-r) and 1 - r loses digits: there its series, to the first term that the
-        # dtype does not see. Above, as D - T (1 - exp(-r)), the ratio may overflow.
-        series = ratio / 720
-        for coefficient in (-1 / 120, 1 / 24, -1 / 6):
-            series = series.add_(coefficient).mul_(ratio)
-        series = series.add_(1 / 2).mul_(ratio).mul_(distance)
-        small = ratio < (0.01 if ratio.dtype == torch.float64 else 0.1)
-        return torch.where(small, series, distance + temperature * torch.expm1(-ratio))
+        loss, grad = torch.empty_like(student), torch.empty_like(student)
+        for block in _blocks(student, teacher, temperature.expand_as(student), loss, grad):
+            _write_loss_and_slope(*block)
+        ctx.save_for_backward(grad)
+        return loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Context, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        student, teacher, temperature = ctx.saved_tensors
-        difference = student - teacher
-        ratio = difference.abs() / temperature
-        return -grad_output * difference.sign() * torch.expm1(-ratio), None, None
+    def backward(ctx: Context, grad_output: Tensor) -> tuple[Tensor, None, None]:
+        (grad,) = ctx.saved_tensors
+        return grad * grad_output, None, None
+
+
+def _blocks(*maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Maps of one shape, cut alike into parts that stay in a processor's cache."""
+    if maps[0].numel() <= _BLOCK:
+        yield maps
+        return
+    axis = max(range(maps[0].dim()), key=lambda i: (maps[0].shape[i] > 1, maps[0].stride(i)))
+    for parts in zip(*(x.chunk(2, axis) for x in maps)):
+        yield from _blocks(*parts)
+
+
+def _write_loss_and_slope(student: Tensor, teacher: Tensor, temperature: Tensor, loss: Tensor, slope: Tensor) -> None:
+    distance = torch.abs(torch.sub(student, teacher, out=slope), out=loss)
+    ratio = distance / temperature
+    # As far as the dtype does not see the next term of B.
+    bound = 0.02 if ratio.dtype == torch.float64 else 0.35
+    small = ratio.clamp(max=bound)
+    b = torch.addcmul(small.new_full((), 1 / 12), small, small, value=-1 / 720)
+    b = torch.addcmul(small.new_full((), 1 / 2), b, small)
+    slope_of_small = small / (small * b).add_(1)
+    loss_of_small = b.mul_(slope_of_small).mul_(distance)
+    # A number, since to choose by booleans takes as long as all of this on a CPU.
+    is_large = torch.gt(ratio, bound, out=small)
+    slope_of_large = ratio.neg_().exp_().neg_().add_(1)
+    torch.lerp(loss_of_small, distance.sub_(temperature * slope_of_large), is_large, out=loss)
+    slope.sign_().mul_(slope_of_small.lerp_(slope_of_large, is_large))

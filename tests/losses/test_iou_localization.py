@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from d2kd.losses.iou_localization import iou_localization_kd
+from d2kd.losses.iou_localization import iou_localization_kd, iou_loss
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "01_losses_box.npz")
 AVG_FACTOR = float(GOLDEN["box_avg_factor"]) + torch.finfo(torch.float32).eps
@@ -80,6 +80,34 @@ def test_equals_the_formula_in_plain_python(iou_type):
     expected = torch.tensor([restated(s, t, iou_type) for s, t in pairs], dtype=torch.float64)
     loss = iou_localization_kd(student, teacher, iou_type=iou_type)
     torch.testing.assert_close(loss.detach(), expected, rtol=1e-12, atol=1e-12)
+
+
+@IOU_TYPES
+@pytest.mark.parametrize("maps", [False, True], ids=["rows", "maps"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equals_the_plain_formula(iou_type, maps, dtype):
+    """Values and gradients, also where coordinates are equal, boxes touch, have no area or are turned inside out."""
+    corners = torch.cartesian_prod(*[torch.tensor([0.0, 1, 3, 4], dtype=dtype)] * 4)
+    student, teacher = (corners[:, None].expand(-1, len(corners), -1), corners.expand(len(corners), -1, -1))
+    if maps:
+        student, teacher = (x.movedim(-1, 0).contiguous().movedim(0, -1) for x in (student, teacher))
+    boxes = [student.detach().requires_grad_() for _ in range(2)]
+    losses = [kernel(x, teacher, iou_type=iou_type) for kernel, x in zip((iou_localization_kd, iou_loss), boxes)]
+    assert torch.equal(*losses)
+    cotangent = torch.rand(losses[0].shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    for _ in range(2):
+        grads = [torch.autograd.grad(x, y, cotangent, retain_graph=True)[0] for x, y in zip(losses, boxes)]
+        tolerance = 1e-6 if dtype == torch.float32 else 1e-13
+        torch.testing.assert_close(*grads, rtol=tolerance, atol=tolerance)
+
+
+def test_keeps_one_map_for_the_backward_pass():
+    student, teacher = random_boxes(2, 3)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+        iou_localization_kd(student, teacher)
+        assert not iou_localization_kd(student.detach(), teacher).requires_grad
+    assert [x.shape for x in saved] == [student.shape]
 
 
 @IOU_TYPES
@@ -217,8 +245,8 @@ def test_no_location_gives_a_connected_zero():
         ({"teacher_boxes": torch.zeros(2, 5, 4)}, r"\(2, 3, 4\) and \(2, 5, 4\)"),
         ({"student_boxes": torch.zeros(2, 5), "teacher_boxes": torch.zeros(2, 5)}, r"\(\.\.\., 4\)"),
         ({"student_boxes": torch.zeros(()), "teacher_boxes": torch.zeros(())}, r"shape is \(\)"),
-        ({"teacher_boxes": torch.zeros(2, 3, 4, dtype=torch.int64)}, "targets must be floating.*int64"),
-        ({"student_boxes": torch.zeros(2, 3, 4, dtype=torch.int32)}, "boxes must be floating.*int32"),
+        ({"teacher_boxes": torch.zeros(2, 3, 4, dtype=torch.int64)}, "teacher_boxes must be floating.*int64"),
+        ({"student_boxes": torch.zeros(2, 3, 4, dtype=torch.int32)}, "student_boxes must be floating.*int32"),
         ({"weight": torch.zeros(2, 3, 1)}, r"expected \(2, 3\), found \(2, 3, 1\)"),
         ({"weight": torch.zeros(2, 3, requires_grad=True)}, "weight must not require grad"),
         ({"reduction": "mean"}, "reduction.*'mean'"),

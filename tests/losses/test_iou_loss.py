@@ -25,8 +25,6 @@ def test_is_the_distillation_kernel(iou_type):
     loss = iou_loss(boxes, targets, iou_type=iou_type)
     kernel = iou_localization_kd(boxes, targets, iou_type=iou_type)
     assert loss.shape == (3, 5) and torch.equal(loss, kernel)
-    (grad,) = torch.autograd.grad(loss.sum(), boxes, retain_graph=True)
-    assert torch.count_nonzero(grad) and torch.equal(grad, torch.autograd.grad(kernel.sum(), boxes)[0])
 
 
 def test_pair_from_reference_code():

@@ -20,6 +20,17 @@ def test_few_locations_are_gathered_with_their_axes_in_place():
         assert torch.equal(kept_logits[i].flatten(), logits[n, a, :, h, w])
 
 
+def test_gathered_locations_give_their_gradient_back():
+    region, bins = sparse_region(*SHAPE), random_maps(2, 3, 4, 6, 7, 5).requires_grad_()
+    _, kept = drop_unweighted(region, bins)
+    for cotangent in (random_maps(*kept.shape, seed=seed) for seed in range(2)):
+        (grad,) = torch.autograd.grad(kept, bins, cotangent, retain_graph=True)
+        expected = torch.zeros_like(bins).detach()
+        for row, (n, a, h, w) in zip(cotangent, region.nonzero().tolist()):
+            expected[n, a, :, :, h, w] = row[0, :, :, 0, 0]
+        assert torch.equal(grad, expected)
+
+
 @pytest.mark.parametrize("count, gathered", [(0, True), (24, True), (25, False), (100, False)])
 def test_a_quarter_of_a_level_is_read_whole(count, gathered):
     region = torch.zeros(2, 1, 5, 10)

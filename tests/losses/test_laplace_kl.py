@@ -74,6 +74,32 @@ def test_a_ratio_that_overflows_is_sound():
     assert slope.tolist() == [1, -1]
 
 
+def test_keeps_one_map_and_does_not_write_on_it():
+    student, teacher = random_maps(2, 3, 4, 6, 5).requires_grad_(), random_maps(2, 3, 4, 6, 5, seed=1)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+        loss = laplace_kl(student, teacher, temperature=0.3)
+    assert [x.shape for x in saved] == [student.shape]
+    grads = [torch.autograd.grad(loss, student, torch.ones_like(loss), retain_graph=True)[0] for _ in range(2)]
+    assert torch.equal(*grads) and grads[0].all()
+
+
+@pytest.mark.parametrize("crop", [False, True])
+def test_a_map_of_many_blocks_is_its_parts(crop):
+    student, teacher = (random_maps(2, 3, 4, 120, 130, seed=seed, dtype=torch.float32) for seed in range(2))
+    temperature = torch.tensor([0.1, 0.2, 0.5, 1.0]).view(4, 1, 1)
+    if crop:
+        student, teacher = student[..., :119, :77], teacher[..., :119, :77]
+    student.requires_grad_()
+    loss = laplace_kl(student, teacher, temperature=temperature)
+    (grad,) = torch.autograd.grad(loss.sum(), student)
+    for row in range(0, 119, 17):
+        part = student[..., row, :].detach().requires_grad_()
+        expected = laplace_kl(part, teacher[..., row, :], temperature=temperature[..., 0])
+        torch.testing.assert_close(loss[..., row, :], expected)
+        torch.testing.assert_close(grad[..., row, :], torch.autograd.grad(expected.sum(), part)[0])
+
+
 def test_weight_and_reductions():
     student, teacher, weight = (random_maps(3, 5, seed=seed) for seed in range(3))
     params = laplace_kl(student, teacher, temperature=0.3)

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.box_regression import Box2BoxTransform, Box2BoxTransformLinear
 from detectron2.structures import Boxes
 
 from d2kd.modeling import get_adapter
@@ -61,6 +62,38 @@ def test_predictions_and_boxes_are_detectron2s(outputs):
         torch.testing.assert_close(ours, boxes)
         assert len(boxes.unique(dim=0)) > len(boxes) // 2
     assert all(x.dtype == torch.float32 for x in dense.boxes)
+
+
+class Shrunk(Box2BoxTransform):
+    def apply_deltas(self, deltas, boxes):
+        return super().apply_deltas(deltas, boxes / 2)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        Box2BoxTransform((10.0, 8.0, 5.0, 4.0)),
+        Box2BoxTransformLinear(normalize_by_size=True),
+        Box2BoxTransformLinear(normalize_by_size=False),
+        Shrunk((1.0, 1.0, 1.0, 1.0)),
+    ],
+    ids=["deltas", "sizes", "pixels", "own"],
+)
+def test_boxes_and_gradients_are_those_of_the_detectors_own_transform(transform):
+    detector = build_detector("RetinaNet")
+    detector.box2box_transform = transform
+    features = [torch.randn(2, 8, h, w) for h, w in SIZES]
+    anchors, scale = detector.anchor_generator(features), torch.tensor([1.0, -5, 100])  # some beyond the largest size
+    logits, deltas = ([torch.randn(2, 2 * c, h, w) for h, w in SIZES] for c in (NUM_CLASSES, 4))
+    deltas = [(x * y).requires_grad_() for x, y in zip(deltas, scale)]
+    dense = get_adapter(detector).dense_output(detector, [logits, deltas], anchors)
+    for boxes, params, level_anchors, leaf in zip(dense.boxes, dense.box_params, anchors, deltas):
+        rows = params.permute(0, 3, 4, 1, 2).flatten(1, 3)
+        expected = torch.stack([transform.apply_deltas(x, level_anchors.tensor) for x in rows])
+        found = boxes.permute(0, 2, 3, 1, 4).flatten(1, 3)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        cotangent = torch.randn_like(expected)
+        torch.testing.assert_close(*(torch.autograd.grad(x, leaf, cotangent) for x in (found, expected)))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

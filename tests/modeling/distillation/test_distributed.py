@@ -14,13 +14,8 @@ from d2kd.modeling.adapters import cross_head
 from tests.helpers import FAMILIES, build_detector, distilled, gradients, make_batch, make_losses, run_step
 
 METHODS = ("bckd", "crosskd")
-#: Without their statistics over a rank's batch, which design says are excepted: residuals, standardised features.
-OTHERS = {
-    ("GFL", "ld"): {},
-    ("GFL", "ftpd"): {},
-    ("FCOS", "ftpd_hetero"): {"ftpd_dlt": {"kind": "fixed"}},
-    ("RetinaNet", "tid"): {},
-}
+#: TID without its statistics over a rank's batch, which design says are excepted: standardised features.
+OTHERS = [("GFL", "ld"), ("GFL", "ftpd"), ("FCOS", "ftpd_hetero"), ("RetinaNet", "tid")]
 OBJECTS = (0, 0, 3, 1)  # none at all on the first rank
 #: Losses of batches of which the last image alone has labels, so that the first rank has none.
 UNLABELLED = {
@@ -49,10 +44,7 @@ def build(family, method):
         return distilled(student, teacher, make_losses(method))
     if method == "tid":
         return distilled(student, teacher, {"tid": RawFeatures()})
-    losses = get_losses(method, family)
-    for name, fields in OTHERS[family, method].items():
-        losses[name].update(fields)
-    return distilled(student, teacher, losses)
+    return distilled(student, teacher, get_losses(method, family))
 
 
 def build_unlabelled(family, kind):
