@@ -43,7 +43,7 @@ COMMAND = "d2kd benchmark"
 #: Where --growth starts, and where each of these grows to.
 GROWTH_SIZE = Size(images=1, canvas=(160, 240), objects=8, depths=(18, 50))
 GROWTH: Mapping[str, Sequence[Any]] = {
-    "images": (2, 4),
+    "images": (4,),
     "canvas": ((320, 480),),
     "classes": (20, 1203),
     "objects": (50, 200),
