@@ -1,241 +1,202 @@
 """
-Time and memory of a distilled training step and of its parts, against what cannot be avoided: the student's own step
-and the teacher's forward pass, measured in the same run. Random weights and images; nothing is downloaded.
+Time and memory of a distilled training step, for all methods and detector families, against what cannot be avoided.
+Random weights and images; nothing is downloaded.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
-import json
+import logging
 import os
 import platform
 import statistics
 import sys
-import tempfile
-import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import detectron2
 import torch
-from torch import Tensor, nn
 
 import d2kd
 from d2kd.cli import run_command
-from d2kd.cli.benchmark_cases import (
-    ANALYTIC,
-    RESTATED,
-    STUDENT,
-    TEACHER,
-    Case,
-    build_detector,
+from d2kd.cli.benchmark_cases import ENGINES, STUDENT, TEACHER, engine_case, make_cases, run_detector
+from d2kd.cli.benchmark_data import (
+    FAMILIES,
+    SIZES,
+    Size,
+    build_pair,
+    detectors_of,
     make_batch,
-    make_cases,
-    methods_for,
+    methods_of,
+    title_of,
 )
+from d2kd.cli.benchmark_kernels import CHECKPOINTED, KERNELS, SHIPPED, TEXTBOOK, Data, kernel_cases
+from d2kd.cli.benchmark_measure import Measured, measure, ratio
+from d2kd.cli.benchmark_tables import to_markdown
 from d2kd.experiments import git_state, write_json
 from d2kd.methods import METHODS
 
 COMMAND = "d2kd benchmark"
-FAMILIES = {"retinanet": "RetinaNet", "fcos": "FCOS", "gfl": "GFL", "atss": "ATSS"}
-DEPTHS = (18, 34, 50, 101, 152)
-WARMUP_ROUNDS = 1
+
+#: Where --growth starts, and where each of these grows to.
+GROWTH_SIZE = Size(images=1, canvas=(160, 240), objects=8, depths=(18, 50))
+GROWTH: Mapping[str, Sequence[Any]] = {
+    "images": (4,),
+    "canvas": ((320, 480),),
+    "classes": (20, 1203),
+    "objects": (50, 200),
+}
+GROWTH_METHODS = {"retinanet": ("bckd", "crosskd"), "gfl": ("ld", "tid")}
+KERNEL_SIZE = Size(images=2, canvas=(800, 1088), objects=8)
+KERNEL_REPEATS = 2
 
 EPILOG = f"""
-What is measured
-  {STUDENT:15}  the stock detector: detection losses, forward and backward (no optimizer step)
-  {TEACHER:15}  preprocessing, backbone and head under no_grad
-  distilled step   DistilledDetector with the method's preset: forward and backward
-  parts            the crossed output (forward and backward to the taps), the regions, each distillation loss (forward
-                   and backward to the predictions, decoding of boxes included); "rest" is what no part accounts for
-  restatement      BCKD's classification kernel as plain autograd would have it, beside d2kd's analytic one
-Every round runs all of them one after the other, after {WARMUP_ROUNDS} round of warm-up, so that other work on the
-machine falls on all alike. A time is the median over rounds; a ratio is the median of each round's own ratio.
-Besides wall time the processor time of the process is given: other jobs disturb it less.
+sizes
+{chr(10).join(f"  {name:8}{size.detectors}, {size}" for name, size in SIZES.items())}
+  For coco take a GPU, or an hour for each family.
 
-How memory is measured, in a pass of its own
-  peak   above what is resident before the step (parameters, buffers, the batch; no gradients). On CUDA from
-         torch.cuda.max_memory_allocated; on CPU the highest running total of torch's CPU allocator, from the memory
-         events of torch.profiler (what libraries take past that allocator, such as oneDNN's scratch, is not in it).
-  saved  bytes of the distinct storages that autograd saves for backward, parameters and buffers aside
-         (torch.autograd.graph.saved_tensors_hooks). A saved view counts its whole storage, which it keeps alive.
+what is measured
+  {STUDENT:16}  the plain detector: detection losses, forward and backward, without the optimizer's step
+  {TEACHER:16}  preprocessing, backbone and head under no_grad, in fp32 as Detectron2 runs them
+  crossed blocks    the teacher's last blocks and predictors on the student's taps, forward and backward to these
+  floor             these three (the third for crossed losses alone): what a distilled step cannot do without
+  step              DistilledDetector with the method's preset, forward and backward
+  region, loss      parts of the step on their own, decoding of boxes included; a loss forward and backward to the
+                    predictions or features that it reads
 
-Example
-  $ OMP_NUM_THREADS=1 d2kd benchmark --detector fcos --methods bckd crosskd --device cpu --json out.json
+how
+  Every round runs all of a detector's cases one after the other, so that other work on the machine falls on all alike.
+  Digits have {SIZES["digits"].repeats} times --rounds, kernels {KERNEL_REPEATS} times.
+  A time is the median over the rounds, a ratio the median of each round's own. On a CPU seconds are those of the
+  processor (use one thread: --threads 1), on a GPU those of the wall, synchronised.
+  Peak memory is measured first, in a pass that warms up, above what was in use before: parameters, their gradients and
+  the batch. On CUDA it is torch.cuda.max_memory_allocated, on a CPU the highest sum of the profiler's memory events
+  (what oneDNN takes past torch's allocator is not in it). A set of class-logit maps is what the student predicts, fp32.
+
+example
+  $ OMP_NUM_THREADS=1 d2kd benchmark --families gfl fcos --methods bckd crosskd --sizes small --device cpu
 """
 
 
-# ---- how it is measured --------------------------------------------------------------------------------------------
+def measure_pair(
+    detector: str, size: Size, methods: Sequence[str], rounds: int, device: torch.device
+) -> dict[str, Any]:
+    """What all cases of a student and a teacher take, and what the tables show of it."""
+    print(f"{title_of(detector)}, {size} ", end="", file=sys.stderr, flush=True)
+    student, teacher = build_pair(detector, size, device)
+    batch = make_batch(size, device)
+    cases, compositions = make_cases(student, teacher, batch, methods)
+    measured = measure(cases, rounds, device, student.parameters())
+    _, (logits, *_) = run_detector(student, batch)
+    costs = {
+        method: {
+            "time_over_student": ratio(measured, [composition.step], [STUDENT]),
+            "time_over_floor": ratio(measured, [composition.step], composition.floor),
+            "peak_above_student": measured[composition.step]["peak_bytes"] - measured[STUDENT]["peak_bytes"],
+            "floor": composition.floor,
+            "regions_and_losses": sum(_seconds(measured[part]) for part in composition.parts),
+        }
+        for method, composition in compositions.items()
+    }
+    engines = {name: engine_case(name) for name in ENGINES}
+    hidden = {*(composition.step for composition in compositions.values()), *engines.values()}
+    return {
+        "detectors": size.detectors,
+        "size": str(size),
+        "logit_bytes": sum(x.nbytes for x in logits),
+        "methods": costs,
+        "parts": {
+            name: {"seconds": _seconds(case), "of_student_and_teacher": ratio(measured, [name], [STUDENT, TEACHER])}
+            for name, case in measured.items()
+            if name not in hidden
+        },
+        "engines": {name: {"time_over_plain": ratio(measured, [case], [TEACHER])} for name, case in engines.items()},
+        "cases": measured,
+    }
 
 
-def measure_time(cases: Sequence[Case], rounds: int, device: torch.device) -> list[dict[str, list[float]]]:
-    """Seconds of each case in each round, the cases interleaved: per case ``{"wall": [...], "cpu": [...]}``."""
-    times: list[dict[str, list[float]]] = [{"wall": [], "cpu": []} for _ in cases]
-    for number in range(WARMUP_ROUNDS + rounds):
-        for case, record in zip(cases, times):
-            inputs = case.setup()
-            _synchronize(device)
-            wall, cpu = time.perf_counter(), time.process_time()
-            case.run(inputs)
-            _synchronize(device)
-            if number >= WARMUP_ROUNDS:
-                record["wall"].append(time.perf_counter() - wall)
-                record["cpu"].append(time.process_time() - cpu)
-        print(f"round {number + 1} of {WARMUP_ROUNDS + rounds}", file=sys.stderr, flush=True)
-    return times
+def measure_growth(detector: str, methods: Sequence[str], rounds: int, device: torch.device) -> list[dict[str, Any]]:
+    """:func:`measure_pair` at :data:`GROWTH_SIZE` and at each of the sizes that it grows to."""
+    grown = [replace(GROWTH_SIZE, **{field: value}) for field, values in GROWTH.items() for value in values]
+    return [measure_pair(detector, size, methods, rounds, device) for size in (GROWTH_SIZE, *grown)]
 
 
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def measure_kernel(name: str, rounds: int, device: torch.device) -> dict[str, Any]:
+    """A kernel of :data:`KERNELS`, and its ratios to the formula in plain torch."""
+    print(f"kernel: {name} ", end="", file=sys.stderr, flush=True)
+    torch.manual_seed(0)
+    cases = kernel_cases(KERNELS[name](Data(KERNEL_SIZE, device)))
+    measured = measure(cases, rounds, device)
+    shipped = measured[SHIPPED]
+    ratios = {
+        form: {
+            "time": ratio(measured, [SHIPPED], [form]),
+            "peak": shipped["peak_bytes"] / measured[form]["peak_bytes"],
+        }
+        for form in (TEXTBOOK, CHECKPOINTED)
+    }
+    return {"seconds": _seconds(shipped), "peak_bytes": shipped["peak_bytes"], **ratios, "cases": measured}
 
 
-def peak_bytes(case: Case, device: torch.device) -> int:
-    """Highest memory in use during ``case.run``, above what was in use before it."""
-    inputs = case.setup()
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        case.run(inputs)
-        return torch.cuda.max_memory_allocated(device) - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        case.run(inputs)
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        profile.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text())["traceEvents"]
-    memory = sorted((e["ts"], e["args"]["Ev Idx"], e["args"]) for e in events if e["name"] == "[memory]")
-    if not memory:
-        return 0
-    first = memory[0][2]
-    return max(args["Total Allocated"] for *_, args in memory) - (first["Total Allocated"] - first["Bytes"])
-
-
-def saved_bytes(case: Case, resident: set[int]) -> int:
-    """Bytes of the distinct storages that autograd saves during ``case.run``, those at ``resident`` aside."""
-    storages: dict[int, torch.UntypedStorage] = {}  # held, so that no address is given out twice
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in resident:
-            storages[storage.data_ptr()] = storage
-        return tensor
-
-    inputs = case.setup()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        case.run(inputs)
-    return sum(storage.nbytes() for storage in storages.values())
-
-
-def _state(*modules: nn.Module) -> dict[int, int]:
-    """Address -> bytes of the parameters and buffers."""
-    storages = [x.untyped_storage() for m in modules for x in (*m.parameters(), *m.buffers())]
-    return {storage.data_ptr(): storage.nbytes() for storage in storages}
+def _seconds(case: Measured) -> float:
+    return statistics.median(case["seconds"])
 
 
 def benchmark(args: argparse.Namespace) -> dict[str, Any]:
     """Measure; the result that ``--json`` writes."""
     device = torch.device(args.device)
-    environment = _environment(device)  # before the minutes in which the clone may move on
-    torch.manual_seed(0)
-    size = dict(channels=args.channels, classes=args.classes)
-    student = build_detector(args.detector, depth=args.depth_student, **size).to(device).train()
-    teacher = build_detector(args.detector, depth=args.depth_teacher, **size).to(device).eval()
-    teacher.requires_grad_(False)
-    batch = make_batch(args.images, tuple(args.image_size), args.classes, args.objects, device)
-    methods = args.methods if args.methods is not None else methods_for(student, teacher)
-    cases = make_cases(student, teacher, batch, methods)
-
-    times = measure_time(cases, args.steps, device)
-    resident = set(_state(student, teacher))
-    results = []
-    for case, seconds in zip(cases, times):
-        memory = {"peak": peak_bytes(case, device), "saved": saved_bytes(case, resident)}
-        ratio = {
-            clock: statistics.median(x / (s + t) for x, s, t in zip(*(r[clock] for r in (seconds, *times[:2]))))
-            for clock in seconds
-        }
-        results.append(
-            {
-                "name": case.name,
-                "method": case.group,
-                "seconds": {clock: statistics.median(values) for clock, values in seconds.items()},
-                "ratio": ratio,
-                "rounds": seconds,
-                "bytes": memory,
-            }
-        )
-    student.zero_grad(set_to_none=True)
-    return {
+    result: dict[str, Any] = {
         "command": " ".join([COMMAND, *args.command]),
-        "environment": environment,
-        "config": {k: v for k, v in vars(args).items() if k not in ("json", "command")},
-        "parameter_bytes": {"student": sum(_state(student).values()), "teacher": sum(_state(teacher).values())},
-        "cases": results,
+        "environment": environment(device),  # before the minutes in which the clone may move on
+        "warnings": warnings_of(args, device),
+        "sizes": {},
+        "growth": {},
+        "kernels": {},
     }
+    for warning in result["warnings"]:
+        print(f"Warning: {warning}", file=sys.stderr)
+    for name in args.sizes:
+        size = SIZES[name]
+        rounds = args.rounds * size.repeats
+        result["sizes"][name] = {
+            detector: measure_pair(detector, size, methods, rounds, device)
+            for detector, methods in args.measured[name].items()
+        }
+    for family, methods in GROWTH_METHODS.items():
+        if args.growth and family in args.families:
+            result["growth"][family] = measure_growth(family, methods, args.rounds, device)
+    if args.kernels:
+        result["kernels"] = {name: measure_kernel(name, KERNEL_REPEATS * args.rounds, device) for name in KERNELS}
+    return result
 
 
-def _environment(device: torch.device) -> dict[str, Any]:
+def warnings_of(args: argparse.Namespace, device: torch.device) -> list[str]:
+    """What makes the figures worse than they could be."""
+    load, cores, threads = os.getloadavg()[0], os.cpu_count() or 1, torch.get_num_threads()
+    if device.type != "cpu" or args.threads or "OMP_NUM_THREADS" in os.environ or load + threads < cores + 0.5:
+        return []
+    return [
+        f"torch takes {threads} threads on {cores} cores whose load is {load:.1f}: threads that wait for a core spoil "
+        "the times. Set --threads 1."
+    ]
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """The code and the machine."""
     git = git_state(Path(d2kd.__file__).parents[1], "d2kd", "configs")
+    cpu = f"CPU, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
     return {
         "commit": git["commit"] + ("+changes" if git["dirty"] else "") if git else "uncommitted",
         "d2kd": d2kd.__version__,
+        "detectron2": detectron2.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {os.cpu_count()} cores",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         "threads": torch.get_num_threads(),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
         "load_average": os.getloadavg()[0],
     }
-
-
-# ---- how it is shown -----------------------------------------------------------------------------------------------
-
-
-def to_markdown(result: Mapping[str, Any]) -> str:
-    """The tables: one of the baseline and each method, then what each method adds, then the kernel comparison."""
-    cases = result["cases"]
-    methods = list(dict.fromkeys(case["method"] for case in cases if case["method"]))
-    alone, forward = cases[:2]
-    lines = ["| | ms | CPU ms | ratio | CPU ratio | peak MiB | saved MiB |", "|---|--:|--:|--:|--:|--:|--:|"]
-    lines += [_row(case) for case in (alone, forward)]
-    for method in methods:
-        distilled, *parts = (case for case in cases if case["method"] == method)
-        lines.append(_row(distilled, f"**distilled step, {method}**"))
-        lines += [_row(part, f"&nbsp;&nbsp;{part['name']}") for part in parts]
-        rest = [
-            distilled["ratio"][clock] - 1 - sum(part["ratio"][clock] for part in parts) for clock in ("wall", "cpu")
-        ]
-        lines.append(f"| &nbsp;&nbsp;rest | | | {rest[0]:.3f} | {rest[1]:.3f} | | |")
-
-    params = result["parameter_bytes"]
-    lines += ["", f"Ratios are to ({STUDENT} + {TEACHER}).", ""]
-    lines += ["| beyond student + teacher | time | CPU time | peak | peak, weights included | saved for backward |"]
-    lines += ["|---|--:|--:|--:|--:|--:|"]
-    for method in methods:
-        distilled = next(case for case in cases if case["method"] == method)
-        peak, least = distilled["bytes"]["peak"], alone["bytes"]["peak"]
-        weights = params["student"] + params["teacher"]
-        lines.append(
-            f"| {method} | {distilled['ratio']['wall'] - 1:+.1%} | {distilled['ratio']['cpu'] - 1:+.1%} "
-            f"| {peak / least - 1:+.1%} | {(peak + weights) / (least + weights) - 1:+.1%} "
-            f"| {distilled['bytes']['saved'] / alone['bytes']['saved'] - 1:+.1%} |"
-        )
-    lines += ["", "| the same kernel, forward and backward | ms | CPU ms | ratio | CPU ratio | peak MiB | saved MiB |"]
-    lines += ["|---|--:|--:|--:|--:|--:|--:|"]
-    lines += [_row(case) for case in cases if case["name"] in (ANALYTIC, RESTATED)]
-    return "\n".join(lines)
-
-
-def _row(case: Mapping[str, Any], name: str | None = None) -> str:
-    seconds, ratio = case["seconds"], case["ratio"]
-    sizes = " | ".join(f"{case['bytes'][kind] / 2**20:.1f}" for kind in ("peak", "saved"))
-    return (
-        f"| {name or case['name']} | {seconds['wall'] * 1e3:.0f} | {seconds['cpu'] * 1e3:.0f} "
-        f"| {ratio['wall']:.3f} | {ratio['cpu']:.3f} | {sizes} |"
-    )
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -243,30 +204,32 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=COMMAND, description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--detector", choices=FAMILIES, default="retinanet", help="family of both (%(default)s)")
-    parser.add_argument(
-        "--methods", nargs="*", choices=METHODS, help=f"presets, of {' '.join(METHODS)} (those that fit the detector)"
-    )
-    parser.add_argument(
-        "--image-size", nargs=2, type=_positive, default=[320, 480], metavar=("H", "W"), help="pixels (320 480)"
-    )
-    parser.add_argument("--objects", type=_positive, default=8, help="in each image (%(default)s)")
-    parser.add_argument("--images", type=_positive, default=2, help="images a batch (%(default)s)")
-    parser.add_argument("--depth-student", type=int, choices=DEPTHS, default=18, help="of its ResNet (%(default)s)")
-    parser.add_argument("--depth-teacher", type=int, choices=DEPTHS, default=50, help="of its ResNet (%(default)s)")
-    parser.add_argument("--classes", type=_positive, default=80, help="(%(default)s)")
-    parser.add_argument("--channels", type=_positive, default=256, help="of FPN and head of both (%(default)s)")
-    parser.add_argument("--steps", type=_positive, default=10, help="rounds on the clock (%(default)s)")
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES), help="of detectors (all)")
+    parser.add_argument("--methods", nargs="*", choices=METHODS, help=f"of {' '.join(METHODS)} (those a detector has)")
+    parser.add_argument("--sizes", nargs="*", choices=SIZES, default=["digits", "small"], help="(digits small)")
+    parser.add_argument("--growth", action="store_true", help="also by images, their area, classes and objects")
+    parser.add_argument("--kernels", action="store_true", help="also each kernel against its formula in plain torch")
+    parser.add_argument("--rounds", type=_positive, default=3, help="of the slowest; others have more (%(default)s)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA if there is any")
     parser.add_argument("--threads", type=_positive, help="CPU threads of torch (as torch chooses)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every round and the machine there")
     args = parser.parse_args(argv)
-    if args.detector != "retinanet" and args.channels % 32:
-        parser.error(f"--channels is {args.channels}: this head normalises 32 groups, use a multiple of 32")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device is cuda, but torch finds no CUDA device here: use cpu, or a CUDA build of torch")
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    args.measured = {name: {} for name in args.sizes}
+    for family in args.families:
+        known: set[str] = set()
+        for name in args.sizes:
+            for detector in detectors_of(family, SIZES[name]):
+                fitting = methods_of(detector)
+                known.update(fitting)
+                args.measured[name][detector] = [x for x in fitting if args.methods is None or x in args.methods]
+        missing = [method for method in args.methods or () if method not in known]
+        if missing and args.sizes:
+            has = ", ".join(method for method in METHODS if method in known)
+            parser.error(f"{FAMILIES[family]} has no {', '.join(missing)}, it has {has}: name others, or --families")
     args.command = list(argv)
     return args
 
@@ -279,6 +242,8 @@ def _positive(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> None:
+    # Detectron2's logger warns of losses in one model that lose accuracy together, which is not the question here.
+    logging.getLogger("detectron2").setLevel(logging.ERROR)
     if args.threads:
         torch.set_num_threads(args.threads)
     result = benchmark(args)

@@ -1,217 +1,239 @@
-"""What d2kd benchmark measures: a student, a teacher, and the parts of a distilled step, as cases to run."""
+"""The cases of a student and a teacher: the floor, the distilled steps and their parts."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from detectron2.config import instantiate
-from detectron2.layers import ShapeSpec
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
-from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from omegaconf import DictConfig
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-import d2kd
-from d2kd.losses import DistillationLoss, binary_classification_kd
-from d2kd.methods import METHODS, get_losses
+from d2kd.cli.benchmark_data import Batch
+from d2kd.cli.benchmark_measure import Case
+from d2kd.config.lazy import preset_families
+from d2kd.losses import DistillationLoss
+from d2kd.methods import get_losses
 from d2kd.modeling import DistilledDetector
-from d2kd.modeling.adapters import Taps
-from d2kd.modeling.distillation.crossing import crossed_assignment, crossed_output
-from d2kd.modeling.distillation.pairing import check_pairing
-from d2kd.modeling.distillation.step_regions import make_regions, stack_regions
-from d2kd.modeling.distillation.student_step import run_student
-from d2kd.modeling.distillation.teacher import run_teacher
+from d2kd.modeling.adapters import Taps, cross_head, get_adapter, record_taps, tap_index, tap_indices
+from d2kd.modeling.detectors.interface import label_anchors_of, make_anchors
+from d2kd.modeling.distillation.teacher import Teacher
+from d2kd.regions import run_region
+from d2kd.structures import Assignment, DenseOutput
+
+__all__ = ["ENGINES", "STUDENT", "TEACHER", "Composition", "engine_case", "make_cases", "run_detector"]
+
+STUDENT, TEACHER = "student step", "teacher forward"
+
+#: What the tables call an engine of the teacher -> the arguments of :class:`Teacher` that choose it.
+ENGINES: Mapping[str, Mapping[str, Any]] = {"eager, fp32": {}}
 
 # A step when every schedule has come to its end.
 ITERATION = 10**6
-STUDENT, TEACHER = "student step", "teacher forward"
-ANALYTIC, RESTATED = "classification kernel, as shipped", "classification kernel, plain autograd"
+
+#: What a loss is given: the output of its source, that of the teacher, its regions.
+Inputs = tuple[DenseOutput, DenseOutput, Sequence[Tensor]]
+#: What a region is made of: its function with options, and the source.
+RegionKey = tuple[tuple[Any, ...], tuple[str, int]]
+T = TypeVar("T")
 
 
-@dataclasses.dataclass
-class Case:
-    """One thing to measure: ``run(setup())``; only ``run`` is on the clock. ``group`` is the method it belongs to."""
+@dataclass(frozen=True)
+class Composition:
+    """
+    The names of a method's cases.
 
-    name: str
-    run: Callable[[Any], Any]
-    setup: Callable[[], Any] = lambda: None
-    group: str = ""
+    Attributes:
+        step: the distilled step.
+        floor: the student's step, the teacher's forward pass, and for crossed losses what the teacher's head does with
+            the student's taps.
+        parts: its regions and losses.
+    """
 
-
-def build_detector(name: str, *, depth: int, channels: int, classes: int) -> DenseDetector:
-    """The packaged config ``common/models/<name>.py`` at another ResNet depth and width of FPN and head."""
-    node = d2kd.get_config(f"common/models/{name}.py").model
-    node.num_classes = classes
-    node.backbone.out_channels = channels
-    node.head.input_shape = [ShapeSpec(channels=channels)] * len(node.head_in_features)
-    node.head.conv_dims = [channels] * len(node.head.conv_dims)
-    stages = node.backbone.bottom_up.stages
-    stages.depth = depth
-    if depth < 50:
-        stages.pop("stride_in_1x1", None)  # basic blocks have no 1x1 convolution to put the stride in
-    if "in_feature" in node.backbone.top_block:  # FCOS makes p6 from p5, RetinaNet from res5
-        node.backbone.top_block.in_channels = channels
-    else:
-        node.backbone.top_block.in_channels = 512 if depth < 50 else 2048
-    return instantiate(node)
-
-
-def make_batch(
-    images: int, size: tuple[int, int], classes: int, objects: int, device: torch.device
-) -> list[dict[str, Any]]:
-    """Noise images on ``device``, each with ``objects`` boxes an eighth to a half of the image's sides."""
-    height, width = size
-    scale = torch.tensor([width, height], dtype=torch.float32)
-    batch = []
-    for _ in range(images):
-        sides = torch.empty(objects, 2).uniform_(1 / 8, 1 / 2) * scale
-        corners = torch.rand(objects, 2) * (scale - sides)
-        instances = Instances(
-            (height, width),
-            gt_boxes=Boxes(torch.cat([corners, corners + sides], dim=1)),
-            gt_classes=torch.randint(classes, (objects,)),
-        )
-        image = torch.randint(256, (3, height, width), dtype=torch.uint8)
-        batch.append({"image": image.to(device), "instances": instances.to(device)})
-    return batch
-
-
-def restated_kernel(student: Tensor, teacher: Tensor, *, weight: Tensor, dim: int) -> Tensor:
-    """BCKD's classification term (beta = 1) in plain autograd, for comparison: the sum over ``weight``ed locations."""
-    target = teacher.detach().sigmoid()
-    gap = (student.sigmoid() - target).abs()
-    loss = F.binary_cross_entropy_with_logits(student, target, reduction="none") * gap
-    return (loss.sum(dim) * weight).sum()
-
-
-def methods_for(student: DenseDetector, teacher: DenseDetector) -> list[str]:
-    """The presets that fit this pair: LD, for instance, needs heads that predict distributions."""
-    fitting = []
-    for method in METHODS:
-        losses = {name: instantiate(node) for name, node in get_losses(method, type(student).__name__).items()}
-        try:
-            check_pairing(student, teacher, losses)
-        except ValueError as error:
-            print(f"Without {method}: {error}")
-        else:
-            fitting.append(method)
-    return fitting
+    step: str
+    floor: list[str]
+    parts: list[str]
 
 
 def make_cases(
-    student: DenseDetector, teacher: DenseDetector, batch: list[dict[str, Any]], methods: Sequence[str]
-) -> list[Case]:
-    """Every case of the benchmark, in the order in which a round runs them."""
-    cases = [_step(STUDENT, student, batch), Case(TEACHER, lambda _: _teacher_forward(teacher, batch))]
-    family = type(student).__name__
-    models = {
-        method: DistilledDetector(
-            student=student, teacher={"model": teacher}, losses=get_losses(method, family)
-        ).train()
-        for method in methods
-    }
-    for method, model in models.items():
-        model.load_teacher()
-        cases.append(_step("distilled step", model, batch, method))
-    for method, model in models.items():
-        cases += _part_cases(method, model, batch)
-    return cases + _kernel_cases(student, teacher, batch)
+    student: DenseDetector, teacher: DenseDetector, batch: Batch, methods: Sequence[str]
+) -> tuple[list[Case], dict[str, Composition]]:
+    """All cases in the order in which a round runs them, and which of them are whose."""
+    build = partial(_distilled, student, deepcopy(teacher))  # what becomes of the copy must not reach the floor
+    models, compositions = {}, {}
+    crossings: dict[str, int] = {}
+    regions: dict[str, RegionKey] = {}
+    different: dict[str, DictConfig] = {}
+    for method in methods:
+        nodes = _losses(method, student)
+        models[method] = build(nodes)
+        step, floor, parts = f"step: {method}", [STUDENT, TEACHER], []
+        for name, loss in models[method].losses.items():
+            if loss.source == "crossed":
+                floor.append(f"crossed blocks, tail {loss.tail}")
+                crossings[floor[-1]] = loss.tail
+            parts.append("loss: " + _register(different, name, nodes[name], method))
+            for spec in loss.regions:
+                key = spec.function_key, loss.source_key
+                parts.append("region: " + _register(regions, spec.function, key, method))
+        compositions[method] = Composition(step, *(list(dict.fromkeys(names)) for names in (floor, parts)))
+
+    floor_cases = [_step_case(STUDENT, student, batch), _forward_case(TEACHER, teacher, batch)]
+    floor_cases += [_crossing_case(name, student, teacher, batch, tail) for name, tail in crossings.items()]
+    steps = [_step_case(compositions[method].step, model, batch) for method, model in models.items()]
+    # Other work on the machine comes and goes: the steps stand on both sides of what they are compared with.
+    half = len(steps) // 2
+    cases = [*steps[:half], *floor_cases, *_engine_cases(teacher, batch), *steps[half:]]
+    if models:
+        cases += _part_cases(build(different), regions, batch)
+    return cases, compositions
 
 
-def _step(name: str, model: nn.Module, batch: list[dict[str, Any]], group: str = "") -> Case:
-    def run(_: None) -> None:
-        with EventStorage(ITERATION):
-            _sum(model(batch).values()).backward()
-
-    return Case(name, run, setup=lambda: model.zero_grad(set_to_none=True), group=group)
-
-
-@torch.no_grad()
-def _teacher_forward(teacher: DenseDetector, batch: list[dict[str, Any]]) -> list[list[Tensor]]:
-    features = teacher.backbone(teacher.preprocess_image(batch).tensor)
-    return teacher.head([features[name] for name in teacher.head_in_features])
+def _register(known: dict[str, T], name: str, value: T, method: str) -> str:
+    """The name under which ``value`` is known then: ``name``, with the method's where another value has it."""
+    found = next((other for other, x in known.items() if x == value), None)
+    if found is None:
+        found = f"{name}_of_{method}" if name in known else name
+        known[found] = value
+    return found
 
 
-def _sum(terms: Iterable[Tensor]) -> Tensor:
-    return torch.stack(list(terms)).sum()
+def _distilled(student: DenseDetector, teacher: DenseDetector, losses: Mapping[str, DictConfig]) -> DistilledDetector:
+    model = DistilledDetector(student=student, teacher={"model": teacher}, losses=losses).train()
+    model.load_teacher()
+    return model
 
 
-def _leaves(maps: Sequence[Tensor]) -> list[Tensor]:
-    return [x.detach().requires_grad_() for x in maps]
-
-
-def _part_cases(method: str, model: DistilledDetector, batch: list[dict[str, Any]]) -> list[Case]:
-    losses = {name: loss for name, loss in model.losses.items() if loss.weight > 0}
-    tails = {loss.tail for loss in losses.values() if loss.source == "crossed"}
-    taught, held, overlap = model.student, model.teacher, model.overlap
-    assert held is not None  # a method has losses
-    teaching = held.detector
-    with EventStorage(ITERATION), torch.no_grad():
-        images = taught.preprocess_image(batch)
-        teacher = run_teacher(held, images, batch, overlap, losses.values(), input_format=model.input_format)
-        student = run_student(taught, images, batch, num_labelled=len(batch), tails=tails, overlap=overlap)
-        teacher = teacher.crop(student.output.sizes)
-        crossed = {tail: crossed_output(taught, teaching, student.taps, teacher, overlap, tail=tail) for tail in tails}
-        assignment = crossed_assignment(teaching, teacher, student.assignment, student.gt_instances, overlap)
-
-    sources = {("student", 0): student.output, **{("crossed", tail): output for tail, output in crossed.items()}}
-    assignments = {"student": student.assignment, "crossed": assignment}
-
+def _engine_cases(teacher: DenseDetector, batch: Batch) -> list[Case]:
+    """The teacher's forward pass by each of :data:`ENGINES`."""
     cases = []
-    for tail in sorted(tails):
-
-        def cross(taps: Taps, tail: int = tail) -> None:
-            output = crossed_output(taught, teaching, taps, teacher, overlap, tail=tail)
-            outputs = output.logits + output.box_params + (output.centerness or [])
-            grads = [torch.ones_like(x) for x in outputs]
-            torch.autograd.grad(outputs, [x for maps in taps.values() for x in maps], grads)
-
-        cases.append(
-            Case(
-                "crossed output",
-                cross,
-                setup=lambda: {key: _leaves(maps) for key, maps in student.taps.items()},
-                group=method,
-            )
-        )
-    cases.append(Case("regions", lambda _: make_regions(losses, sources, teacher.output, assignments), group=method))
-    for name, loss in losses.items():
-
-        def fresh(name: str = name, loss: DistillationLoss = loss) -> tuple[Any, ...]:
-            output = sources[loss.source_key]
-            source = dataclasses.replace(
-                output,
-                logits=_leaves(output.logits),
-                box_params=_leaves(output.box_params),
-                centerness=_leaves(output.centerness) if output.centerness else None,
-                features=_leaves(output.features) if output.features else None,
-            )
-            regions = make_regions({name: loss}, sources, teacher.output, assignments)[name]
-            return source, dataclasses.replace(teacher.output), stack_regions(regions)
-
-        def run(inputs: tuple[Any, ...], loss: DistillationLoss = loss) -> None:
-            loss(*inputs).sum().backward()
-
-        cases.append(Case(name, run, setup=fresh, group=method))
+    for name, options in ENGINES.items():
+        held = Teacher(deepcopy(teacher), **options)
+        held.load(teacher.device, next(teacher.parameters()).dtype)
+        cases.append(_forward_case(engine_case(name), held.detector, batch))
     return cases
 
 
-def _kernel_cases(student: DenseDetector, teacher: DenseDetector, batch: list[dict[str, Any]]) -> list[Case]:
-    with torch.no_grad():
-        maps = [_teacher_forward(detector, batch)[0] for detector in (student, teacher)]
-    ours, theirs = [[x.unflatten(1, (-1, student.num_classes)) for x in levels] for levels in maps]
-    weights = [x.new_ones(x.shape[:2] + x.shape[3:]) for x in ours]
+def engine_case(engine: str) -> str:
+    return f"{TEACHER}, {engine}"
 
-    def shipped(leaves: list[Tensor]) -> None:
-        kernel = partial(binary_classification_kd, reduction="sum")
-        _sum([kernel(z, t, weight=w, dim=2) for z, t, w in zip(leaves, theirs, weights)]).backward()
 
-    def restated(leaves: list[Tensor]) -> None:
-        _sum([restated_kernel(z, t, weight=w, dim=2) for z, t, w in zip(leaves, theirs, weights)]).backward()
+def _losses(method: str, student: DenseDetector) -> dict[str, DictConfig]:
+    """A preset without what it turns off."""
+    losses = get_losses(method, *preset_families(type(student)))
+    depth = min(len(blocks) for blocks in get_adapter(student).towers(student.head).values())
+    for node in losses.values():
+        if "tail" in node:
+            node.tail = min(node.tail, depth - 1)  # as the digits' configs do, whose heads have two blocks
+    return {name: node for name, node in losses.items() if node.weight > 0}
 
-    return [Case(name, run, lambda: _leaves(ours)) for name, run in ((ANALYTIC, shipped), (RESTATED, restated))]
+
+def _step_case(name: str, model: nn.Module, batch: Batch) -> Case:
+    def run(_: None) -> None:
+        with EventStorage(ITERATION):
+            torch.stack(list(model(batch).values())).sum().backward()
+
+    return Case(name, run, setup=model.zero_grad)
+
+
+def _forward_case(name: str, detector: DenseDetector, batch: Batch) -> Case:
+    return Case(name, lambda _: run_detector(detector, batch))
+
+
+@torch.no_grad()
+def run_detector(detector: DenseDetector, batch: Batch) -> tuple[list[Tensor], list[list[Tensor]]]:
+    """Features and predictions."""
+    maps = detector.backbone(detector.preprocess_image(batch).tensor)
+    features = [maps[name] for name in detector.head_in_features]
+    return features, detector.head(features)
+
+
+def _crossing_case(name: str, student: DenseDetector, teacher: DenseDetector, batch: Batch, tail: int) -> Case:
+    """The teacher's last blocks and predictors on the student's taps, forward and backward to these."""
+    adapter, towers = get_adapter(teacher), get_adapter(student).towers(student.head)
+    features, _ = run_detector(student, batch)
+    with torch.no_grad(), record_taps(towers, tap_indices(student, [tail]), features) as taps:
+        student.head(features)
+    cross = partial(
+        cross_head,
+        adapter,
+        teacher.head,
+        teacher_taps={},
+        student_indices={branch: tap_index(student, branch, tail) for branch in towers},
+        teacher_indices={branch: tap_index(teacher, branch, tail) for branch in towers},
+        levels=range(len(features)),
+        align=False,
+    )
+
+    def run(inputs: Taps) -> None:
+        outputs = [x for maps in cross(inputs) for x in maps]
+        torch.autograd.backward(outputs, [torch.ones_like(x) for x in outputs])
+
+    return Case(name, run, setup=lambda: {key: _leaves(maps) for key, maps in taps.items()})
+
+
+def _part_cases(model: DistilledDetector, regions: Mapping[str, RegionKey], batch: Batch) -> list[Case]:
+    """
+    Each region, and each loss of ``model``, forward and backward to what its source predicted. What reads boxes decodes
+    them.
+    """
+    inputs = _inputs(model, batch)
+    assignment = _assignment(model.student, batch)
+    sources = {model.losses[name].source_key: source for name, (source, _, _) in inputs.items()}
+    _, output, _ = next(iter(inputs.values()))
+
+    def undecoded(key: RegionKey) -> tuple[DenseOutput, DenseOutput]:
+        return replace(sources[key[1]]), replace(output)
+
+    def make(key: RegionKey, outputs: tuple[DenseOutput, DenseOutput]) -> None:
+        function, *options = key[0]
+        run_region(function, *outputs, assignment, dict(options))
+
+    def leaves(name: str) -> Inputs:
+        source, _, region = inputs[name]
+        return _with_leaves(source), replace(output), region
+
+    def train(loss: DistillationLoss, given: Inputs) -> None:
+        loss(*given).sum().backward()
+
+    cases = [Case(f"region: {name}", partial(make, key), partial(undecoded, key)) for name, key in regions.items()]
+    return cases + [Case(f"loss: {name}", partial(train, x), partial(leaves, name)) for name, x in model.losses.items()]
+
+
+def _inputs(model: DistilledDetector, batch: Batch) -> dict[str, Inputs]:
+    """What each loss is given in a step of ``model``."""
+    inputs: dict[str, Inputs] = {}
+    names = {loss: name for name, loss in model.losses.items()}
+    hooks = [x.register_forward_pre_hook(lambda loss, given: inputs.update({names[loss]: given})) for x in names]
+    with EventStorage(ITERATION), torch.no_grad():
+        model(batch)
+    for hook in hooks:
+        hook.remove()
+    return inputs
+
+
+def _assignment(detector: DenseDetector, batch: Batch) -> Assignment:
+    features, predictions = run_detector(detector, batch)
+    instances = [item["instances"] for item in batch]
+    labelled = label_anchors_of(detector)(make_anchors(detector, features), instances)
+    sizes = [(x.shape[-2], x.shape[-1]) for x in features]
+    return get_adapter(detector).assignment(detector, labelled, instances, sizes)
+
+
+def _with_leaves(output: DenseOutput) -> DenseOutput:
+    return replace(
+        output,
+        logits=_leaves(output.logits),
+        box_params=_leaves(output.box_params),
+        centerness=_leaves(output.centerness) if output.centerness else None,
+        features=_leaves(output.features) if output.features else None,
+    )
+
+
+def _leaves(maps: Iterable[Tensor]) -> list[Tensor]:
+    return [x.detach().requires_grad_() for x in maps]
