@@ -107,7 +107,7 @@ class _KnownGradient(torch.autograd.Function):
     def forward(ctx: Context, x: Tensor, value: Tensor, gradient: Tensor, dim: int) -> Tensor:
         ctx.save_for_backward(gradient)
         ctx.dtype, ctx.dim = x.dtype, dim
-        return value
+        return value.clone()  # an input that is returned as it is may not be changed in place
 
     @staticmethod
     @once_differentiable

@@ -105,6 +105,15 @@ def test_a_retained_graph_gives_the_same_gradient_again(loss, formula, reduction
     torch.testing.assert_close(torch.autograd.grad(value, student, 3 * factor)[0], 3 * first)
 
 
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+@EVERY_LOSS
+def test_the_loss_may_be_changed_in_place(loss, formula, reduction):
+    student, other, _ = random_inputs(2, 3, 5, 4, 6)
+    expected = torch.autograd.grad(2 * loss(student, other, dim=2, reduction="sum"), student)[0]
+    changed = loss(student, other, dim=2, reduction=reduction).mul_(2)
+    torch.testing.assert_close(torch.autograd.grad(changed.sum(), student)[0], expected)
+
+
 @EVERY_LOSS
 def test_a_second_derivative_is_refused(loss, formula):
     student, other, _ = random_inputs(2, 3, 5, 4, 6)
