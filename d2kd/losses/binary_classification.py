@@ -146,18 +146,17 @@ def _of_probabilities(beta: float, z: Tensor, y: Tensor, *spare: Tensor) -> tupl
 
 def _of_logits(beta: float, z: Tensor, t: Tensor, *spare: Tensor) -> tuple[Tensor, Tensor]:
     """BCE = -z q - ln(1 - p), once both logits have been given the sign that makes z negative."""
-    sign, turn, p, bce, work = spare
-    # Equal logits have no gap, however their sigmoids are rounded: that noise would have a gradient of full size.
-    torch.sub(z, t, out=sign).sign_()
+    turn, p, sign, bce, work = spare
     # Turned so, p is the smaller of p and 1 - p, of which float32 loses nothing.
     torch.copysign(_ONE, z, out=turn).neg_()
-    z.mul_(turn)
+    torch.sigmoid(z.mul_(turn), out=p)
     t.mul_(turn).sigmoid_()
-    torch.sigmoid(z, out=p)
     z.mul_(t)
-    gap = torch.sub(p, t, out=t).mul_(turn.mul_(sign)).clamp_(min=0)
+    # Equal logits have no gap: both sigmoids are rounded alike, since they lie in buffers of one layout.
+    gap = torch.sub(p, t, out=t)
+    torch.sign(gap, out=sign).mul_(turn)
     _minus_log_1m(p, bce, turn, work).sub_(z)
-    return _value_and_gradient(gap, sign, bce, p.addcmul_(p, p, value=-1), beta)
+    return _value_and_gradient(gap.abs_(), sign, bce, p.addcmul_(p, p, value=-1), beta)
 
 
 def _minus_log_1m(p: Tensor, out: Tensor, *spare: Tensor) -> Tensor:
