@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from d2kd.losses.base import LOSS_REGISTRY, DistillationLoss
-from d2kd.losses.kernel import Context, check_inputs, check_number, compute_dtype, weigh_and_reduce
+from d2kd.losses.kernel import check_inputs, check_number
+from d2kd.losses.one_pass import one_pass
 from d2kd.structures import DenseOutput
 
 __all__ = ["BinaryClassificationKD", "binary_classification_kd", "gap_weighted_bce"]
@@ -47,8 +48,9 @@ def binary_classification_kd(
     The second piece does not vanish as p approaches q, since the BCE of a soft target stays at the target's entropy:
     it acts like an L1 loss.
 
-    Equal logits give exactly zero loss and gradient for beta > 0. Of the class maps only the two inputs are kept for
-    the backward pass, which recomputes the rest.
+    Equal logits give exactly zero loss and gradient for beta > 0. The gradient is made along with the loss, in blocks,
+    and is the one class map that is kept for the backward pass, in the dtype of the student's logits (in float32 for
+    float16). Neither input is kept.
 
     Args:
         student_logits: raw logits, any shape with K classes on axis ``dim``, for instance
@@ -66,8 +68,16 @@ def binary_classification_kd(
         tensor([0.1602, 0.4291])
     """
     check_inputs("binary_classification_kd", dim, student_logits=student_logits, teacher_logits=teacher_logits)
-    loss = _GapWeightedBCE.apply(student_logits, teacher_logits.detach(), beta, True, dim)
-    return weigh_and_reduce("binary_classification_kd", loss, weight, reduction)
+    return one_pass(
+        "binary_classification_kd",
+        partial(_of_logits, beta),
+        student_logits,
+        teacher_logits,
+        spare=5,
+        weight=weight,
+        dim=dim,
+        reduction=reduction,
+    )
 
 
 def gap_weighted_bce(
@@ -89,8 +99,8 @@ def gap_weighted_bce(
     predicted box at the object's class and 0 elsewhere. As in the authors' code the gradient flows through
     the gap too.
 
-    The function is :func:`binary_classification_kd` with probabilities for targets. Equal probabilities give a zero
-    only up to the rounding of the sigmoid.
+    The function is :func:`binary_classification_kd` with probabilities for targets, and keeps as little. Equal
+    probabilities give a zero only up to the rounding of the sigmoid.
 
     Args:
         logits: raw logits, any shape with K classes on axis ``dim``.
@@ -107,80 +117,82 @@ def gap_weighted_bce(
         tensor([0.7019, 0.0036])
     """
     check_inputs("gap_weighted_bce", dim, logits=logits, targets=targets)
-    loss = _GapWeightedBCE.apply(logits, targets.detach(), beta, False, dim)
-    return weigh_and_reduce("gap_weighted_bce", loss, weight, reduction)
+    return one_pass(
+        "gap_weighted_bce",
+        partial(_of_probabilities, beta),
+        logits,
+        targets,
+        spare=4,
+        weight=weight,
+        dim=dim,
+        reduction=reduction,
+    )
 
 
-class _GapWeightedBCE(torch.autograd.Function):
-    """
-    The per-location loss with its analytic gradient. ``other`` holds the targets, as logits or as probabilities.
-
-    Autograd would keep about five class maps (RetinaNet: 64 MB each per 800x1333 image); this keeps the
-    two inputs, in the dtype they came in, and overwrites its own temporaries. Autocast needs no guard:
-    it lowers matrix products and convolutions only, and there are none.
-    """
-
-    @staticmethod
-    def forward(ctx: Context, logits: Tensor, other: Tensor, beta: float, other_is_logits: bool, dim: int) -> Tensor:
-        ctx.save_for_backward(logits, other)
-        ctx.beta, ctx.other_is_logits, ctx.dim = beta, other_is_logits, dim
-        z, target, t = _unpack(logits, other, other_is_logits)
-        if beta == 0:
-            return _bce_(z, target).sum(dim)
-        gap = _signed_gap(z, t, z.sigmoid(), target).abs_()
-        if beta != 1:
-            gap.pow_(beta)
-        return _bce_(z, target).mul_(gap).sum(dim)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Context, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        logits, other = ctx.saved_tensors
-        beta = ctx.beta
-        z, target, t = _unpack(logits, other, ctx.other_is_logits)
-        prob = z.sigmoid()
-        if beta == 0:
-            grad = prob.sub_(target)
-        else:
-            # Both pieces of the gradient share a factor: sign(d) |d|^(beta-1) * (d^2 + beta p (1 - p) BCE).
-            gap = _signed_gap(z, t, prob, target)
-            grad = prob.mul_(1 - prob).mul_(_bce_(z, target)).mul_(beta).addcmul_(gap, gap)
-            if beta == 1:
-                grad.mul_(gap.sign_())
-            else:
-                grad.mul_(gap.sign())
-                # For beta < 1 the power is infinite at a zero gap, where the sign has already made the
-                # product zero; the floor keeps that zero from becoming NaN.
-                grad.mul_(gap.abs_().clamp_(min=torch.finfo(gap.dtype).tiny).pow_(beta - 1))
-        grad.mul_(grad_output.unsqueeze(ctx.dim))
-        return grad.to(logits.dtype), None, None, None, None
-
-
-def _unpack(logits: Tensor, other: Tensor, other_is_logits: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Logits and targets in the dtype to compute in, the targets free to be written over; and the targets' logits."""
-    dtype = compute_dtype(logits, other)
-    z, t = logits.to(dtype), other.to(dtype)
-    if other_is_logits:
-        return z, t.sigmoid(), t
-    return z, t.clone() if t is other else t, None
-
-
-def _signed_gap(z: Tensor, t: Tensor | None, prob: Tensor, target: Tensor) -> Tensor:
-    # A sigmoid may differ in its last bit between two memory layouts (vectorised or not). Its sign would
-    # turn that noise into a full-sized gradient, so that equal logits are made equal here.
-    gap = torch.sub(prob, target)
-    return gap if t is None else gap.masked_fill_(z == t, 0)
-
-
-def _bce_(z: Tensor, target: Tensor) -> Tensor:
-    """BCE with logits, written over ``target``: |z| (target if z < 0 else 1 - target) + ln(1 + exp(-|z|))."""
-    target.neg_().add_(z > 0).mul_(z)
+def _of_probabilities(beta: float, z: Tensor, y: Tensor, *spare: Tensor) -> tuple[Tensor, Tensor]:
+    p, gap, sign, slope = spare
+    torch.sub(torch.sigmoid(z, out=p), y, out=gap)
+    torch.sign(gap, out=sign)
+    torch.sub(_ONE, p, out=slope).mul_(p)
+    # BCE = |z| (y if z < 0 else 1 - y) + ln(1 + exp(-|z|)), written over y
+    torch.sub(torch.sign(z, out=p).clamp_(min=0), y, out=y).mul_(z)
     # ln(1 + e) = ln(u) + (e - (u - 1)) to rounding error, with u = 1 + e rounded: the bracket is what
     # rounding lost, all there is for a confident logit. (On CPU torch.log1p takes ten times as long as log.)
-    lost = z.abs().neg_().exp_()
-    kept = (lost + 1).sub_(1)
-    lost.sub_(kept)
-    return target.add_(lost).add_(kept.add_(1).log_())
+    lost = z.abs_().neg_().exp_()
+    kept = torch.add(lost, 1, out=p).sub_(1)
+    bce = y.add_(lost.sub_(kept)).add_(kept.add_(1).log_())
+    return _value_and_gradient(gap.abs_(), sign, bce, slope, beta)
+
+
+def _of_logits(beta: float, z: Tensor, t: Tensor, *spare: Tensor) -> tuple[Tensor, Tensor]:
+    """BCE = -z q - ln(1 - p), once both logits have been given the sign that makes z negative."""
+    turn, p, sign, bce, work = spare
+    # Turned so, p is the smaller of p and 1 - p, of which float32 loses nothing.
+    torch.copysign(_ONE, z, out=turn).neg_()
+    torch.sigmoid(z.mul_(turn), out=p)
+    t.mul_(turn).sigmoid_()
+    z.mul_(t)
+    # Equal logits have no gap: both sigmoids are rounded alike, since they lie in buffers of one layout.
+    gap = torch.sub(p, t, out=t)
+    torch.sign(gap, out=sign).mul_(turn)
+    _minus_log_1m(p, bce, turn, work).sub_(z)
+    return _value_and_gradient(gap.abs_(), sign, bce, p.addcmul_(p, p, value=-1), beta)
+
+
+def _minus_log_1m(p: Tensor, out: Tensor, *spare: Tensor) -> Tensor:
+    """-ln(1 - p) for p in [0, 1/2]."""
+    if p.dtype != torch.float32 or p.device.type != "cpu":
+        return torch.neg(p, out=out).log1p_().neg_()
+    # 2 atanh(s) with s = p / (2 - p), by a polynomial in s^2, right to 2e-7. On a CPU log1p takes several times as
+    # long, and so does log on some.
+    square, polynomial = spare
+    minus_s = torch.div(p, torch.sub(p, 2, out=out), out=out)
+    torch.mul(minus_s, minus_s, out=square)
+    torch.addcmul(_ATANH[1], _ATANH[0], square, out=polynomial)
+    for coefficient in _ATANH[2:]:
+        torch.addcmul(coefficient, polynomial, square, out=polynomial)
+    return minus_s.mul_(polynomial)
+
+
+#: -2 atanh(s) / s for s in [0, 1/3] as a polynomial in s^2, highest power first, of the least relative error (4e-9).
+_ATANH = torch.tensor((-0.281783326, -0.279606076, -0.400249095, -0.666663147, -2.0)).unbind()
+
+_ONE = torch.tensor(1.0)
+
+
+def _value_and_gradient(gap: Tensor, sign: Tensor, bce: Tensor, slope: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """
+    Of each element, from |d|, the sign of d, the BCE and p (1 - p), all written over. Both pieces of the gradient
+    share a factor: sign(d) |d|^(beta-1) (d^2 + beta p (1 - p) BCE).
+    """
+    slope.mul_(bce)
+    if beta == 1:
+        return bce.mul_(gap), slope.addcmul_(gap, gap).mul_(sign)
+    # For beta < 1 the power is infinite at a zero gap, where the sign has already made the product zero; the floor
+    # keeps that zero from becoming NaN.
+    power = gap.clamp(min=torch.finfo(gap.dtype).tiny).pow_(beta - 1)
+    slope.mul_(beta).addcmul_(gap, gap).mul_(sign).mul_(power)
+    return bce.mul_(gap.pow_(beta)), slope
 
 
 @LOSS_REGISTRY.register()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from d2kd.losses.base import LOSS_REGISTRY, DistillationLoss
-from d2kd.losses.binary_classification import binary_classification_kd
+from d2kd.losses.kernel import check_inputs, compute_dtype, weigh_and_reduce
 from d2kd.structures import DenseOutput, OutputSpec
 
 __all__ = ["CenternessKD", "centerness_kd"]
@@ -39,9 +40,11 @@ def centerness_kd(
         >>> centerness_kd(student, teacher)
         tensor([0.6931, 0.6648, 1.0443])
     """
-    return binary_classification_kd(
-        student_logits[..., None], teacher_logits[..., None], beta=0, weight=weight, reduction=reduction
-    )
+    check_inputs("centerness_kd", student_logits=student_logits, teacher_logits=teacher_logits)
+    dtype = compute_dtype(student_logits, teacher_logits)
+    target = teacher_logits.detach().to(dtype).sigmoid()
+    loss = F.binary_cross_entropy_with_logits(student_logits.to(dtype), target, reduction="none")
+    return weigh_and_reduce("centerness_kd", loss, weight, reduction)
 
 
 @LOSS_REGISTRY.register()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from d2kd.losses.kernel import Context, check_inputs, compute_dtype, weigh_and_reduce
+from d2kd.losses.kernel import check_inputs
+from d2kd.losses.one_pass import one_pass
 
 __all__ = ["pearson_kd"]
 
@@ -41,8 +41,8 @@ def pearson_kd(
     gradient, unlike 1 - corr also where they are constant over the classes. One constant side is standardised to
     zeros, so that l_i = weight_i / 2, with a finite gradient. With one class the loss is zero.
 
-    The gradient flows through the student's mean and deviation. Of the class maps only the two standardised ones are
-    kept for the backward pass.
+    The gradient flows through the student's mean and deviation. It is made along with the loss, and is the one class
+    map that is kept for the backward pass.
 
     Args:
         student_logits: raw logits, any shape with K classes on axis ``dim``, for instance (M, K), or the head's own
@@ -59,31 +59,33 @@ def pearson_kd(
         tensor([0.0180, 1.9820])
     """
     check_inputs("pearson_kd", dim, student_logits=student_logits, teacher_logits=teacher_logits)
-    dtype = compute_dtype(student_logits, teacher_logits)
-    student = _Standardize.apply(student_logits.to(dtype), dim)
-    teacher = _Standardize.apply(teacher_logits.detach().to(dtype), dim)
-    return weigh_and_reduce("pearson_kd", torch.sub(student, teacher).square().mean(dim) / 2, weight, reduction)
+    return one_pass(
+        "pearson_kd",
+        _elements,
+        student_logits,
+        teacher_logits,
+        spare=1,
+        across_classes=True,
+        weight=weight,
+        dim=dim,
+        reduction=reduction,
+    )
 
 
-class _Standardize(torch.autograd.Function):
-    """
-    (x - mean) / sqrt(var + 1e-5) over the axis ``dim``, with its analytic gradient. Autograd would keep three maps;
-    this keeps the result, which what follows keeps.
-    """
+def _elements(z: Tensor, t: Tensor, spare: Tensor) -> tuple[Tensor, Tensor]:
+    """With g = student' - teacher': g^2 / 2K, and by z (g - mean g - student' mean(g student')) / (K deviation)."""
+    classes = z.shape[-1]
+    deviation = _standardize_(z, spare)
+    _standardize_(t, spare)
+    gap = torch.sub(z, t, out=t)
+    pull = torch.mul(gap, z, out=spare).mean(-1, keepdim=True)
+    value = torch.mul(gap, gap, out=spare).mul_(0.5 / classes)
+    return value, gap.sub_(gap.mean(-1, keepdim=True)).sub_(z.mul_(pull)).div_(deviation.mul_(classes))
 
-    @staticmethod
-    def forward(ctx: Context, x: Tensor, dim: int) -> Tensor:
-        ctx.dim, ctx.share = dim, 1 / x.shape[dim]
-        centered = x - (x * ctx.share).sum(dim, keepdim=True)
-        deviation = centered.square().mul_(ctx.share).sum(dim, keepdim=True).add_(_EPS).sqrt_()
-        result = centered.div_(deviation)
-        ctx.save_for_backward(result, deviation)
-        return result
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Context, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        result, deviation = ctx.saved_tensors
-        pull = result * (grad_output * result).sum(ctx.dim, keepdim=True)
-        pull.add_(grad_output.sum(ctx.dim, keepdim=True)).mul_(ctx.share)
-        return torch.sub(grad_output, pull).div_(deviation), None
+def _standardize_(x: Tensor, spare: Tensor) -> Tensor:
+    """Standardises over the last axis and returns the deviation."""
+    x.sub_(x.mean(-1, keepdim=True))
+    deviation = torch.mul(x, x, out=spare).mean(-1, keepdim=True).add_(_EPS).sqrt_()
+    x.div_(deviation)
+    return deviation

@@ -19,6 +19,7 @@ __all__ = [
     "check_integer",
     "check_maps",
     "check_number",
+    "check_weight",
     "compute_dtype",
     "drop_unweighted",
     "weigh_and_reduce",
@@ -117,13 +118,8 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
     return dtype
 
 
-def weigh_and_reduce(caller: str, loss: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
-    """
-    A loss per location times its weight, and the sum over locations where ``reduction`` is "sum".
-
-    Raises:
-        ValueError: a weight of another shape than the loss or one that requires grad, an unknown ``reduction``.
-    """
+def check_weight(caller: str, loss: Tensor, weight: Tensor | None, reduction: str) -> None:
+    """Refuse a weight of another shape than the ``loss`` or that requires grad, and an unknown ``reduction``."""
     if reduction not in ("none", "sum"):
         raise ValueError(f'{caller}: reduction must be "none" or "sum", found {reduction!r}')
     if weight is not None:
@@ -134,6 +130,17 @@ def weigh_and_reduce(caller: str, loss: Tensor, weight: Tensor | None, reduction
             )
         if weight.requires_grad:
             raise ValueError(f"{caller}: weight must not require grad, pass weight.detach()")
+
+
+def weigh_and_reduce(caller: str, loss: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
+    """
+    A loss per location times its weight, and the sum over locations where ``reduction`` is "sum".
+
+    Raises:
+        ValueError: a weight of another shape than the loss or one that requires grad, an unknown ``reduction``.
+    """
+    check_weight(caller, loss, weight, reduction)
+    if weight is not None:
         loss = loss * weight.to(loss.dtype)
     return loss if reduction == "none" else loss.sum()
 

@@ -52,7 +52,7 @@ def test_computed_in_float32_and_teacher_detached():
 @pytest.mark.parametrize(
     "kwargs, message",
     [
-        ({"teacher_logits": torch.zeros(2, 9)}, r"\(2, 7, 1\) and \(2, 9, 1\)"),
+        ({"teacher_logits": torch.zeros(2, 9)}, r"\(2, 7\) and \(2, 9\)"),
         ({"student_logits": torch.zeros(2, 7, dtype=torch.int64)}, "student_logits must be floating.*int64"),
         ({"weight": torch.zeros(2)}, r"weight.*expected \(2, 7\), found \(2,\)"),
         ({"weight": torch.zeros(2, 7, requires_grad=True)}, "weight must not require grad"),
