@@ -63,6 +63,7 @@ def cross_head(
                     x = align_statistics(x, teacher_taps[branch, index][i])
                 if index > 0:
                     x = F.relu(x)
+                x = x.to(teacher_taps[branch, index][i].dtype)  # the precision of the layers that follow
             for block in blocks[index:]:
                 x = run_block(block, x, level)
             outputs[branch] = x
