@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
+import torch
 from detectron2.layers import CycleBatchNormList
 from torch import Tensor, nn
 
@@ -62,6 +64,13 @@ def run_block(block: Block, x: Tensor, level: int) -> Tensor:
     return x
 
 
+def _guarded_hooks() -> AbstractContextManager[object]:
+    """Inside, what torch.compile compiles checks at each call whether modules have the same hooks."""
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and importing it takes seconds
+        return nullcontext()
+    return torch._dynamo.config.patch(skip_nnmodule_hook_guards=False)
+
+
 @contextmanager
 def record_taps(
     towers: Mapping[str, Sequence[Block]], indices: Mapping[str, set[int]], features: Sequence[Tensor]
@@ -69,6 +78,9 @@ def record_taps(
     """
     Record the activations after block ``i`` of each branch for every ``i`` of ``indices[branch]`` while the head
     runs inside the ``with``; nothing runs twice and no hook outlives it. Index 0 is the head's input itself.
+
+    A head compiled by ``head.compile()`` must first run inside, with or without taps: by default its compiled code does
+    not look for hooks that were added later.
 
     Raises:
         ValueError: on leaving, a tap was not recorded exactly once a level, or not in the order and size of the levels.
@@ -85,7 +97,8 @@ def record_taps(
             last = towers[branch][index - 1][-1]
             handles.append(last.register_forward_hook(lambda m, x, y, record=record: record.append(y)))
     try:
-        yield taps
+        with _guarded_hooks():
+            yield taps
     finally:
         for handle in handles:
             handle.remove()
@@ -95,7 +108,8 @@ def record_taps(
                 f"Tap after block {index} of the '{branch}' tower was recorded {len(record)} times for "
                 f"{len(features)} levels, expected once a level: the head shares that module between "
                 "blocks, calls it once a branch, or does not call it level by level. Call it once a level, or write an "
-                "adapter whose towers() names the modules that are called so."
+                "adapter whose towers() names the modules that are called so. (A compiled head that ran outside of "
+                "d2kd before needs torch._dynamo.config.skip_nnmodule_hook_guards=False from the start.)"
             )
         sizes = [tuple(x.shape[-2:]) for x in features]
         found = [tuple(x.shape[-2:]) if isinstance(x, Tensor) else type(x).__name__ for x in record]

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from d2kd.modeling.adapters import record_taps
 from d2kd.modeling.detectors.interface import pixel_statistics
 
 __all__ = ["TeacherEngine", "own_precision"]
@@ -77,6 +79,7 @@ class TeacherEngine:
         memory_format = torch.preserve_format
         if self.engine != "eager":
             _fold_norms(detector, canvas)
+            _rectify_in_place(detector)
             # Faster on a CPU with each teacher that was measured; on CUDA it is for tensor cores.
             if detector.device.type == "cpu" or self.dtype is not None:
                 memory_format = torch.channels_last
@@ -171,13 +174,25 @@ def _fold_norms(detector: DenseDetector, canvas: tuple[int, int]) -> None:
             detector.set_submodule(name, activation if isinstance(activation, nn.Module) else nn.Identity())
 
 
+def _rectify_in_place(detector: DenseDetector) -> None:
+    """Let the ReLUs of towers overwrite what the convolution or norm before them made for them alone."""
+    for module in detector.modules():
+        if isinstance(module, nn.Sequential):
+            for before, relu in pairwise(module):
+                if isinstance(relu, nn.ReLU) and isinstance(before, (nn.Conv2d, nn.GroupNorm, nn.Identity)):
+                    relu.inplace = True
+
+
 def _is_foldable(module: object) -> bool:
     return isinstance(module, _BatchNorm) and module.running_var is not None
 
 
 def _merge(conv: nn.Conv2d, norm: _Norm) -> None:
+    # Of FrozenBatchNorm2d all are buffers; without affine parameters there are no weight and bias.
+    tensors = dict(norm.named_parameters(recurse=False)) | dict(norm.named_buffers(recurse=False))
+    mean, variance = tensors["running_mean"], tensors["running_var"]
     conv.weight, conv.bias = fuse_conv_bn_weights(
-        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        conv.weight, conv.bias, mean, variance, norm.eps, tensors.get("weight"), tensors.get("bias")
     )
 
 
@@ -219,7 +234,8 @@ def _neighbours(detector: DenseDetector, canvas: tuple[int, int]) -> list[tuple[
 def _forward(detector: DenseDetector, images: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
     maps = detector.backbone(images)
     features = [maps[name] for name in detector.head_in_features]
-    return features, detector.head(features)
+    with record_taps({}, {}, features):  # none, but compiled layers must know that hooks may follow
+        return features, detector.head(features)
 
 
 def _difference(found: Tensor, expected: Tensor) -> Tensor:
