@@ -15,12 +15,13 @@ from itertools import pairwise
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from d2kd.modeling.adapters import record_taps
-from d2kd.modeling.detectors.interface import pixel_statistics
+from d2kd.modeling.adapters import guarded_hooks
+from d2kd.modeling.detectors.interface import inference_of, pixel_statistics
 
 __all__ = ["TeacherEngine", "own_precision"]
 
@@ -80,9 +81,7 @@ class TeacherEngine:
         if self.engine != "eager":
             _fold_norms(detector, canvas)
             _rectify_in_place(detector)
-            # Faster on a CPU with each teacher that was measured; on CUDA it is for tensor cores.
-            if detector.device.type == "cpu" or self.dtype is not None:
-                memory_format = torch.channels_last
+            memory_format = torch.channels_last
         for part in (detector.backbone, detector.head):
             for module in part.modules():
                 if not isinstance(module, _BatchNorm):
@@ -91,6 +90,10 @@ class TeacherEngine:
                 part.to(memory_format=memory_format)
         detector.backbone.register_forward_pre_hook(_Enter(self.dtype, memory_format))
         detector.head.register_forward_hook(_leave)
+        if self.dtype is not None:
+            infer_in_fp32 = partial(_infer_in_fp32, inference_of(detector))
+            object.__setattr__(detector, "forward_inference", infer_in_fp32)
+        detector.eval()  # with what folding put in
         if self.engine == "compile":
             # In place, since torch.compile(module) would put another module around it.
             detector.backbone.compile()
@@ -154,6 +157,16 @@ class _Enter:
 def _leave(module: nn.Module, args: object, predictions: list[list[Tensor]]) -> list[list[Tensor]]:
     """Forward hook that gives the predictions the layout of the student's, with which losses compare them."""
     return tree_map_only(Tensor, Tensor.contiguous, predictions)
+
+
+def _infer_in_fp32(
+    infer: Callable[..., list[Instances]],
+    images: ImageList,
+    features: list[Tensor],
+    predictions: list[list[Tensor]],
+) -> list[Instances]:
+    """NMS knows no half precision on a CPU, and boxes need more."""
+    return infer(images, features, tree_map_only(Tensor, Tensor.float, predictions))
 
 
 def _fold_norms(detector: DenseDetector, canvas: tuple[int, int]) -> None:
@@ -234,7 +247,7 @@ def _neighbours(detector: DenseDetector, canvas: tuple[int, int]) -> list[tuple[
 def _forward(detector: DenseDetector, images: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
     maps = detector.backbone(images)
     features = [maps[name] for name in detector.head_in_features]
-    with record_taps({}, {}, features):  # none, but compiled layers must know that hooks may follow
+    with guarded_hooks():
         return features, detector.head(features)
 
 
