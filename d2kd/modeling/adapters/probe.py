@@ -14,7 +14,7 @@ from torch import Tensor
 from d2kd.modeling.adapters.base import Adapter
 from d2kd.modeling.adapters.tails import cross_head
 from d2kd.modeling.adapters.taps import Taps, record_taps
-from d2kd.modeling.detectors.interface import strides_of
+from d2kd.modeling.detectors.interface import pixel_statistics, strides_of
 
 __all__ = ["IMAGES", "AdapterCheck", "cross", "crosses_itself", "make_features", "undisturbed"]
 
@@ -87,8 +87,9 @@ def make_features(detector: DenseDetector) -> list[Tensor]:
     for name, stride in zip(detector.head_in_features, strides):
         height, width = (-(-cells * max(strides) // stride) for cells in (1, 2))
         features.append(torch.randn(IMAGES, shapes[name].channels, height, width, generator=generator))
-    weight = next(detector.head.parameters())
-    return [x.to(weight) for x in features]
+    pixel_mean, _ = pixel_statistics(detector)
+    like = next(detector.head.parameters(), pixel_mean)
+    return [x.to(like) for x in features]
 
 
 def crosses_itself(detector: DenseDetector, adapter: Adapter, indices: Mapping[str, int]) -> bool:

@@ -261,6 +261,5 @@ def _difference(found: Tensor, expected: Tensor) -> Tensor:
 
 def own_precision(detector: DenseDetector) -> AbstractContextManager[object]:
     """Inside, layers of half precision run without autocast, which would cast their weights at every call."""
-    dtype = next(detector.head.parameters()).dtype
-    half = dtype in (torch.bfloat16, torch.float16)
+    half = any(x.dtype in (torch.bfloat16, torch.float16) for x in detector.head.parameters())
     return torch.autocast(detector.device.type, enabled=False) if half else nullcontext()
