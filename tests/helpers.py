@@ -178,10 +178,11 @@ def preset(method: str, family: str, **fields) -> dict[str, DistillationLoss]:
 def distilled(
     student: DenseDetector, teacher: DenseDetector | None = None, losses: Mapping | str | None = None
 ) -> DistilledDetector:
-    """A distilled detector whose teacher is a module that is already loaded."""
+    """A distilled detector whose teacher is a module that is already loaded, run as it is."""
     if isinstance(losses, str):
         losses = make_losses(losses)
-    return DistilledDetector(student=student, teacher=None if teacher is None else dict(model=teacher), losses=losses)
+    node = None if teacher is None else dict(model=teacher, engine="eager")
+    return DistilledDetector(student=student, teacher=node, losses=losses)
 
 
 def make_batch(

@@ -195,8 +195,11 @@ def write_sheet(experiment: Experiment, path: Path) -> None:
     mapped = [instantiate(cfg.dataloader.test.mapper)(item) for item in dicts]
     truth = [[_truth(a, names) for a in item["annotations"]] for item in dicts]
     columns = {"ground truth": truth}
-    models = {m: load_student(run.load_config(), run.folder / "model_final.pth") for m, run in runs.items()}
-    for method, model in {**models, TEACHER: load_teacher(cfg)[0]}.items():
+    models: dict[str, nn.Module | Callable] = {
+        m: load_student(run.load_config(), run.folder / "model_final.pth") for m, run in runs.items()
+    }
+    models[TEACHER], _ = load_teacher(cfg)
+    for method, model in models.items():
         found = detect(model, mapped, names)
         columns[LABELS[method]] = [mark(boxes, there) for boxes, there in zip(found, truth, strict=True)]
     images = [item["image"].permute(1, 2, 0).numpy()[:, :, ::-1] for item in mapped]  # mapped as BGR

@@ -68,7 +68,14 @@ def distill(
         _refuse_built(loss, f"losses[{name!r}]", "its node, L(...)(...)", f"losses={{{name!r}: module, ...}}")
     return L(DistilledDetector)(
         student=student,
-        teacher=dict(model=_teacher_model(teacher), checkpoint=teacher_checkpoint, input_format=None, class_map=None),
+        teacher=dict(
+            model=_teacher_model(teacher),
+            checkpoint=teacher_checkpoint,
+            input_format=None,
+            class_map=None,
+            precision="fp32",
+            engine="folded",
+        ),
         losses=nodes,
         input_format=None,
         tap_projector_channels=None,

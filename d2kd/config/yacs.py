@@ -46,6 +46,9 @@ def add_distillation_config(cfg: CfgNode) -> None:
     node.TEACHER_FAMILY = ""
     # Channel order that the teacher was trained with, "BGR" or "RGB"; "": its own input_format, else "BGR".
     node.TEACHER_INPUT_FORMAT = ""
+    # What it computes in, "fp32", "bf16" or "fp16", and with, "eager", "folded" or "compile" (docs/embedding.md).
+    node.TEACHER_PRECISION = "fp32"
+    node.TEACHER_ENGINE = "folded"
     # Pairs [teacher's class id, student's class id], e.g. [[0, 2], [5, 0]], if the two do not have the same classes in
     # the same order; []: equal ids. Classes that are in no pair take no part in distillation.
     node.CLASS_MAP = []
@@ -90,6 +93,8 @@ def DistilledDetector(cfg: CfgNode) -> distillation.DistilledDetector:
             "checkpoint": node.TEACHER_WEIGHTS,
             "input_format": node.TEACHER_INPUT_FORMAT or None,
             "class_map": _class_map(node.CLASS_MAP or ()),
+            "precision": node.TEACHER_PRECISION,
+            "engine": node.TEACHER_ENGINE,
         },
         tap_projector_channels=node.TAP_PROJECTOR_CHANNELS or None,
     )

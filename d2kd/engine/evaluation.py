@@ -11,6 +11,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from d2kd.engine.defaults import ConfigError
+from d2kd.modeling.adapters import guarded_hooks
 
 __all__ = ["evaluate", "teacher_predictor"]
 
@@ -53,7 +54,7 @@ def evaluate(
     return results
 
 
-def teacher_predictor(model: nn.Module) -> nn.Module | Callable[[Sequence[Mapping]], list[dict]]:
+def teacher_predictor(model: nn.Module) -> Callable[[Sequence[Mapping]], list[dict]]:
     """
     The loaded teacher of a ``DistilledDetector``, to be evaluated on the student's test loader: it gets images in its
     own channel order.
@@ -67,6 +68,10 @@ def teacher_predictor(model: nn.Module) -> nn.Module | Callable[[Sequence[Mappin
             "There is no teacher to check (--check-teacher), expected a model.teacher and at least one of model.losses."
         )
     detector = teacher.detector
-    if teacher.input_format == model.input_format:
-        return detector
-    return lambda batch: detector([{**item, "image": item["image"].flip(0)} for item in batch])
+    same_order = teacher.input_format == model.input_format
+
+    def predict(batch: Sequence[Mapping]) -> list[dict]:
+        with guarded_hooks():
+            return detector(batch if same_order else [{**item, "image": item["image"].flip(0)} for item in batch])
+
+    return predict

@@ -8,6 +8,7 @@ import io
 import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -54,9 +55,14 @@ def load_student(cfg: DictConfig, checkpoint: str | Path) -> nn.Module:
     return model.eval()
 
 
-def load_teacher(cfg: DictConfig) -> tuple[nn.Module | Callable[[Sequence[Mapping]], list[dict]], int]:
-    """The loaded teacher of a config with losses, to be called with batches of the student's, and its parameters."""
-    model = instantiate(cfg.model)
+def load_teacher(cfg: DictConfig) -> tuple[Callable[[Sequence[Mapping]], list[dict]], int]:
+    """
+    The loaded teacher of a config with losses, as it was trained whatever its engine, to be called with batches of the
+    student's; and its parameters.
+    """
+    node = deepcopy(cfg.model)
+    node.teacher.precision, node.teacher.engine = "fp32", "eager"
+    model = instantiate(node)
     model.teacher.load(resolve_device(cfg.train.device), model.pixel_mean.dtype)
     return teacher_predictor(model), sum(p.numel() for p in model.teacher.detector.parameters())
 

@@ -52,14 +52,14 @@ def test_a_lazyconfig_teacher(tmp_path, text, kind):
         path = str(tmp_path / "config.yaml")
         LazyConfig.save(cfg, path)
     weights = save(build_detector("RetinaNet", seed=1), tmp_path)
-    model = build_model(wrapped(METHOD="crosskd", TEACHER_CONFIG=path, TEACHER_WEIGHTS=weights))
+    model = build_model(wrapped(METHOD="crosskd", TEACHER_CONFIG=path, TEACHER_WEIGHTS=weights, TEACHER_ENGINE="eager"))
     assert not model.teacher.is_loaded
     assert run_step(model, make_batch())["loss_kd_crosskd_cls"].item() > 0
     assert_same_weights(model.teacher.detector, build_detector("RetinaNet", seed=1))
 
 
 def test_a_yacs_teacher_is_built_late_from_its_own_file(teacher):
-    cfg = wrapped(METHOD="bckd", **teacher)
+    cfg = wrapped(METHOD="bckd", TEACHER_ENGINE="eager", **teacher)
     text = Path(teacher["TEACHER_CONFIG"]).read_text()
     path = Path(teacher["TEACHER_CONFIG"])
     path.unlink()
@@ -91,7 +91,7 @@ def test_a_teacher_that_was_distilled_itself(tmp_path):
     path = write_config(wrapped(METHOD="bckd", **ABSENT), tmp_path / "config.yaml")
     middle = build_model(wrapped(METHOD="bckd", LOSSES=["bckd_cls.weight=2"], **ABSENT))
     keys = {"TEACHER_CONFIG": path, "TEACHER_WEIGHTS": save(middle, tmp_path)}
-    model = build_model(wrapped(METHOD="bckd", **keys))
+    model = build_model(wrapped(METHOD="bckd", TEACHER_ENGINE="eager", **keys))
     model.load_teacher()
     assert type(model.teacher.detector) is RetinaNet
     assert_same_weights(model.teacher.detector, middle)

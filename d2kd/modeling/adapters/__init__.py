@@ -9,7 +9,7 @@ from d2kd.modeling.adapters.probe import crosses_itself
 from d2kd.modeling.adapters.retinanet import RetinaNetAdapter
 from d2kd.modeling.adapters.self_check import AdapterReport, check_adapter
 from d2kd.modeling.adapters.tails import cross_head, tap_index, tap_indices
-from d2kd.modeling.adapters.taps import Taps, record_taps, tap_channels
+from d2kd.modeling.adapters.taps import Taps, guarded_hooks, record_taps, tap_channels
 
 __all__ = [
     "ADAPTER_REGISTRY",
@@ -26,6 +26,7 @@ __all__ = [
     "crosses_itself",
     "family_of",
     "get_adapter",
+    "guarded_hooks",
     "input_format_of",
     "record_taps",
     "tap_channels",

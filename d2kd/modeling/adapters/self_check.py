@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 from d2kd.modeling.adapters.base import get_adapter
 from d2kd.modeling.adapters.probe import IMAGES, AdapterCheck, cross, make_features, undisturbed
 from d2kd.modeling.adapters.taps import Taps, record_taps, tap_channels
-from d2kd.modeling.detectors.interface import infer, label_anchors_of, make_anchors, pixel_statistics, strides_of
+from d2kd.modeling.detectors.interface import inference_of, label_anchors_of, make_anchors, pixel_statistics, strides_of
 from d2kd.structures import DenseOutput, OutputSpec
 
 __all__ = ["AdapterReport", "check_adapter"]
@@ -193,7 +193,7 @@ def _check_inference(check: AdapterCheck, features: Sequence[Tensor], prediction
         if not torch.equal(adapter.dense_output(detector, predictions, anchors).logits[level], output.logits[level]):
             check.refuse("dense_output", "gives views", "its logits are no views of the head's maps")
         place = f"class {cls} at anchor {anchor} of cell ({row}, {column}) of level {level} in image {image}"
-        results = infer(detector, images, list(features), deepcopy(predictions))
+        results = inference_of(detector)(images, list(features), deepcopy(predictions))
         found = [
             (score, i, int(label), found_box)
             for i, one in enumerate(results)

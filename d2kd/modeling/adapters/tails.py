@@ -60,6 +60,7 @@ def cross_head(
                     if tap_projectors is not None:
                         x = tap_projectors[branch](x.to(tap_projectors[branch].weight.dtype))
                     x = align_statistics(x, teacher_taps[branch, index][i], rectify=index > 0)
+                x = x.to(teacher_taps[branch, index][i].dtype)  # the precision of the layers that follow
             for block in blocks[index:]:
                 x = run_block(block, x, level)
             outputs[branch] = x

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
+import torch
 from detectron2.layers import CycleBatchNormList
 from torch import Tensor, nn
 
-__all__ = ["Block", "Taps", "record_taps", "run_block", "split_tower", "tap_channels"]
+__all__ = ["Block", "Taps", "guarded_hooks", "record_taps", "run_block", "split_tower", "tap_channels"]
 
 #: Modules that run one after the other: a convolution, its norm if any, its activation.
 Block = Sequence[nn.Module]
@@ -62,6 +64,16 @@ def run_block(block: Block, x: Tensor, level: int) -> Tensor:
     return x
 
 
+def guarded_hooks() -> AbstractContextManager[object]:
+    """
+    Inside, what torch.compile compiles sees hooks that are added later. A compiled head must run inside from its first
+    call if :func:`record_taps` is to record its taps.
+    """
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and importing it takes seconds
+        return nullcontext()
+    return torch._dynamo.config.patch(skip_nnmodule_hook_guards=False)
+
+
 @contextmanager
 def record_taps(
     towers: Mapping[str, Sequence[Block]], indices: Mapping[str, set[int]], features: Sequence[Tensor]
@@ -85,7 +97,8 @@ def record_taps(
             last = towers[branch][index - 1][-1]
             handles.append(last.register_forward_hook(lambda m, x, y, record=record: record.append(y)))
     try:
-        yield taps
+        with guarded_hooks():
+            yield taps
     finally:
         for handle in handles:
             handle.remove()
@@ -95,7 +108,8 @@ def record_taps(
                 f"Tap after block {index} of the '{branch}' tower was recorded {len(record)} times for "
                 f"{len(features)} levels, expected once a level: the head shares that module between "
                 "blocks, calls it once a branch, or does not call it level by level. Call it once a level, or write an "
-                "adapter whose towers() names the modules that are called so."
+                "adapter whose towers() names the modules that are called so. A compiled head that ran before training "
+                "needs torch._dynamo.config.skip_nnmodule_hook_guards=False from its first call."
             )
         sizes = [tuple(x.shape[-2:]) for x in features]
         found = [tuple(x.shape[-2:]) if isinstance(x, Tensor) else type(x).__name__ for x in record]

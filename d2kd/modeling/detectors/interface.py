@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 __all__ = [
     "BoxTransform",
     "box_transform_of",
     "check_strides",
-    "infer",
+    "inference_of",
     "label_anchors_of",
     "make_anchors",
     "num_classes_of",
@@ -108,17 +108,16 @@ def label_anchors_of(
     return _callable(detector, "label_anchors", what)
 
 
-def infer(
-    detector: DenseDetector, images: ImageList, features: Sequence[Tensor], predictions: Sequence[Sequence[Tensor]]
-) -> list[Instances]:
+def inference_of(detector: DenseDetector) -> Callable[..., list[Instances]]:
     """
-    What the detector's ``forward_inference`` reports; it may change ``predictions`` in place.
+    The detector's ``forward_inference``, which turns (images, features, predictions) into the detections of each image;
+    it may change predictions in place.
 
     Raises:
         TypeError: it has none.
     """
     what = "forward_inference(images, features, predictions), which turns its predictions into detections"
-    return _callable(detector, "forward_inference", what)(images, features, predictions)
+    return _callable(detector, "forward_inference", what)
 
 
 def _callable(detector: DenseDetector, name: str, what: str) -> Callable[..., Any]:

@@ -13,6 +13,7 @@ from d2kd.modeling.adapters import Taps, cross_head, get_adapter, tap_index
 from d2kd.modeling.detectors.interface import label_anchors_of
 from d2kd.modeling.distillation.overlap import Overlap
 from d2kd.modeling.distillation.teacher import TeacherStep
+from d2kd.modeling.distillation.teacher_engine import own_precision
 from d2kd.structures import Assignment, DenseOutput
 
 __all__ = ["crossed_assignment", "crossed_output"]
@@ -41,16 +42,18 @@ def crossed_output(
     """
     adapter = get_adapter(teacher)
     branches = adapter.towers(teacher.head)
-    predictions = cross_head(
-        adapter,
-        teacher.head,
-        student_taps,
-        teacher_run.taps,
-        student_indices={branch: tap_index(student, branch, tail) for branch in branches},
-        teacher_indices={branch: tap_index(teacher, branch, tail) for branch in branches},
-        levels=overlap.teacher_levels,
-        tap_projectors=tap_projectors,
-    )
+    with own_precision(teacher):
+        predictions = cross_head(
+            adapter,
+            teacher.head,
+            student_taps,
+            teacher_run.taps,
+            student_indices={branch: tap_index(student, branch, tail) for branch in branches},
+            teacher_indices={branch: tap_index(teacher, branch, tail) for branch in branches},
+            levels=overlap.teacher_levels,
+            tap_projectors=tap_projectors,
+        )
+    predictions = [[x.contiguous() for x in maps] for maps in predictions]
     own = teacher_run.output
     anchors = [Boxes(x.permute(1, 2, 0, 3).flatten(0, 2)) for x in own.anchors]
     output = adapter.dense_output(teacher, predictions, anchors)

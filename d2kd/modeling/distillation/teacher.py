@@ -19,6 +19,7 @@ from d2kd.losses import DistillationLoss
 from d2kd.modeling.adapters import Taps, get_adapter, input_format_of, record_taps, tap_indices
 from d2kd.modeling.detectors.interface import make_anchors, pixel_statistics
 from d2kd.modeling.distillation.overlap import Overlap
+from d2kd.modeling.distillation.teacher_engine import TeacherEngine, own_precision
 from d2kd.structures import DenseOutput
 
 __all__ = ["Teacher", "TeacherStep", "run_teacher"]
@@ -81,9 +82,16 @@ class Teacher:
         input_format: channel order that the teacher was trained with; None: its own ``input_format``, else "BGR".
         class_map: teacher class id -> student class id, or a node that makes one; None: both have the same ids.
             Classes that it leaves out take no part.
+        precision: "fp32": its weights have the dtype of the model that is taught and it runs under the training's
+            autocast, if any. "bf16" or "fp16": its weights are cast once, when it is loaded, and it runs outside of
+            autocast, as does the part of its head that taps are sent through; that backward pass in fp16 needs a loss
+            scale. Images are normalised, boxes decoded and losses computed in fp32.
+        engine: "eager": as it is. "folded": a copy whose batch norms are merged into the convolutions before them, in
+            channels_last. "compile": that copy with its backbone and head compiled.
 
     Raises:
-        ValueError: a model node without a checkpoint: a teacher of random weights teaches nothing.
+        ValueError: a model node without a checkpoint: a teacher of random weights teaches nothing; or an option that
+            does not exist.
     """
 
     def __init__(
@@ -92,6 +100,8 @@ class Teacher:
         checkpoint: str | None = None,
         input_format: str | None = None,
         class_map: Mapping[int, int] | Mapping[str, Any] | None = None,
+        precision: str = "fp32",
+        engine: str = "folded",
     ) -> None:
         if not checkpoint and not isinstance(model, nn.Module):
             raise ValueError(
@@ -102,7 +112,9 @@ class Teacher:
         self._checkpoint = checkpoint
         self._input_format = input_format
         self._class_map = class_map
+        self._engine = TeacherEngine(precision, engine)
         self._detector: DenseDetector | None = None
+        self._unchecked: DenseDetector | None = None  # the plain teacher, until the engine was compared with it
 
     @property
     def is_loaded(self) -> bool:
@@ -153,6 +165,9 @@ class Teacher:
             )
         detector.requires_grad_(False)
         self._detector = detector.eval().to(device=device, dtype=dtype)
+        engine = self._engine.make(detector, self.canvas(1, 1))
+        if engine is not detector:
+            self._detector, self._unchecked = engine, detector
         logger.info(
             "Teacher: %s, %.2f M parameters, from %s, input %s",
             type(detector).__name__,
@@ -221,29 +236,41 @@ class Teacher:
             h, w = image.shape[-2:]
             padded[:, :h, :w] = (image - pixel_mean) / pixel_std
 
-        maps = detector.backbone(batch)
-        features = [maps[name] for name in detector.head_in_features]
-        anchors = make_anchors(detector, features)
-        step = TeacherStep(
-            output=DenseOutput.of_features([features[level] for level in levels]),
-            taps={},
-            anchors=anchors,
-            sizes=[(x.shape[-2], x.shape[-1]) for x in features],
-            levels=levels,
-            canvas=(height, width),
-        )
-        if not keep_predictions:
-            return step
-        with record_taps(adapter.towers(detector.head) if tap_indices else {}, tap_indices, features) as taps:
-            predictions = detector.head(features)
+        if self._unchecked is not None:
+            self._engine.check(self._unchecked, detector, batch)
+            self._unchecked = None
+
+        with own_precision(detector):
+            maps = detector.backbone(batch)
+            features = [maps[name] for name in detector.head_in_features]
+            anchors = make_anchors(detector, features)
+            # The head has a hook that gives its maps the student's memory layout; the maps that it is given have not.
+            kept = [features[level].contiguous() for level in levels] if keep_features else None
+            step = TeacherStep(
+                output=DenseOutput.of_features(kept or []),
+                taps={},
+                anchors=anchors,
+                sizes=[(x.shape[-2], x.shape[-1]) for x in features],
+                levels=levels,
+                canvas=(height, width),
+            )
+            if not keep_predictions:
+                return step
+            with record_taps(adapter.towers(detector.head) if tap_indices else {}, tap_indices, features) as taps:
+                predictions = detector.head(features)
         output = adapter.dense_output(detector, predictions, anchors).select(levels)
-        output.features = step.output.features if keep_features else None
+        output.features = kept
         return replace(step, output=output, taps={key: [x[level] for level in levels] for key, x in taps.items()})
 
     def apply_to_tensors(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Follow the device and dtype of the model that is taught: ``nn.Module.to`` and its kin hand ``fn`` on."""
+        """
+        Follow the device of the model that is taught, and with precision "fp32" its dtype: ``nn.Module.to`` and its
+        kin hand ``fn`` on.
+        """
         if self._detector is not None:
-            self._detector._apply(fn)
+            self._detector._apply(self._engine.moved(fn))
+        if self._unchecked is not None:
+            self._unchecked._apply(fn)
 
 
 def run_teacher(

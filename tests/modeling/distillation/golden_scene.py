@@ -152,7 +152,7 @@ def watched_step(
     ``regions``, what each term was weighted with; and ``also``.
     """
     losses = {name: instantiate(loss) for name, loss in losses.items()}
-    model = DistilledDetector(student=student, teacher=dict(model=teacher), losses=losses)
+    model = DistilledDetector(student=student, teacher=dict(model=teacher, engine="eager"), losses=losses)
     seen = {}
     for name, loss in model.losses.items():
         loss.register_forward_hook(lambda m, args, out, name=name: seen.update({name: (args[2], out)}))

@@ -46,7 +46,7 @@ class Run:
                 node.normalizer = "local_positives"  # as in their code
         model = DistilledDetector(
             student=build(family, arrays, "student", self.features),
-            teacher=dict(model=build(family, arrays, "teacher", to_maps(arrays["in/tea_feat"], hw))),
+            teacher=dict(model=build(family, arrays, "teacher", to_maps(arrays["in/tea_feat"], hw)), engine="eager"),
             losses={name: instantiate(node) for name, node in losses.items()},
         )
         self.losses, self.seen = model.losses, {}

@@ -32,7 +32,7 @@ def checkpoint(tmp_path):
 def model_with(checkpoint, teacher=None, losses=None, **kwargs):
     return DistilledDetector(
         student=node(seed=0),
-        teacher=dict(model=teacher or node(seed=7), checkpoint=checkpoint),
+        teacher=dict(model=teacher or node(seed=7), checkpoint=checkpoint, engine="eager"),
         losses=losses or dict(kd=L(BinaryClassificationKD)(weight=1.0)),
         **kwargs,
     )

@@ -13,7 +13,7 @@ from tests.helpers import FAMILIES, build_detector, distilled, make_batch, run_s
 
 
 def run_teacher(teacher, batch, canvas, sizes, input_format="BGR"):
-    held = Teacher(teacher)
+    held = Teacher(teacher, engine="eager")
     held.load(torch.device("cpu"), torch.float32)
     step = held.run(
         batch,

@@ -1,0 +1,265 @@
+"""What the teacher computes with: its precision, and its layers merged or compiled. Checked against the plain one."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
+import torch
+from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.structures import ImageList, Instances
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from d2kd.modeling.adapters import guarded_hooks
+from d2kd.modeling.detectors.interface import inference_of, pixel_statistics
+
+__all__ = ["TeacherEngine", "own_precision"]
+
+# Below Detectron2's logger: whichever trainer runs has set that one up.
+logger = logging.getLogger(f"detectron2.{__name__}")
+
+PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+ENGINES = ("eager", "folded", "compile")
+
+#: Largest difference from the plain teacher in fp32, as a share of the largest magnitude of the same maps.
+_TOLERANCE = 1e-3
+_BatchNorm = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
+_Norm = nn.BatchNorm2d | nn.SyncBatchNorm | FrozenBatchNorm2d
+
+
+@dataclass(frozen=True)
+class TeacherEngine:
+    """
+    Args:
+        precision, engine: see :class:`Teacher`.
+
+    Raises:
+        ValueError: an option that does not exist.
+    """
+
+    precision: str
+    engine: str
+
+    def __post_init__(self) -> None:
+        for field, value, options in (("precision", self.precision, PRECISIONS), ("engine", self.engine, ENGINES)):
+            if value not in options:
+                raise ValueError(
+                    f"model.teacher.{field} is {value!r}, expected one of {', '.join(map(repr, options))} (in a yacs "
+                    f"config: MODEL.DISTILLATION.TEACHER_{field.upper()})."
+                )
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """What the teacher's weights are cast to; None: they are not."""
+        return PRECISIONS[self.precision]
+
+    def make(self, plain: DenseDetector, canvas: tuple[int, int]) -> DenseDetector:
+        """
+        A copy of a frozen detector that computes as the options say; the detector itself if they change nothing. It
+        takes images and returns predictions as the plain one does, but with maps in its own dtype. Pixel statistics and
+        anchors keep theirs, since images are normalised and boxes decoded in fp32; so do batch norms that stay, whose
+        variances may not fit in fp16.
+
+        Args:
+            plain: in eval mode, on its device.
+            canvas: (H, W) of the smallest image that its backbone takes.
+        """
+        if self.engine == "eager" and self.dtype is None:
+            return plain
+        detector = deepcopy(plain)
+        memory_format = torch.preserve_format
+        if self.engine != "eager":
+            _fold_norms(detector, canvas)
+            _rectify_in_place(detector)
+            memory_format = torch.channels_last
+        for part in (detector.backbone, detector.head):
+            for module in part.modules():
+                if not isinstance(module, _BatchNorm):
+                    module._apply(partial(_cast, dtype=self.dtype), recurse=False)
+            if memory_format is torch.channels_last:
+                part.to(memory_format=memory_format)
+        detector.backbone.register_forward_pre_hook(_Enter(self.dtype, memory_format))
+        detector.head.register_forward_hook(_leave)
+        if self.dtype is not None:
+            infer_in_fp32 = partial(_infer_in_fp32, inference_of(detector))
+            object.__setattr__(detector, "forward_inference", infer_in_fp32)
+        detector.eval()  # with what folding put in
+        if self.engine == "compile":
+            # In place, since torch.compile(module) would put another module around it.
+            detector.backbone.compile()
+            detector.head.compile()
+        return detector
+
+    @torch.no_grad()
+    def check(self, plain: DenseDetector, detector: DenseDetector, images: Tensor) -> None:
+        """
+        Compare what :meth:`make` made with what it was made from; logs the largest difference.
+
+        Args:
+            images: (N, C, H, W), normalised.
+
+        Raises:
+            ValueError: a difference that is no rounding, or values that are not finite where those of ``plain`` are.
+        """
+        with torch.autocast(images.device.type, enabled=False):
+            expected = tree_leaves(_forward(plain, images.to(pixel_statistics(plain)[0].dtype)))
+            found = tree_leaves(_forward(detector, images))
+        largest = torch.stack([_difference(x, y) for x, y in zip(found, expected, strict=True)]).max().item()
+        made = f"with model.teacher.precision={self.precision} and engine={self.engine}"
+        logger.info("The teacher %s differs from the plain one by %.1e of a map's largest value.", made, largest)
+        if self.dtype is None and not largest <= _TOLERANCE:
+            raise ValueError(
+                f"The teacher {made} differs from the plain one by {largest:.1e} of a map's largest value, expected at "
+                f"most {_TOLERANCE:.0e}: set model.teacher.engine=eager."
+            )
+        if not math.isfinite(largest):
+            raise ValueError(
+                f"The teacher {made} has values that are not finite where the plain one's are: set "
+                "model.teacher.precision to bf16 or fp32."
+            )
+
+    def moved(self, fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """What ``nn.Module._apply`` is to do for ``fn``: a teacher of its own precision follows the device alone."""
+
+        def move(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            return result if result.dtype == tensor.dtype else tensor.to(result.device)
+
+        return fn if self.dtype is None else move
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+
+class _Enter:
+    """Forward pre-hook that gives the images the dtype and layout of the layers."""
+
+    def __init__(self, dtype: torch.dtype | None, memory_format: torch.memory_format) -> None:
+        self.dtype = dtype
+        self.memory_format = memory_format
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        (images,) = args
+        return (images.to(dtype=self.dtype or images.dtype, memory_format=self.memory_format),)
+
+
+def _leave(module: nn.Module, args: object, predictions: list[list[Tensor]]) -> list[list[Tensor]]:
+    """Forward hook that gives the predictions the layout of the student's, with which losses compare them."""
+    return tree_map_only(Tensor, Tensor.contiguous, predictions)
+
+
+def _infer_in_fp32(
+    infer: Callable[..., list[Instances]],
+    images: ImageList,
+    features: list[Tensor],
+    predictions: list[list[Tensor]],
+) -> list[Instances]:
+    """NMS knows no half precision on a CPU, and boxes need more."""
+    return infer(images, features, tree_map_only(Tensor, Tensor.float, predictions))
+
+
+def _fold_norms(detector: DenseDetector, canvas: tuple[int, int]) -> None:
+    """Merge batch norms in eval mode into the convolutions before them. Parameters are replaced, not changed."""
+    for conv in detector.modules():
+        if isinstance(conv, Conv2d) and _is_foldable(conv.norm):
+            _merge(conv, conv.norm)
+            conv.norm = None
+    if not any(_is_foldable(module) for module in detector.modules()):
+        return
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in detector.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    for conv, norm in _neighbours(detector, canvas):
+        _merge(conv, norm)
+        activation = getattr(norm, "act", None)  # timm's norms may hold one
+        for name in names[norm]:
+            detector.set_submodule(name, activation if isinstance(activation, nn.Module) else nn.Identity())
+
+
+def _rectify_in_place(detector: DenseDetector) -> None:
+    """Let the ReLUs of towers overwrite what the convolution or norm before them made for them alone."""
+    for module in detector.modules():
+        if isinstance(module, nn.Sequential):
+            for before, relu in pairwise(module):
+                if isinstance(relu, nn.ReLU) and isinstance(before, (nn.Conv2d, nn.GroupNorm, nn.Identity)):
+                    relu.inplace = True
+
+
+def _is_foldable(module: object) -> bool:
+    return isinstance(module, _BatchNorm) and module.running_var is not None
+
+
+def _merge(conv: nn.Conv2d, norm: _Norm) -> None:
+    # Of FrozenBatchNorm2d all are buffers; without affine parameters there are no weight and bias.
+    tensors = dict(norm.named_parameters(recurse=False)) | dict(norm.named_buffers(recurse=False))
+    mean, variance = tensors["running_mean"], tensors["running_var"]
+    conv.weight, conv.bias = fuse_conv_bn_weights(
+        conv.weight, conv.bias, mean, variance, norm.eps, tensors.get("weight"), tensors.get("bias")
+    )
+
+
+@torch.no_grad()
+def _neighbours(detector: DenseDetector, canvas: tuple[int, int]) -> list[tuple[nn.Conv2d, _Norm]]:
+    """Each convolution whose output is always the input of one norm, which has no other, with that norm."""
+    made: dict[int, nn.Conv2d] = {}
+    outputs: list[Tensor] = []  # kept, so that no two have one id
+    calls: Counter[nn.Module] = Counter()
+    pairs: Counter[tuple[nn.Conv2d, _Norm]] = Counter()
+
+    def after_conv(conv: nn.Conv2d, args: tuple[Tensor], output: Tensor) -> None:
+        calls[conv] += 1
+        made[id(output)] = conv
+        outputs.append(output)
+
+    def before_norm(norm: _Norm, args: tuple[Tensor]) -> None:
+        calls[norm] += 1
+        if id(args[0]) in made:
+            pairs[made[id(args[0])], norm] += 1
+
+    handles = []
+    for module in detector.modules():
+        if _is_foldable(module):
+            handles.append(module.register_forward_pre_hook(before_norm))
+        elif type(module).forward in (nn.Conv2d.forward, Conv2d.forward):
+            if getattr(module, "norm", None) is None and getattr(module, "activation", None) is None:
+                handles.append(module.register_forward_hook(after_conv))
+    pixel_mean, _ = pixel_statistics(detector)
+    height, width = (side * -(-64 // side) for side in canvas)
+    try:
+        _forward(detector, pixel_mean.new_zeros(1, len(pixel_mean), height, width))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [(conv, norm) for (conv, norm), count in pairs.items() if count == calls[conv] == calls[norm]]
+
+
+def _forward(detector: DenseDetector, images: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
+    maps = detector.backbone(images)
+    features = [maps[name] for name in detector.head_in_features]
+    with guarded_hooks():
+        return features, detector.head(features)
+
+
+def _difference(found: Tensor, expected: Tensor) -> Tensor:
+    """Largest difference as a share of the largest magnitude; not finite where only ``found`` is not."""
+    expected = expected.double()
+    finite = expected.isfinite()
+    difference = torch.where(finite, found - expected, 0).abs().max()
+    return difference / torch.where(finite, expected, 0).abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def own_precision(detector: DenseDetector) -> AbstractContextManager[object]:
+    """Inside, layers of half precision run without autocast, which would cast their weights at every call."""
+    half = any(x.dtype in (torch.bfloat16, torch.float16) for x in detector.head.parameters())
+    return torch.autocast(detector.device.type, enabled=False) if half else nullcontext()
