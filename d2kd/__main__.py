@@ -59,7 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.name != "detectron2":
             raise
         print(f"d2kd: {GET_DETECTRON2}", file=sys.stderr)
-        return 1
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nd2kd {name}: interrupted.", file=sys.stderr)
+        return 130
     return module.main(argv[1:])
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from d2kd.cli import fail, is_users_error
+from d2kd.cli import run_command
 from d2kd.config import ALONE, CONFIG
 from d2kd.experiments import Experiment, build_jobs, environments, run_jobs, write_report
 
@@ -96,6 +96,8 @@ def parse_experiment(argv: Sequence[str]) -> tuple[Experiment, int]:
             parser.error(f"--report {override}: expected {expected}; overrides for training come before --report")
     if args.stretch and (ALONE not in args.methods or set(args.methods) == {ALONE}):
         parser.error(f"--stretch needs {ALONE!r} and a distilled method among --methods")
+    if min(args.seeds) < 0:
+        parser.error("--seeds must be 0 or more")
     if args.processes < 1 or (args.max_iter is not None and args.max_iter < 1):
         parser.error("--processes and --max-iter must be at least 1")
     experiment = Experiment(
@@ -129,17 +131,16 @@ def run(argv: Sequence[str]) -> int:
 
 
 def run_resumable(command: str, function: Callable[[], int]) -> int:
-    """Call ``function``; an interrupt, or an error that is the user's, ends it in one sentence."""
+    """:func:`d2kd.cli.run_command` of what goes on where it stopped, if it is called again."""
+
+    def resumable() -> int:
+        try:
+            return function()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("The same command goes on where this one stopped.") from None
+
     torch.set_num_threads(1)  # of evaluations here: a second gains little on small images, and stalls the trainings
-    try:
-        return function()
-    except KeyboardInterrupt:
-        print("\nInterrupted. The same command goes on where this one stopped.", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if not (isinstance(error, ImportError) or is_users_error(error)):  # such as an extra that is not installed
-            raise
-        return fail(command, error)
+    return run_command(command, resumable)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

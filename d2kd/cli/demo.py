@@ -2,6 +2,9 @@
 The demo: a small FCOS learns to detect digits alone, and taught by a bigger one (CrossKD). Makes the data,
 trains the teacher, then the student alone, distilled, and alone for as long as distillation costs; evaluates
 all on the test split; writes a table, curves and a sheet of images. What is finished is not repeated.
+
+--max-iter N tries this quickly: the teacher trains N iterations too, in a folder of its own, and the data have only as
+many images as that needs. A short run shows that everything works, and nothing about quality.
 """
 
 from __future__ import annotations
@@ -23,8 +26,8 @@ from detectron2.data import MetadataCatalog
 from torch import nn
 
 from d2kd.cli.compare import run_resumable
-from d2kd.config import ALONE, CONFIG
-from d2kd.data.digits import prepare_digits
+from d2kd.config import ALONE, CONFIG, load_config
+from d2kd.data.digits import SIZES, prepare_digits
 from d2kd.experiments import (
     COCO_METRICS,
     TEACHER,
@@ -43,6 +46,7 @@ from d2kd.experiments import (
     plan_run,
     plan_teacher,
     plot_curves,
+    quoted,
     run_jobs,
     short_path,
     stretched,
@@ -52,6 +56,9 @@ from d2kd.experiments import (
 
 COMMAND = "d2kd demo"
 STUDENT, METHOD, SEED = "digits/fcos_small_crosskd.py", CONFIG, 0
+TEACHER_CONFIG = "digits/fcos_teacher.py"
+EPOCH = 1000  # iterations in which a training sees each image of the whole data once
+CUT = "So short a run shows that everything works, and nothing about quality or what distillation gains."
 SPLIT = "digits_test"  # choices were made on digits_val
 LABELS = {
     TEACHER: "teacher",
@@ -65,16 +72,43 @@ SHEET_BOXES = 6  # nor more than so many on an image
 
 
 def demo_experiment(output: Path, max_iter: int | None) -> Experiment:
-    """The demo as an experiment."""
+    """
+    The demo as an experiment. With ``max_iter`` its teacher and data are its own, in ``output``: a teacher that was cut
+    short is where no other run looks for one.
+    """
+    overrides: tuple[str, ...] = ()
+    teacher_overrides: tuple[str, ...] = ()
+    if max_iter is not None:
+        root, sizes = demo_data(output, max_iter)
+        images = ",".join(f"{split}:{count}" for split, count in sizes.items())
+        datasets = [f"dataloader.{loader}.dataset" for loader in ("train", "test")]
+        data = [f"{node}.{key}" for node in datasets for key in (f"root={quoted(root)}", f"sizes={{{images}}}")]
+        teacher_iterations = min(max_iter, load_config(TEACHER_CONFIG).train.max_iter)
+        teacher_overrides = (f"train.max_iter={teacher_iterations}", *data)
+        overrides = (*data, f"model.teacher.checkpoint={quoted(output / TEACHER / 'model_final.pth')}")
     return Experiment(
         configs=(STUDENT,),
         output=output,
         methods=(ALONE, METHOD),
         seeds=(SEED,),
+        overrides=overrides,
         max_iter=max_iter,
         stretch=True,
         report=(f"dataloader.test.dataset.names={SPLIT}",),
+        teacher_config=TEACHER_CONFIG,
+        teacher_overrides=teacher_overrides,
     )
+
+
+def demo_data(output: Path, max_iter: int) -> tuple[Path, dict[str, int]]:
+    """The folder of a shorter demo's data, and their images by split: no more than ``max_iter`` iterations see."""
+    share = min(1.0, max_iter / EPOCH)
+    return output / "data", {split: max(SHEET_ROWS, int(count * share)) for split, count in SIZES.items()}
+
+
+def is_cut(experiment: Experiment) -> bool:
+    """Whether the students train for less than their config's schedule."""
+    return experiment.max_iter is not None and experiment.max_iter < load_config(STUDENT).train.max_iter
 
 
 def demo_table(results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -103,8 +137,13 @@ def _number(value: float | None, spec: str) -> str:
     return "-" if value is None else format(value, spec)
 
 
-def conclusions(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What the table says about distillation, in sentences, whether it helped or not."""
+def conclusions(results: Mapping[str, Mapping[str, Any]], *, cut: bool = False) -> list[str]:
+    """
+    What the table says about distillation, in sentences, whether it helped or not; of runs that were ``cut`` short,
+    that it says nothing.
+    """
+    if cut:
+        return [f"{CUT} `d2kd demo` without --max-iter trains long enough to compare."]
     alone, longer, distilled = (results[m] for m in (ALONE, stretched(METHOD), METHOD))
     # As printed: nobody should have to wonder why the differences do not match the table.
     ap, ap_longer, ap_distilled = (round(r["values"]["bbox/AP"], 1) for r in (alone, longer, distilled))
@@ -176,7 +215,7 @@ def _truth(annotation: Mapping[str, Any], names: Sequence[str]) -> Box:
 def write_results(experiment: Experiment, command: str) -> str:
     """Write everything to the output folder; returns what to print."""
     results = {result["method"]: result for result in collect(experiment)[0]}
-    table, sentences = demo_table(results), conclusions(results)
+    table, sentences = demo_table(results), conclusions(results, cut=is_cut(experiment))
     text = f"{table}\n" + "\n".join(f"- {sentence}" for sentence in sentences) + "\n"
     write_text(experiment.output / "results.md", f"{text}\nMade by `{command}`.\n")
     write_json(
@@ -190,27 +229,34 @@ def write_results(experiment: Experiment, command: str) -> str:
 
 def expected_minutes(experiment: Experiment, processes: int) -> int:
     """For everything from the beginning, on idle cores; from seconds per iteration measured on one."""
+    share = min(1.0, (experiment.max_iter or EPOCH) / EPOCH)  # of the images
     training = plan_teacher(experiment, STUDENT)[1]
     teacher = 0.053 * training.max_iter + 10 if training else 0
     students = plan_run(experiment, STUDENT, ALONE, SEED).max_iter
-    alone = 0.03 * students + 20  # evaluations included
-    distilled = longer = 0.05 * students + 20
+    alone = 0.03 * students + 8 + 12 * share  # evaluations included
+    distilled = longer = 0.05 * students + 8 + 12 * share
     aside = alone if processes == 1 else 0  # otherwise beside the teacher
-    return math.ceil((30 + teacher + aside + distilled + longer + 15) / 60)
+    return math.ceil((10 + 20 * share + teacher + aside + distilled + longer + 15 * share) / 60)
 
 
 def introduction(experiment: Experiment, processes: int) -> str:
     minutes = expected_minutes(experiment, processes)
+    minutes_text = "1 minute" if minutes == 1 else f"{minutes} minutes"
     side_by_side = "one training at a time" if processes == 1 else "two trainings side by side"
+    sizes, teacher = SIZES, ""
+    if experiment.max_iter is not None:
+        sizes = demo_data(experiment.output, experiment.max_iter)[1]
+        teacher = f", at most {experiment.max_iter} iterations"
     return f"""\
 This demo trains a small FCOS on digits pasted on photographs, alone and distilled from a bigger FCOS:
-  1. make the data (once; about 20 s)
-  2. train the teacher (once)
+  1. make the data (once; {sum(sizes.values())} images)
+  2. train the teacher (once{teacher})
   3. train the student alone
   4. train the student distilled by CrossKD: same seed, initial weights, schedule and data order
   5. train the student alone for as long as the distilled run cost
   6. evaluate all on the test split, and write table, curves and images to {short_path(experiment.output)}
-The whole takes about {minutes} minutes on idle cores, {side_by_side} with one thread each.
+{CUT + chr(10) if is_cut(experiment) else ""}\
+The whole takes about {minutes_text} on idle cores, {side_by_side} with one thread each.
 Ctrl-C stops it, and the same command goes on from there: what is finished is not repeated.
 """
 
@@ -224,17 +270,25 @@ def run(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog=COMMAND, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, default=Path("output/demo"), help="default: output/demo")
-    parser.add_argument("--max-iter", type=int, help="iterations of the students (default: their config's)")
+    parser.add_argument("--output", type=Path, help="default: output/demo, or output/demo_N with --max-iter N")
+    parser.add_argument(
+        "--max-iter",
+        type=int,
+        metavar="N",
+        help="iterations of the students, and at most of the teacher (default: 2000, and 5000 of the teacher)",
+    )
     args = parser.parse_args(argv)
     if args.max_iter is not None and args.max_iter < 1:
         parser.error("--max-iter must be at least 1")
-    experiment = demo_experiment(args.output, args.max_iter)
+    name = "demo" if args.max_iter is None else f"demo_{args.max_iter}"
+    output = args.output or Path("output", name)
+    experiment = demo_experiment(output, args.max_iter)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # also beside a GPU: the demo's costs are CPU seconds
     processes = min(2, os.cpu_count() or 1)
     print(introduction(experiment, processes), flush=True)
     start = time.monotonic()
-    print(f"data: {prepare_digits()} ({time.monotonic() - start:.0f} s)", flush=True)
+    data = prepare_digits(*demo_data(output, args.max_iter)) if args.max_iter else prepare_digits()
+    print(f"data: {data} ({time.monotonic() - start:.0f} s)", flush=True)
     if run_jobs(build_jobs(experiment), environments(experiment.device, processes)):
         print("\nThe demo is not complete; the same command goes on where it stopped.", file=sys.stderr)
         return 1

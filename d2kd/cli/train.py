@@ -21,7 +21,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from omegaconf import OmegaConf
 
-from d2kd.cli import fail, is_users_error
+from d2kd.cli import fail, is_users_error, run_command, sentence
 from d2kd.config import ALONE, CONFIG, config_path, load_config
 from d2kd.engine import (
     check_config,
@@ -102,32 +102,13 @@ def _run_and_note(args: argparse.Namespace, notes: str) -> None:
         run(args)
     except Exception as error:
         if is_users_error(error):
-            Path(notes, f"rank{comm.get_rank():05}").write_text(str(error))
+            Path(notes, f"rank{comm.get_rank():05}").write_text(sentence(error))
         raise
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argument_parser()
-    args = parser.parse_args(argv)
-    if not args.config_file:
-        parser.error("--config-file FILE is required")
-    for opt in args.opts:
-        if opt.startswith("-") or "=" not in opt:
-            parser.error(f"{opt!r} is no key=value override; options come before the overrides")
-    gpus = torch.cuda.device_count()
-    if args.num_gpus < 1:
-        parser.error(f"--num-gpus {args.num_gpus}, expected at least 1; without a GPU it is the number of processes")
-    if gpus and args.num_gpus > gpus:
-        parser.error(f"--num-gpus {args.num_gpus}, but this machine has {gpus}")
-    if args.num_machines > 1 and args.dist_url == "auto":
-        parser.error(f"--num-machines {args.num_machines} needs --dist-url tcp://HOST:PORT, the same on all machines")
-    try:
-        args.config_file = config_path(args.config_file)  # Detectron2's default_setup reads the file, too
-        minutes = OmegaConf.select(load_config(args.config_file, args.opts), "train.ddp.timeout_minutes", default=30)
-    except Exception as error:
-        if not is_users_error(error):
-            raise
-        return fail(COMMAND, error)
+def _launch(args: argparse.Namespace) -> int:
+    args.config_file = config_path(args.config_file)  # Detectron2's default_setup reads the file, too
+    minutes = OmegaConf.select(load_config(args.config_file, args.opts), "train.ddp.timeout_minutes", default=30)
     with tempfile.TemporaryDirectory() as notes:
         try:
             launch_ranks(
@@ -140,12 +121,32 @@ def main(argv: Sequence[str] | None = None) -> int:
                 url=args.dist_url,
                 timeout=timedelta(minutes=minutes),
             )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("--resume goes on from the last checkpoint.") from None
         except Exception as error:
             sentences = [path.read_text() for path in sorted(Path(notes).iterdir())]
             if not any(sentences) and not is_users_error(error):
                 raise
             return fail(COMMAND, next(filter(None, sentences), error))
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argument_parser()
+    args = parser.parse_args(argv)
+    if not args.config_file:
+        parser.error("--config-file FILE is required")
+    for opt in args.opts:
+        if opt.startswith("-") or "=" not in opt:
+            parser.error(f"{opt!r} is no key=value override; options come before the overrides")
+    if args.num_gpus < 1:
+        parser.error("--num-gpus must be at least 1; without a GPU it is the number of CPU processes")
+    gpus = torch.cuda.device_count()
+    if gpus and args.num_gpus > gpus:
+        parser.error(f"--num-gpus {args.num_gpus}, but this machine has {gpus}")
+    if args.num_machines > 1 and args.dist_url == "auto":
+        parser.error(f"--num-machines {args.num_machines} needs --dist-url tcp://HOST:PORT, the same on all machines")
+    return run_command(COMMAND, _launch, args)
 
 
 if __name__ == "__main__":

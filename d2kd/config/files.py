@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import importlib.resources
 import os
+import traceback
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
 from detectron2.config import LazyConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from d2kd.config.lazy import CONFIG, with_method
 
 __all__ = ["config_path", "get_config", "get_detectron2_config", "load_config"]
 
+#: What d2kd reads of ``train`` and Detectron2 does not: a config that lacks one has that of configs/common/train.py.
+_OWN_TRAIN_KEYS = ("seed", "amp.dtype", "clip_grad", "best_metric")
+
 
 def load_config(file: str, overrides: Sequence[str] = (), *, method: str = CONFIG) -> DictConfig:
     """
-    Load a LazyConfig as the commands do.
+    Load a LazyConfig as the commands do. A ``train`` made for Detectron2's lazyconfig_train_net.py is enough: what d2kd
+    reads beyond it has its defaults.
 
     Args:
         file: see :func:`config_path`.
@@ -27,9 +32,11 @@ def load_config(file: str, overrides: Sequence[str] = (), *, method: str = CONFI
 
     Raises:
         FileNotFoundError: there is no such file, and no packaged config of that name.
-        ValueError: an override that cannot be applied, or see :func:`with_method`.
+        ValueError: a file that fails when it is read, or has no model; an override that cannot be applied; or see
+            :func:`with_method`.
     """
-    cfg = LazyConfig.load(config_path(file))
+    cfg = _read(file)
+    _add_defaults(cfg)
     if method != CONFIG:
         cfg.model = with_method(cfg.model, method)
     for override in overrides:
@@ -39,6 +46,44 @@ def load_config(file: str, overrides: Sequence[str] = (), *, method: str = CONFI
             reason = str(error).partition("\n")[0]
             raise ValueError(f"The override {override!r} cannot be applied: {reason}") from error
     return cfg
+
+
+def _read(file: str) -> DictConfig:
+    path = config_path(file)
+    try:
+        cfg = LazyConfig.load(path)
+    except Exception as error:  # whatever a person's file does
+        *_, (last, _) = traceback.walk_tb(error.__traceback__)
+        if (last.f_globals.get("__package__") or "").partition(".")[0] == "d2kd":
+            raise  # its message says all
+        raise ValueError(f"{file} cannot be read: {_reason(error)}") from error
+    if not isinstance(cfg, DictConfig) or "model" not in cfg:
+        yacs = isinstance(cfg, DictConfig) and "MODEL" in cfg
+        hint = "; a yacs config is distilled by the train_net.py that reads it, see docs/embedding.md" if yacs else ""
+        raise ValueError(f"{file} has no model, expected a LazyConfig with a model node{hint}.")
+    return cfg
+
+
+def _add_defaults(cfg: DictConfig) -> None:
+    absent = object()
+    defaults = get_config("common/train.py").train
+    if isinstance(cfg.get("train"), DictConfig):
+        for key in _OWN_TRAIN_KEYS:
+            if OmegaConf.select(cfg.train, key, default=absent) is absent:
+                OmegaConf.update(cfg.train, key, OmegaConf.select(defaults, key), force_add=True)
+
+
+def _reason(error: Exception) -> str:
+    """What failed, and the line of the config, or of the one that it imports, where it did."""
+    if isinstance(error, SyntaxError) and isinstance(cause := error.__cause__, SyntaxError):
+        return f"{error} (line {cause.lineno}: {cause.msg})"  # Detectron2 names the file, Python the line
+    places = [
+        f"{frame.f_code.co_filename}, line {line}: "
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if (frame.f_globals.get("__package__") or "").startswith("detectron2._cfg_loader")
+    ]
+    text = " ".join(str(error).split())
+    return f"{places[-1] if places else ''}{type(error).__name__}: {text}"
 
 
 def config_path(file: str) -> str:

@@ -6,7 +6,7 @@ from d2kd.experiments.files import write_json, write_text
 from d2kd.experiments.git import git_state
 from d2kd.experiments.jobs import JobError, run_jobs, short_path
 from d2kd.experiments.metrics import COCO_METRICS
-from d2kd.experiments.plan import TEACHER, Experiment, plan_run, plan_teacher, stretched
+from d2kd.experiments.plan import TEACHER, Experiment, plan_run, plan_teacher, quoted, stretched
 from d2kd.experiments.report import cost_heading, markdown_table, write_report
 from d2kd.experiments.results import collect, load_student, load_teacher
 from d2kd.experiments.training_jobs import build_jobs, environments
@@ -32,6 +32,7 @@ __all__ = [
     "plan_run",
     "plan_teacher",
     "plot_curves",
+    "quoted",
     "run_jobs",
     "short_path",
     "stretched",

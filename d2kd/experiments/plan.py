@@ -27,6 +27,7 @@ __all__ = [
     "plan_runs",
     "plan_stretched",
     "plan_teacher",
+    "quoted",
     "stretched",
     "stretched_for",
     "teacher_is_ready",
@@ -50,6 +51,12 @@ def stretched_for(method: str) -> str | None:
 def config_label(config: str) -> str:
     """What tables, figures and folders call a config: its file's name."""
     return Path(config).stem
+
+
+def quoted(path: Path) -> str:
+    """A path as the value of an override, whatever characters it has."""
+    escaped = str(path).replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def _losses_of(method: str) -> str:
@@ -82,6 +89,7 @@ class Experiment:
         report: overrides for the evaluation that is reported on; none: the one of the training.
         teacher_config: what trains a teacher whose checkpoint does not exist; None: a ``*_teacher.py`` beside the
             student's config, whose ``train.output_dir`` is the checkpoint's folder.
+        teacher_overrides: for that training.
 
     Raises:
         ValueError: two configs of one name.
@@ -96,6 +104,7 @@ class Experiment:
     stretch: bool = False
     report: tuple[str, ...] = ()
     teacher_config: str | None = None
+    teacher_overrides: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names = [config_label(config) for config in self.configs]
@@ -239,9 +248,12 @@ def plan_teacher(experiment: Experiment, config: str) -> tuple[str, Run | None]:
             f"{_CHECKPOINT} of {config} is {checkpoint}, which does not exist, expected a "
             "model_final.pth if the teacher is to be trained."
         )
-    train = load_config(path).train
-    name, folder = f"teacher of {config_label(config)}", Path(checkpoint).parent
-    return checkpoint, Run(name, path, TEACHER, train.seed, folder, (), train.max_iter, train.best_metric, device)
+    overrides = experiment.teacher_overrides
+    train, folder = load_config(path, overrides).train, Path(checkpoint).parent
+    name = f"teacher of {config_label(config)}"
+    return checkpoint, Run(
+        name, path, TEACHER, train.seed, folder, overrides, train.max_iter, train.best_metric, device
+    )
 
 
 def _teacher_config(config: str, checkpoint: str) -> str | None:

@@ -82,7 +82,9 @@ def check_request(run: Run) -> dict[str, Any]:
     if old == new:
         return new
     if old["overrides"] != new["overrides"]:
-        why = f"its overrides were {' '.join(old['overrides'])}, now {' '.join(new['overrides'])}"
+        pairs = ((old["overrides"], new["overrides"]), (new["overrides"], old["overrides"]))
+        was, now = (" ".join(key for key in some if key not in others) or "none" for some, others in pairs)
+        why = f"its overrides were {was}, now {now}"
     elif old["config_sha256"] != new["config_sha256"]:
         why = f"what {run.config} says has changed since"
     elif old.get("annotations_sha256") != new["annotations_sha256"]:

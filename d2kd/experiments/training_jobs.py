@@ -29,6 +29,7 @@ from d2kd.experiments.plan import (
     plan_runs,
     plan_stretched,
     plan_teacher,
+    quoted,
     stretched,
     teacher_is_ready,
 )
@@ -78,8 +79,11 @@ def build_jobs(experiment: Experiment) -> list[Job]:
 
 def _check_data(experiment: Experiment) -> None:
     """
-    Load the data that is evaluated on, in training and for the report. Data that is made at its first use is made
-    here, once.
+    Load the data: of training, of the evaluations, and of the report. Data that is made at its first use is made here,
+    once.
+
+    Raises:
+        ValueError: a dataset is not registered, or ``report`` sets what the config lacks.
     """
     for config in experiment.configs:
         run = plan_run(experiment, config, ALONE, experiment.seeds[0])
@@ -87,12 +91,15 @@ def _check_data(experiment: Experiment) -> None:
         for key in (override.split("=")[0] for override in experiment.report):
             if OmegaConf.select(cfg, key.rpartition(".")[0], default=None) is None:
                 raise ValueError(f"--report sets {key}, but {config} has nothing of that name.")
-        for overrides in {(), experiment.report}:
-            node = OmegaConf.select(run.load_config(*overrides), "dataloader.test.dataset", default=None)
+        sources = [(cfg, "train"), (cfg, "test")]
+        if experiment.report:
+            sources.append((run.load_config(*experiment.report), "test"))
+        for source, loader in sources:
+            key = f"dataloader.{loader}.dataset"
             try:
-                instantiate(node)
+                instantiate(OmegaConf.select(source, key, default=None))
             except KeyError as error:  # Detectron2's, of a dataset that is not registered
-                raise ValueError(f"dataloader.test.dataset of {config}: {error.args[0]}") from error
+                raise ValueError(f"{key} of {config}: {error.args[0]}") from error
 
 
 def environments(device: str, processes: int) -> list[dict[str, str]]:
@@ -114,9 +121,16 @@ def environments(device: str, processes: int) -> list[dict[str, str]]:
 
 def train_command(run: Run, *python: str) -> list[str]:
     """The command that trains ``run``, or goes on with it; ``python`` is what runs the command line."""
-    folder = str(run.folder).replace("'", "\\'")
     method = () if run.losses == CONFIG else ("--method", run.losses)
-    return [*python, "--config-file", run.config, *method, "--resume", *run.overrides, f"train.output_dir='{folder}'"]
+    return [
+        *python,
+        "--config-file",
+        run.config,
+        *method,
+        "--resume",
+        *run.overrides,
+        f"train.output_dir={quoted(run.folder)}",
+    ]
 
 
 def _prepare(run: Run) -> Command | None:

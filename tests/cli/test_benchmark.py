@@ -175,7 +175,7 @@ def test_no_method_measures_the_baseline_alone(tmp_path, capsys):
 
 
 def test_a_method_that_does_not_fit_is_one_sentence(capsys):
-    assert benchmark.main(["--detector", "fcos", *SMALL, "--device", "cpu", "--methods", "ld"]) == 1
+    assert benchmark.main(["--detector", "fcos", *SMALL, "--device", "cpu", "--methods", "ld"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("d2kd benchmark: ") and error.count("\n") == 1 and "FCOS" in error
 

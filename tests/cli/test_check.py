@@ -63,7 +63,7 @@ def test_a_baseline_has_no_teacher(check, capsys):
     ],
 )
 def test_errors_are_one_sentence(check, code, sentence, capsys):
-    assert check(code) == 1
+    assert check(code) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     line = printed.err.splitlines()[-1]
@@ -72,5 +72,5 @@ def test_errors_are_one_sentence(check, code, sentence, capsys):
 
 
 def test_a_config_that_is_nowhere(capsys):
-    assert main(["--config-file", "digits/fcos_croskd.py"]) == 1
+    assert main(["--config-file", "digits/fcos_croskd.py"]) == 2
     assert "did you mean digits/fcos_crosskd.py" in capsys.readouterr().err

@@ -72,7 +72,7 @@ def test_without_detectron2_a_sentence_says_where_to_get_it(monkeypatch, capsys)
     for name in [name for name in sys.modules if name == "d2kd.cli" or name.startswith(("d2kd.cli.", "detectron2"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [Missing("detectron2"), *sys.meta_path])
-    assert main(["train", "--help"]) == 1
+    assert main(["train", "--help"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "Detectron2 is not installed" in line and "pip install" in line
 
@@ -104,7 +104,7 @@ def fails(error):
     ],
 )
 def test_a_users_error_is_one_line(function, capsys):
-    assert run_command("d2kd x", function) == 1
+    assert run_command("d2kd x", function) == 2
     assert re.fullmatch(r"(Error when instantiating .*\n)?d2kd x: .+\n", capsys.readouterr().err)
 
 
@@ -128,5 +128,5 @@ def test_methods_are_listed(capsys):
 
 
 def test_an_unknown_method(capsys):
-    assert main(["methods", "croskd"]) == 1
+    assert main(["methods", "croskd"]) == 2
     assert re.fullmatch("d2kd methods: Unknown method 'croskd'.* did you mean crosskd.*\n", capsys.readouterr().err)

@@ -155,7 +155,7 @@ def test_another_request_is_refused_before_anything_runs(workplace, finished, ca
     argv = ["--methods", "alone", "--seeds", "0"]
     assert workplace.run(*argv) == (0 if finished else 1)
     capsys.readouterr()
-    assert workplace.run("--methods", "alone", "config", "--seeds", "1", "0", "optimizer.lr=1e-4") == 1
+    assert workplace.run("--methods", "alone", "config", "--seeds", "1", "0", "optimizer.lr=1e-4") == 2
     refusal = "d2kd compare: .*seed0 holds another run: its overrides were .* Delete it, or choose another --output\n"
     assert re.fullmatch(refusal, capsys.readouterr().err)
     assert len(workplace.calls()) == 1
@@ -234,9 +234,9 @@ def test_overrides_may_follow_lists():
 
 
 def test_what_is_not_there_is_named(workplace, capsys):
-    assert workplace.run("--methods", "alone", "nokd") == 1
+    assert workplace.run("--methods", "alone", "nokd") == 2
     assert capsys.readouterr().err.startswith("d2kd compare: Unknown method 'nokd'")
-    assert compare.main(["--config-file", "digits/fcos_croskd.py"]) == 1
+    assert compare.main(["--config-file", "digits/fcos_croskd.py"]) == 2
     assert re.fullmatch("d2kd compare: There is no file .*did you mean digits/fcos_cross.*\n", capsys.readouterr().err)
     assert workplace.calls() == []
 

@@ -3,64 +3,21 @@
 import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+
+from tests.own_project import write_project
 
 ROOT = Path(__file__).parents[2]
-COMMON = """
-import d2kd
-from detectron2.config import LazyCall as L
-from detectron2.evaluation import DatasetEvaluator
-from d2kd.losses import BinaryClassificationKD
-from .tiny_retinanet import dataloader, lr_multiplier, model, optimizer, train
-
-train.output_dir = "output/teacher"
-model.test_score_thresh = 0.0  # untrained as it is, it detects something
-"""
-MINE = """
-_losses = dict(mine=L(BinaryClassificationKD)(weight=2.0))
-_checkpoint = "output/teacher/model_final.pth"
-model = d2kd.distill(model, teacher=model, teacher_checkpoint=_checkpoint, losses=_losses)
-"""
-EVALUATOR = """
-class Count(DatasetEvaluator):
-    def reset(self):
-        self.images = 0
-    def process(self, inputs, outputs):
-        self.images += len(inputs)
-    def evaluate(self):
-        return {"found": {"images": self.images, "share": 0.5}}
-
-dataloader.evaluator = L(Count)()
-"""
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A folder with 30 images of 64 x 64 in COCO's format, a config that distils, and one of its teacher."""
     folder = tmp_path_factory.mktemp("project")
-    (folder / "data").mkdir()
-    rng = np.random.default_rng(0)
-    images, annotations = [], []
-    for i in range(30):
-        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(folder / f"data/{i}.png")
-        images.append({"id": i, "file_name": f"{i}.png", "width": 64, "height": 64})
-        x, y = map(int, rng.integers(0, 32, 2))
-        target = {"bbox": [x, y, 24, 24], "area": 24 * 24, "category_id": i % 2, "iscrowd": 0}
-        annotations.append({"id": i + 1, "image_id": i, **target})
-    categories = [{"id": i, "name": f"class{i}"} for i in range(2)]
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    (folder / "data/instances.json").write_text(json.dumps(content))
-    shutil.copy(ROOT / "tests/engine/tiny_retinanet.py", folder)
-    (folder / "big_teacher.py").write_text(COMMON + "train.max_iter = 2\n")
-    (folder / "mine.py").write_text(COMMON + MINE)
-    (folder / "counted.py").write_text(COMMON + MINE + EVALUATOR)
+    write_project(folder)
     return folder
 
 
@@ -119,6 +76,6 @@ def test_an_evaluator_of_ones_own(project):
 
 def test_a_dataset_that_is_not_there_ends_the_command_in_a_sentence(project):
     code, out, err = compare(project, "--config-file", "mine.py", "dataloader.test.dataset.names=tiny:elsewhere")
-    assert code == 1 and out == ""
+    assert code == 2 and out == ""
     sentence = "d2kd compare: dataloader.test.dataset of mine.py: Dataset 'tiny:elsewhere' is not registered"
     assert err.splitlines()[-1].startswith(sentence) and "Traceback" not in err

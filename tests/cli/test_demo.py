@@ -89,8 +89,8 @@ def test_detect_keeps_the_best_with_class_names():
 @pytest.fixture
 def small_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(dataset, "SIZES", {"train": 2, "val": 2, "test": 8})
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
+    monkeypatch.setattr(dataset, "SIZES", {"train": 2, "val": 2, "test": 8})  # the whole data
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     threads = torch.get_num_threads()
     yield
@@ -107,7 +107,7 @@ def test_sheet_shows_ground_truth_in_its_place(tmp_path, small_data, monkeypatch
         run = plan_run(experiment, demo.STUDENT, method, 0)
         run.folder.mkdir(parents=True)
         save_weights(run, run.folder)
-    checkpoint, teacher = plan_teacher(experiment, demo.STUDENT)  # in the current folder
+    checkpoint, teacher = plan_teacher(experiment, demo.STUDENT)
     Path(checkpoint).parent.mkdir(parents=True)
     save_weights(teacher, Path(checkpoint).parent)
     drawn = {}
@@ -115,47 +115,86 @@ def test_sheet_shows_ground_truth_in_its_place(tmp_path, small_data, monkeypatch
     demo.write_sheet(experiment, tmp_path / "sheet.png")
     assert list(drawn["c"]) == ["ground truth", "student alone", "student distilled (CrossKD)", "teacher"]
     assert [len(rows) for rows in drawn["c"].values()] == [8] * 4
-    there = json.loads((tmp_path / "data/digits/annotations/digits_test.json").read_text())
+    there = json.loads((tmp_path / "data/annotations/digits_test.json").read_text())
     assert len(there["images"]) == 8
     names = {category["id"]: category["name"] for category in there["categories"]}
     first = there["annotations"][0]
     x, y, width, height = first["bbox"]
     box = drawn["c"]["ground truth"][0][0]
     assert box.xyxy == (x, y, x + width, y + height) and box.name == names[first["category_id"]]
-    with Image.open(tmp_path / "data/digits/test/000001.jpg") as image:
+    with Image.open(tmp_path / "data/test/000001.jpg") as image:
         np.testing.assert_array_equal(drawn["i"][0], np.asarray(image.convert("RGB")))
 
 
-def test_the_demo_runs_its_stages_once(tmp_path, small_data, monkeypatch, capsys):
-    student = "fcos_small_crosskd"
-    (tmp_path / "plan.json").write_text(json.dumps({f"{student} config": {"cpu": 1.5}}))
+@pytest.fixture
+def fake_trainings(tmp_path, small_data, monkeypatch):
+    """The demo with trainings that take no time; returns what was trained so far: (run, train.max_iter)."""
+    (tmp_path / "plan.json").write_text(json.dumps({"fcos_small_crosskd config": {"cpu": 1.5}}))
+    calls = tmp_path / "calls"
     monkeypatch.setenv("FAKE_PLAN", str(tmp_path / "plan.json"))
-    monkeypatch.setenv("FAKE_CALLS", str(tmp_path / "calls"))
+    monkeypatch.setenv("FAKE_CALLS", str(calls))
     monkeypatch.setattr(training_jobs, "TRAIN", (str(FAKE),))
     for name in ("evaluate_student", "evaluate_teacher"):
         monkeypatch.setattr(results, name, lambda *_: {"bbox/AP": 31.0})
     monkeypatch.setattr(results, "load_teacher", lambda cfg: (None, 800_000))
     monkeypatch.setattr(demo, "write_sheet", lambda experiment, path: path.touch())
-    assert demo.main(["--max-iter", "16"]) == 0
-    calls = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
-    order = [(call["run"], call["options"].get("train.max_iter")) for call in calls]
-    assert sorted(order[:2]) == sorted([(f"{student} alone 0", "16"), ("fcos_teacher config 0", None)])
-    assert order[2:] == [(f"{student} config 0", "16"), (f"{student} alone 0", "24")]
+
+    def trained():
+        lines = map(json.loads, calls.read_text().splitlines())
+        return [(line["run"], line["options"].get("train.max_iter")) for line in lines]
+
+    return trained
+
+
+def test_the_demo_runs_its_stages_once(tmp_path, fake_trainings, capsys):
+    student = "fcos_small_crosskd"
+    assert demo.main([]) == 0
+    trained = fake_trainings()
+    assert sorted(trained[:2]) == [(f"{student} alone 0", "2000"), ("fcos_teacher config 0", None)]
+    assert trained[2:] == [(f"{student} config 0", "2000"), (f"{student} alone 0", "3000")]
     printed = capsys.readouterr().out
     written = (tmp_path / "output/demo/results.md").read_text()
-    assert "minutes" in printed and written.split("\nMade by")[0] in printed
-    assert "At equal cost, the student alone (24 iterations) reaches 31.0 AP: as much" in written
-    assert "d2kd demo --max-iter 16" in written
+    assert "minutes" in printed and written.split("\nMade by")[0] in printed and demo.CUT not in printed
+    assert "At equal cost, the student alone (3000 iterations) reaches 31.0 AP: as much" in written
+    assert "Made by `d2kd demo`" in written
     content = json.loads((tmp_path / "output/demo/results.json").read_text())
     assert [run["method"] for run in content["runs"]] == [TEACHER, ALONE, LONGER, CONFIG]
     assert {path.name for path in (tmp_path / "output/demo").glob("*.png")} == {"curves.png", "sheet.png"}
 
-    assert demo.main(["--max-iter", "16"]) == 0
-    assert len((tmp_path / "calls").read_text().splitlines()) == 4
+    assert demo.main([]) == 0
+    assert len(fake_trainings()) == 4
     assert capsys.readouterr().out.count("already done") == 4
+
+
+def test_a_short_demo_leaves_nothing_that_a_whole_one_takes(tmp_path, fake_trainings, capsys):
+    assert demo.main(["--max-iter", "16"]) == 0
+    short = fake_trainings()
+    assert ("fcos_teacher config 0", "16") in short and len(short) == 4
+    printed = capsys.readouterr().out
+    assert printed.count(demo.CUT) == 2 and "At equal" not in printed and "144 images" in printed
+    assert {path.name for path in (tmp_path / "output").iterdir()} == {"demo_16"} and not Path("datasets").exists()
+    assert demo.main(["--output", "output/demo_16"]) == 2  # the students are others
+    assert "holds another run" in capsys.readouterr().err
+    assert demo.main([]) == 0
+    assert sorted(fake_trainings()[4:6]) == [("fcos_small_crosskd alone 0", "2000"), ("fcos_teacher config 0", None)]
+    assert json.loads(Path("datasets/digits/manifest.json").read_text())["images"] == dataset.SIZES
+
+
+@pytest.mark.parametrize(
+    "max_iter, teacher, images", [(1, 1, [8, 8, 8]), (20, 20, [160, 8, 8]), (9999, 5000, [8000, 400, 400])]
+)
+def test_max_iter_bounds_the_teacher_and_the_data(tmp_path, max_iter, teacher, images):
+    experiment = demo.demo_experiment(tmp_path, max_iter)
+    checkpoint, run = plan_teacher(experiment, demo.STUDENT)
+    assert checkpoint == str(tmp_path / "teacher/model_final.pth") and run.folder == tmp_path / "teacher"
+    student = plan_run(experiment, demo.STUDENT, CONFIG, 0)
+    assert (run.max_iter, student.max_iter) == (teacher, max_iter)
+    for cfg in (run.load_config(), student.load_config()):
+        for dataset in (cfg.dataloader.train.dataset, cfg.dataloader.test.dataset):
+            assert dataset.root == str(tmp_path / "data") and list(dataset.sizes.values()) == images
 
 
 def test_a_failed_stage_ends_the_demo_without_a_table(tmp_path, small_data, monkeypatch, capsys):
     monkeypatch.setattr(demo, "run_jobs", lambda jobs, environments: ["distilled"])
-    assert demo.main(["--output", str(tmp_path / "out"), "--max-iter", "16"]) == 1
+    assert demo.main(["--max-iter", "16"]) == 1
     assert "not complete" in capsys.readouterr().err

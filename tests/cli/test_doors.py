@@ -61,6 +61,6 @@ def test_errors_are_one_sentence(argv, sentence, tmp_path):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-W", "ignore", *argv]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stdout == ""
+    assert done.returncode == 2 and done.stdout == ""
     assert re.fullmatch(sentence, done.stderr)
     assert list(tmp_path.iterdir()) == []

@@ -210,7 +210,7 @@ def test_the_command_line_says_errors_without_a_traceback(fcos, tmp_path):
         capture_output=True,
         text=True,
     )
-    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert result.returncode == 2 and "Traceback" not in result.stderr
     assert result.stderr.startswith("d2kd export: ") and "missing, 1: head.ctrness.bias" in result.stderr
     assert fcos.written() == []
 

@@ -41,7 +41,7 @@ def test_a_pair_that_does_not_fit_is_one_sentence(config, processes):
     env = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", "-m", "d2kd", "train", *argv]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "Traceback" not in done.stdout + done.stderr
     assert done.stderr.count("d2kd train: ") == 1 and done.stderr.splitlines()[-1].startswith("d2kd train: ")
     assert done.stderr.count("ld_main") == 1
@@ -85,7 +85,7 @@ def test_the_methods_that_are_no_presets(instead, config):
     ],
 )
 def test_errors_are_one_sentence(argv, sentence, capsys):
-    assert train.main(argv) == 1
+    assert train.main(argv) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("d2kd train: ") and sentence in line
 
@@ -105,7 +105,7 @@ def test_an_error_that_stops_training_is_logged_without_its_traceback(instead, c
             raise
 
     instead(stopped)
-    assert train.main(["--config-file", config]) == 1
+    assert train.main(["--config-file", config]) == 2
     (record,) = [r for r in caplog.records if r.levelno == logging.ERROR]
     assert record.getMessage().startswith("Training stopped: Unknown method 'zzz'") and record.exc_info is None
     assert capsys.readouterr().err.startswith("d2kd train: Unknown method 'zzz'")

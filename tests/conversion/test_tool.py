@@ -264,5 +264,5 @@ def test_no_weights_in_it(tmp_path, content, named):
 def test_the_command_line_names_the_error_without_a_traceback(tmp_path):
     command = [sys.executable, str(ROOT / "tools/convert_mmdet_checkpoint.py"), "absent.pth", "out.pth"]
     run = subprocess.run([*command, "--detector", "gfl", "--depth", "18"], capture_output=True, text=True, cwd=tmp_path)
-    assert run.returncode == 1
+    assert run.returncode == 2
     assert "absent.pth: no such file" in run.stderr and "Traceback" not in run.stderr

@@ -26,7 +26,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,21 +50,22 @@ _LIBRARIES = ("numpy", "pillow", "scikit-learn", "scikit-image")
 _OUR_FILES = re.compile(r"manifest\.json|annotations/digits_(train|val|test)\.json|(train|val|test)/\d{6}\.jpg")
 
 
-def prepare_digits(root: str | Path | None = None) -> Path:
+def prepare_digits(root: str | Path | None = None, sizes: Mapping[str, int] | None = None) -> Path:
     """
     Make the dataset, or verify the checksums of an existing one; one that was altered or is of another version is made
     again. The folder is complete or absent, never half-written.
 
     Args:
         root: the folder; by default ``$DETECTRON2_DATASETS/digits``, or ``datasets/digits`` without it.
+        sizes: images by split, if not :data:`SIZES`: the first ones of each, in a ``root`` of their own.
     Returns:
         The folder, absolute.
     Raises:
         ValueError: the folder holds files that are not this dataset's. They are left alone.
         ImportError: the dataset has to be made and scikit-learn or scikit-image is missing.
     """
-    root = _resolve(root)
-    fault = _find_fault(root)
+    root, sizes = _resolve(root), dict(sizes or SIZES)
+    fault = _find_fault(root, sizes)
     if fault is None:
         return root
     if root.exists() and any(root.iterdir()):
@@ -75,8 +76,8 @@ def prepare_digits(root: str | Path | None = None) -> Path:
     # A sibling: the same filesystem, so that the finished folder is moved into place in one step.
     workspace = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
     try:
-        _write(workspace / "new")
-        _install(workspace, root)
+        _write(workspace / "new", sizes)
+        _install(workspace, root, sizes)
     finally:
         shutil.rmtree(workspace)
     logger.info("Made the digits dataset in %s (%.1f s).", root, time.perf_counter() - start)
@@ -106,6 +107,7 @@ def get_digits(
     filter_empty: bool = False,
     root: str | Path | None = None,
     images: Sequence[int] | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> list[dict]:
     """
     Prepare, register and load the dataset. A config's data loader calls it, so importing a config has no side effect,
@@ -114,7 +116,7 @@ def get_digits(
     Args:
         names: one or several of ``digits_train``, ``digits_val``, ``digits_test``.
         filter_empty: as in Detectron2; every image of this dataset has an object.
-        root: see :func:`prepare_digits`.
+        root, sizes: see :func:`prepare_digits`.
         images: (start, stop): only these, counted from 0. Images are independent of each other, so any range
             is a random sample. None: all.
     Returns:
@@ -122,7 +124,7 @@ def get_digits(
     Raises:
         ValueError: there are no such ``images``.
     """
-    root = prepare_digits(root)
+    root = prepare_digits(root, sizes)
     register_digits(root)
     dataset = get_detection_dataset_dicts(names, filter_empty=filter_empty)
     if images is None:
@@ -139,20 +141,20 @@ def _resolve(root: str | Path | None) -> Path:
     return Path(root).expanduser().resolve()
 
 
-def _install(workspace: Path, root: Path) -> None:
+def _install(workspace: Path, root: Path, sizes: dict[str, int]) -> None:
     """Move ``workspace/new`` to ``root``, unless another process has put a good copy there meanwhile."""
-    if _find_fault(root) is None:
+    if _find_fault(root, sizes) is None:
         return
     try:
         if root.exists():
             root.rename(workspace / "old")
         (workspace / "new").rename(root)
     except OSError:  # another process may have moved its own copy there between our steps
-        if _find_fault(root) is not None:
+        if _find_fault(root, sizes) is not None:
             raise
 
 
-def _find_fault(root: Path) -> str | None:
+def _find_fault(root: Path, sizes: dict[str, int]) -> str | None:
     """Why the folder cannot be used as it is; None if it can. Raises ValueError if d2kd did not make it."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return "it is not there"
@@ -166,11 +168,11 @@ def _find_fault(root: Path) -> str | None:
             "made by d2kd and is left alone. Move it away, or choose another folder (root, --root or the "
             "environment variable DETECTRON2_DATASETS)."
         )
-    wanted = _identity()
+    wanted = _identity(sizes)
     differing = [key for key in wanted if manifest.get(key) != wanted[key]]
     if differing:
         return ", ".join(f"its {key} is {manifest.get(key)}, wanted is {wanted[key]}" for key in differing)
-    found, recorded = _checksums(root), manifest.get("sha256")
+    found, recorded = _checksums(root, sizes), manifest.get("sha256")
     altered = [key for key in found if not isinstance(recorded, dict) or found[key] != recorded.get(key)]
     return f"files were altered or are missing in {', '.join(altered)}" if altered else None
 
@@ -187,14 +189,14 @@ def _refuse_unknown_files(root: Path) -> None:
         )
 
 
-def _identity() -> dict[str, Any]:
-    return {"name": _NAME, "version": DATASET_VERSION, "seed": SEED, "images": dict(SIZES)}
+def _identity(sizes: dict[str, int]) -> dict[str, Any]:
+    return {"name": _NAME, "version": DATASET_VERSION, "seed": SEED, "images": sizes}
 
 
-def _checksums(root: Path) -> dict[str, str | None]:
+def _checksums(root: Path, sizes: dict[str, int]) -> dict[str, str | None]:
     """sha256 of each annotation file, and one over all images of each split; None where a file is missing."""
-    groups = {f"annotations/digits_{split}.json": [f"annotations/digits_{split}.json"] for split in SIZES}
-    for split, count in SIZES.items():
+    groups = {f"annotations/digits_{split}.json": [f"annotations/digits_{split}.json"] for split in sizes}
+    for split, count in sizes.items():
         groups[split] = [f"{split}/{_file_name(i)}" for i in range(1, count + 1)]
     sums: dict[str, str | None] = {}
     for key, files in groups.items():
@@ -212,12 +214,12 @@ def _file_name(image_id: int) -> str:
     return f"{image_id:06d}.jpg"
 
 
-def _write(root: Path) -> None:
+def _write(root: Path, sizes: dict[str, int]) -> None:
     """Write the whole dataset into ``root``, which must not exist."""
     material = load_material()
     pools = split_samples(material.labels, SEED)
     (root / "annotations").mkdir(parents=True)
-    for number, (split, count) in enumerate(SIZES.items()):
+    for number, (split, count) in enumerate(sizes.items()):
         (root / split).mkdir()
         compositions = []
         for i in range(1, count + 1):
@@ -228,9 +230,9 @@ def _write(root: Path) -> None:
             compositions.append(composition)
         annotations = _coco(split, compositions, material.labels)
         (root / "annotations" / f"digits_{split}.json").write_text(json.dumps(annotations))
-    manifest = _identity() | {
+    manifest = _identity(sizes) | {
         "libraries": {library: importlib.metadata.version(library) for library in _LIBRARIES},
-        "sha256": _checksums(root),
+        "sha256": _checksums(root, sizes),
     }
     (root / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
 
