@@ -24,7 +24,7 @@ from d2kd.modeling.adapters import Taps
 from d2kd.modeling.distillation.crossing import crossed_assignment, crossed_output
 from d2kd.modeling.distillation.pairing import check_pairing
 from d2kd.modeling.distillation.step_regions import make_regions, stack_regions
-from d2kd.modeling.distillation.student_step import run_student
+from d2kd.modeling.distillation.student_step import labels_of, predict, train_student
 from d2kd.modeling.distillation.teacher import run_teacher
 
 # A step when every schedule has come to its end.
@@ -154,7 +154,9 @@ def _part_cases(method: str, model: DistilledDetector, batch: list[dict[str, Any
     with EventStorage(ITERATION), torch.no_grad():
         images = taught.preprocess_image(batch)
         teacher = run_teacher(held, images, batch, overlap, losses.values(), input_format=model.input_format)
-        student = run_student(taught, images, batch, num_labelled=len(batch), tails=tails, overlap=overlap)
+        labels = labels_of(taught, images, batch)
+        prediction = predict(taught, images, tails)
+        student = train_student(taught, images, prediction, labels, num_labelled=len(batch), overlap=overlap)
         teacher = teacher.crop(student.output.sizes)
         crossed = {tail: crossed_output(taught, teaching, student.taps, teacher, overlap, tail=tail) for tail in tails}
         assignment = crossed_assignment(teaching, teacher, student.assignment, student.gt_instances, overlap)

@@ -108,7 +108,9 @@ def _run_and_note(args: argparse.Namespace, notes: str) -> None:
 
 def _launch(args: argparse.Namespace) -> int:
     args.config_file = config_path(args.config_file)  # Detectron2's default_setup reads the file, too
-    minutes = OmegaConf.select(load_config(args.config_file, args.opts), "train.ddp.timeout_minutes", default=30)
+    minutes = OmegaConf.select(
+        load_config(args.config_file, args.opts, method=args.method), "train.ddp.timeout_minutes", default=30
+    )
     with tempfile.TemporaryDirectory() as notes:
         try:
             launch_ranks(

@@ -190,8 +190,8 @@ def test_max_iter_bounds_the_teacher_and_the_data(tmp_path, max_iter, teacher, i
     student = plan_run(experiment, demo.STUDENT, CONFIG, 0)
     assert (run.max_iter, student.max_iter) == (teacher, max_iter)
     for cfg in (run.load_config(), student.load_config()):
-        for dataset in (cfg.dataloader.train.dataset, cfg.dataloader.test.dataset):
-            assert dataset.root == str(tmp_path / "data") and list(dataset.sizes.values()) == images
+        for node in (cfg.dataloader.train.dataset, cfg.dataloader.test.dataset):
+            assert node.root == str(tmp_path / "data") and list(node.sizes.values()) == images
 
 
 def test_a_failed_stage_ends_the_demo_without_a_table(tmp_path, small_data, monkeypatch, capsys):
