@@ -205,4 +205,4 @@ def test_gradients_add_up_over_steps(family, method, backward):
         expected = sum(grads[name] for grads in separate)
         torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item(), msg=name)
     assert all(p.grad is None for p in model.teacher.detector.parameters())
-    assert torch.equal(model.distillation.loss_normalizer, parts.distillation.loss_normalizer)
+    assert torch.equal(model.distillation.loss_normalizer_0, parts.distillation.loss_normalizer_0)

@@ -12,6 +12,7 @@ train = dict(
         broadcast_buffers=False,
         find_unused_parameters=False,
         fp16_compression=False,
+        timeout_minutes=30,  # how long a rank waits for the others
     ),
     checkpointer=dict(period=5000, max_to_keep=100),  # options for PeriodicCheckpointer
     best_metric="bbox/AP",  # model_best.pth has the highest value of this metric

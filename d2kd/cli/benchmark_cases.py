@@ -31,7 +31,11 @@ __all__ = ["ENGINES", "STUDENT", "TEACHER", "Composition", "engine_case", "make_
 STUDENT, TEACHER = "student step", "teacher forward"
 
 #: What the tables call an engine of the teacher -> the arguments of :class:`Teacher` that choose it.
-ENGINES: Mapping[str, Mapping[str, Any]] = {"eager, fp32": {}}
+ENGINES: Mapping[str, Mapping[str, Any]] = {
+    f"{engine}, {precision}": {"engine": engine, "precision": precision}
+    for precision in ("fp32", "bf16")
+    for engine in ("eager", "folded")
+}
 
 # A step when every schedule has come to its end.
 ITERATION = 10**6

@@ -10,17 +10,28 @@ import argparse
 import logging
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from omegaconf import OmegaConf
 
 from d2kd.cli import fail, is_users_error, run_command, sentence
 from d2kd.config import ALONE, CONFIG, config_path, load_config
-from d2kd.engine import check_config, do_eval, do_train, resolve_device
+from d2kd.engine import (
+    check_config,
+    do_eval,
+    do_train,
+    launch_ranks,
+    locked,
+    resolve_device,
+)
+from d2kd.modeling.distillation.agreement import raised_on_all_ranks
 
 COMMAND = "d2kd train"
 logger = logging.getLogger("d2kd.cli.train")  # also where this file is run with `python -m`
@@ -37,8 +48,9 @@ Examples:
     $ d2kd train --config-file digits/fcos_crosskd.py --method alone train.output_dir=output/alone
     $ d2kd train --config-file digits/fcos_crosskd.py --method bckd train.output_dir=output/bckd
 
-  On 8 GPUs; continue where it stopped; evaluate its best weights:
+  On 8 GPUs, with torchrun or srun too; continue where it stopped; evaluate its best weights:
     $ d2kd train --config-file FILE --num-gpus 8
+    $ torchrun --nproc-per-node 8 -m d2kd train --config-file FILE
     $ d2kd train --config-file FILE --num-gpus 8 --resume
     $ d2kd train --config-file FILE --eval-only train.init_checkpoint=output/model_best.pth
 
@@ -51,6 +63,7 @@ def argument_parser() -> argparse.ArgumentParser:
     """Detectron2's training options, ``--check-teacher`` and ``--method``."""
     parser = default_argument_parser(epilog=EXAMPLES)
     parser.prog, parser.description = COMMAND, __doc__
+    parser.set_defaults(dist_url="auto")  # Detectron2's is one port for each user: two runs would meet on it
     parser.add_argument("--check-teacher", action="store_true", help="evaluate the teacher first and print its AP")
     parser.add_argument(
         "--method",
@@ -62,13 +75,17 @@ def argument_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """One process of the run that the command line asks for."""
-    cfg = load_config(args.config_file, args.opts, method=args.method)
-    check_config(cfg, resume=args.resume)
-    default_setup(cfg, args)
-    setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="d2kd")
-    logging.getLogger("detectron2.engine.train_loop").addFilter(_without_traceback)
-    logger.info("Device: %s", resolve_device(cfg.train.device))
-    return (do_eval if args.eval_only else do_train)(cfg, resume=args.resume, check_teacher=args.check_teacher)
+    with ExitStack() as stack:
+        with raised_on_all_ranks():
+            cfg = load_config(args.config_file, args.opts, method=args.method)
+            check_config(cfg, resume=args.resume)
+            if comm.is_main_process() and not args.eval_only:
+                stack.enter_context(locked(cfg.train.output_dir))
+        default_setup(cfg, args)
+        setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="d2kd")
+        logging.getLogger("detectron2.engine.train_loop").addFilter(_without_traceback)
+        logger.info("Device: %s", resolve_device(cfg.train.device))
+        return (do_eval if args.eval_only else do_train)(cfg, resume=args.resume, check_teacher=args.check_teacher)
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
@@ -91,23 +108,28 @@ def _run_and_note(args: argparse.Namespace, notes: str) -> None:
 
 def _launch(args: argparse.Namespace) -> int:
     args.config_file = config_path(args.config_file)  # Detectron2's default_setup reads the file, too
+    minutes = OmegaConf.select(
+        load_config(args.config_file, args.opts, method=args.method), "train.ddp.timeout_minutes", default=30
+    )
     with tempfile.TemporaryDirectory() as notes:
         try:
-            launch(
+            launch_ranks(
                 _run_and_note,
-                args.num_gpus,
-                num_machines=args.num_machines,
+                args,
+                notes,
+                processes=args.num_gpus,
+                machines=args.num_machines,
                 machine_rank=args.machine_rank,
-                dist_url=args.dist_url,
-                args=(args, notes),
+                url=args.dist_url,
+                timeout=timedelta(minutes=minutes),
             )
         except KeyboardInterrupt:
             raise KeyboardInterrupt("--resume goes on from the last checkpoint.") from None
-        except Exception:
+        except Exception as error:
             sentences = [path.read_text() for path in sorted(Path(notes).iterdir())]
-            if not any(sentences):
+            if not any(sentences) and not is_users_error(error):
                 raise
-            return fail(COMMAND, next(filter(None, sentences)))
+            return fail(COMMAND, next(filter(None, sentences), error))
     return 0
 
 
@@ -124,6 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     gpus = torch.cuda.device_count()
     if gpus and args.num_gpus > gpus:
         parser.error(f"--num-gpus {args.num_gpus}, but this machine has {gpus}")
+    if args.num_machines > 1 and args.dist_url == "auto":
+        parser.error(f"--num-machines {args.num_machines} needs --dist-url tcp://HOST:PORT, the same on all machines")
     return run_command(COMMAND, _launch, args)
 
 

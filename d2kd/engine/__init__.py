@@ -11,12 +11,15 @@ from d2kd.engine.defaults import (
 )
 from d2kd.engine.evaluation import evaluate, teacher_predictor
 from d2kd.engine.hooks import BestCheckpointer, SeedEachIteration, TrainingCost
+from d2kd.engine.ranks import Ranks, launch_ranks, names_the_wait, ranks_of
+from d2kd.engine.run_lock import locked
 from d2kd.engine.train import do_eval, do_test, do_train
 from d2kd.engine.trainer import Trainer
 
 __all__ = [
     "BestCheckpointer",
     "ConfigError",
+    "Ranks",
     "SeedEachIteration",
     "Trainer",
     "TrainingCost",
@@ -29,6 +32,10 @@ __all__ = [
     "do_test",
     "do_train",
     "evaluate",
+    "launch_ranks",
+    "locked",
+    "names_the_wait",
+    "ranks_of",
     "resolve_device",
     "teacher_predictor",
 ]

@@ -136,8 +136,10 @@ def create_ddp_model(model: nn.Module, device: torch.device, **kwargs: object) -
     Args:
         model: on ``device``; returned as it is if there is one process.
         device: where it trains.
-        kwargs: ``train.ddp``: ``fp16_compression`` and the arguments of ``DistributedDataParallel``.
+        kwargs: ``train.ddp``: ``fp16_compression`` and the arguments of ``DistributedDataParallel``;
+            ``timeout_minutes`` is for the launcher.
     """
+    kwargs.pop("timeout_minutes", None)
     if device.type == "cpu":
         kwargs["device_ids"] = None
     return d2_engine.create_ddp_model(model, **kwargs)

@@ -10,6 +10,8 @@ import torch
 from detectron2.engine import SimpleTrainer
 from torch import nn
 
+from d2kd.engine.ranks import names_the_wait
+
 __all__ = ["Trainer"]
 
 
@@ -59,6 +61,10 @@ class Trainer(SimpleTrainer):
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=amp_dtype == torch.float16)
 
     def run_step(self) -> None:
+        with names_the_wait(f"iteration {self.iter}"):
+            self._run_step()
+
+    def _run_step(self) -> None:
         if not self.model.training:
             raise RuntimeError("The model was changed to eval mode during training: a hook must set it back.")
         start = time.perf_counter()

@@ -5,11 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
-from PIL import Image
 
 import d2kd.engine.train
 from d2kd.cli import train as cli
@@ -26,29 +24,6 @@ optimizer, lr_multiplier = _tiny.optimizer, _tiny.lr_multiplier
 dataloader, train = _tiny.dataloader, _tiny.train
 model = d2kd.distill(_tiny.model, teacher=_tiny.model, teacher_checkpoint="{checkpoint}", method="bckd")
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def dataset(tmp_path_factory):
-    """Eight random images of 64 x 64 with one object each, as COCO json."""
-    folder = tmp_path_factory.mktemp("tiny")
-    rng = np.random.default_rng(0)
-    images, annotations = [], []
-    for i in range(8):
-        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(folder / f"{i}.png")
-        images.append({"id": i, "file_name": f"{i}.png", "width": 64, "height": 64})
-        box = [int(v) for v in rng.integers(4, 28, 2)] + [20 + i, 24]
-        target = {"bbox": box, "area": box[2] * box[3], "category_id": i % 2, "iscrowd": 0}
-        annotations.append({"id": i + 1, "image_id": i, **target})
-    categories = [{"id": i, "name": f"class{i}"} for i in range(2)]
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    (folder / "instances.json").write_text(json.dumps(content))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TINY_DATASET", str(folder))
-        yield
-    torch.set_num_threads(threads)
 
 
 def run(output, *argv, config=CONFIG):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from d2kd.losses import DistillationLoss
 from d2kd.modeling.adapters import get_adapter, input_format_of
+from d2kd.modeling.distillation.agreement import raised_on_all_ranks
 from d2kd.modeling.distillation.crossing import crossed_assignment, crossed_output
 from d2kd.modeling.distillation.monitors import check_finite, gap_at_positives
 from d2kd.modeling.distillation.normalizers import compute_normalizers
@@ -21,7 +22,7 @@ from d2kd.modeling.distillation.overlap import Overlap
 from d2kd.modeling.distillation.pairing import check_pairing, warn_of_stacked_terms
 from d2kd.modeling.distillation.state import DistillationState, build_losses, make_tap_projectors
 from d2kd.modeling.distillation.step_regions import make_regions, region_sizes, stack_regions
-from d2kd.modeling.distillation.student_step import images_of_use, run_student
+from d2kd.modeling.distillation.student_step import images_of_use, labels_of, predict, train_student
 from d2kd.modeling.distillation.teacher import Teacher, run_teacher
 from d2kd.structures import Assignment
 
@@ -214,19 +215,22 @@ class DistilledDetector(nn.Module):
         tails = {loss.tail for loss in active.values() if loss.source == "crossed"}
 
         self.distillation.restore_normalizer(self.student)
-        images = self.student.preprocess_image(batched_inputs)
         teacher = None
-        if active:  # before the student: none of its activations waits for a backward pass yet
-            teacher = run_teacher(
-                self._held_teacher(),
-                images,
-                batched_inputs,
-                self.overlap,
-                active.values(),
-                input_format=self.input_format,
-            )
-        student = run_student(
-            self.student, images, batched_inputs, num_labelled=num_labelled, tails=tails, overlap=self._overlap
+        with raised_on_all_ranks(self.device):  # what may be wrong with one rank's images
+            images = self.student.preprocess_image(batched_inputs)
+            gt_instances = labels_of(self.student, images, batched_inputs[:num_labelled])
+            if active:  # before the student: none of its activations waits for a backward pass yet
+                teacher = run_teacher(
+                    self._held_teacher(),
+                    images,
+                    batched_inputs,
+                    self.overlap,
+                    active.values(),
+                    input_format=self.input_format,
+                )
+            prediction = predict(self.student, images, tails)
+        student = train_student(
+            self.student, images, prediction, gt_instances, num_labelled=num_labelled, overlap=self._overlap
         )
         losses = dict(student.losses)
         losses.update({f"loss_kd_{name}": self.distillation.zero_of(loss) for name, loss in self.losses.items()})
@@ -295,6 +299,5 @@ class DistilledDetector(nn.Module):
             loss_normalizer=float(getattr(self._student, "loss_normalizer", 0)),
             positives_per_image=self.distillation.positives_per_image,
         )
-        for name, value in running.items():
-            getattr(self.distillation, name).copy_(value)
+        self.distillation.keep(**running)
         return normalizers

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from d2kd.structures import Assignment, DenseOutput
 
-__all__ = ["check_finite", "gap_at_positives", "warn_of_unlabelled"]
+__all__ = ["check_finite", "gap_at_positives", "not_finite", "warn_of_unlabelled"]
 
 _LOGGER = f"detectron2.{__name__}"
 
@@ -74,7 +74,12 @@ def check_finite(losses: Mapping[str, Tensor]) -> None:
         torch.distributed.all_reduce(bad, op=torch.distributed.ReduceOp.MAX)
     names = [name for name, flag in zip(losses, bad.tolist()) if flag]
     if names:
-        raise FloatingPointError(
-            f"Not finite: {', '.join(names)}. Lower the learning rate, clip gradients (train.clip_grad) or train "
-            "without fp16; if only loss_kd_* terms are named, look at the teacher's predictions on this data."
-        )
+        raise FloatingPointError(not_finite(", ".join(names)))
+
+
+def not_finite(names: str) -> str:
+    """The sentence for values that are not finite."""
+    return (
+        f"Not finite: {names}. Lower the learning rate, clip gradients (train.clip_grad) or train without fp16; if "
+        "only loss_kd_* terms are named, look at the teacher's predictions on this data."
+    )

@@ -42,17 +42,20 @@ def compute_normalizers(
 
     Returns:
         for each loss what its sums are divided by: a scalar, or (L,) where each level has its own, and of several
-        regions (R,) or (L, R); and, float64, what is kept for the next steps: the mean of "loss_normalizer" over ranks,
-        and the new "positives_per_image".
+        regions (R,) or (L, R); and, float64, what is kept for the next steps: the "loss_normalizer" of each rank, and
+        the new "positives_per_image".
 
     Raises:
         ValueError: a loss counts positives as the papers' code does in a batch that has images without labels.
     """
     some = next(iter(assignments.values()))
+    world_size = comm.get_world_size()
     num_images, num_labelled = len(some.gt_boxes), some.num_labelled
     positives = {source: assignment.num_positives for source, assignment in assignments.items()}
     sums: dict[tuple[str, str, int], Tensor] = {
-        ("loss_normalizer", "", 0): torch.tensor([loss_normalizer], dtype=torch.float64),
+        ("loss_normalizer", "", 0): torch.tensor(
+            [loss_normalizer if rank == comm.get_rank() else 0.0 for rank in range(world_size)], dtype=torch.float64
+        ),
         ("images", "", 0): torch.tensor([num_images, num_labelled], dtype=torch.float64),
         **{("positives", source, 0): per_image.sum().view(1) for source, per_image in positives.items()},
         **{
@@ -63,7 +66,6 @@ def compute_normalizers(
         },
     }
     shared = torch.cat([value.to(some.labels[0].device, torch.float64) for value in sums.values()])
-    world_size = comm.get_world_size()
     if world_size > 1:
         torch.distributed.all_reduce(shared)
     totals = dict(zip(sums, shared.split([len(value) for value in sums.values()]), strict=True))
@@ -106,5 +108,5 @@ def compute_normalizers(
         ]
         several = len(values) > 1
         normalizers[name] = torch.stack(torch.broadcast_tensors(*values), dim=-1) if several else values[0]
-    kept = {"loss_normalizer": totals["loss_normalizer", "", 0][0] / world_size, "positives_per_image": means}
+    kept = {"loss_normalizer": totals["loss_normalizer", "", 0], "positives_per_image": means}
     return normalizers, kept

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from detectron2.config import instantiate
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.utils import comm
 from torch import Tensor, nn
 
 from d2kd.losses import SOURCES, DistillationLoss
 from d2kd.losses.feature import check_widths
 from d2kd.modeling.adapters import get_adapter
+
+logger = logging.getLogger(f"detectron2.{__name__}")
 
 __all__ = ["DistillationState", "build_losses", "make_tap_projectors"]
 
@@ -57,28 +62,39 @@ def make_tap_projectors(
 class DistillationState(nn.Module):
     """
     The child ``distillation`` of a :class:`DistilledDetector`: its losses with what they learn, the projectors of
-    crossed taps, the student's running loss normaliser, which Detectron2 keeps as a plain attribute and so forgets on
-    resume, and how many positives an image has.
+    crossed taps, the student's running loss normaliser of each rank, which Detectron2 keeps as a plain attribute and so
+    forgets on resume, and how many positives an image has.
 
     Keys of ``distillation.*`` that a checkpoint lacks keep their present values and are not reported missing, so
     that any checkpoint of the plain student loads strictly.
     """
 
-    loss_normalizer: Tensor
     positives_per_image: Tensor
 
     def __init__(self, losses: Mapping[str, DistillationLoss], tap_projectors: Mapping[str, nn.Conv2d]) -> None:
         super().__init__()
         self.losses = nn.ModuleDict(losses)
         self.tap_projectors = nn.ModuleDict(tap_projectors)
-        # Mean over ranks; 0 = no step taken yet. float64, since the attribute is a Python float.
-        self.register_buffer("loss_normalizer", torch.zeros((), dtype=torch.float64))
+        # One a rank; 0 = no step taken yet. float64, since the attribute is a Python float.
+        self._normalizer_names = [f"loss_normalizer_{rank}" for rank in range(comm.get_world_size())]
+        for name in self._normalizer_names:
+            self.register_buffer(name, torch.zeros((), dtype=torch.float64))
         # Running means over images with labels, of each of SOURCES; 0 = none yet.
         self.register_buffer("positives_per_image", torch.zeros(len(SOURCES), dtype=torch.float64))
         self._loaded = False
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        self._loaded = prefix + "loss_normalizer" in state_dict
+        saved = [key for key in state_dict if re.fullmatch(rf"{re.escape(prefix)}loss_normalizer_\d+", key)]
+        self._loaded = bool(saved)
+        if saved and len(saved) != len(self._normalizer_names):
+            mean = torch.stack([state_dict.pop(key) for key in saved]).mean()
+            state_dict.update({prefix + name: mean for name in self._normalizer_names})
+            logger.info(
+                "The checkpoint has loss normalisers of %d ranks, this run has %d: each takes their mean, %.2f",
+                len(saved),
+                len(self._normalizer_names),
+                mean,
+            )
         for key, value in self.state_dict(prefix=prefix).items():
             state_dict.setdefault(key, value)
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -109,12 +125,18 @@ class DistillationState(nn.Module):
         if loss.source == "crossed":
             modules += (self.tap_projectors_of(loss.tail) or {}).values()
         parameters = [p for module in modules for p in module.parameters()]
-        return sum((p.float().sum() * 0 for p in parameters), torch.zeros((), device=self.loss_normalizer.device))
+        return sum((p.float().sum() * 0 for p in parameters), torch.zeros((), device=self.positives_per_image.device))
 
     def restore_normalizer(self, student: DenseDetector) -> None:
-        """Give a loaded normaliser back to the student, in the first step after each load."""
+        """Give this rank's loaded normaliser back to the student, in the first step after each load."""
         if self._loaded:
-            value = self.loss_normalizer.item()
+            value = getattr(self, self._normalizer_names[comm.get_rank()]).item()
             if value > 0:
                 vars(student)["loss_normalizer"] = value  # where Detectron2 keeps it
             self._loaded = False
+
+    def keep(self, loss_normalizer: Tensor, positives_per_image: Tensor) -> None:
+        """Take what :func:`compute_normalizers` says is kept for the next steps."""
+        for name, value in zip(self._normalizer_names, loss_normalizer, strict=True):
+            getattr(self, name).copy_(value)
+        self.positives_per_image.copy_(positives_per_image)

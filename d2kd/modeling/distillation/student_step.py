@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -16,12 +16,30 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from d2kd.modeling.adapters import Taps, check_lists, get_adapter, record_taps, tap_indices
-from d2kd.modeling.detectors.interface import label_anchors_of, make_anchors
-from d2kd.modeling.distillation.monitors import check_finite, warn_of_unlabelled
+from d2kd.modeling.detectors.interface import label_anchors_of, make_anchors, num_classes_of
+from d2kd.modeling.distillation.monitors import not_finite, warn_of_unlabelled
 from d2kd.modeling.distillation.overlap import Overlap
 from d2kd.structures import Assignment, DenseOutput
 
-__all__ = ["StudentStep", "images_of_use", "run_student"]
+__all__ = ["Prediction", "StudentStep", "images_of_use", "labels_of", "predict", "train_student"]
+
+
+@dataclass
+class Prediction:
+    """
+    What the student's head made of one batch.
+
+    Attributes:
+        predictions: as ``head.forward`` returns them, in fp32 under autocast.
+        anchors: those of its levels.
+        output: the same as a dense output, with the maps that the head was given.
+        taps: (branch, index) -> one (N, C, H, W) activation a level.
+    """
+
+    predictions: Sequence[Sequence[Tensor]]
+    anchors: list[Boxes]
+    output: DenseOutput
+    taps: Taps
 
 
 @dataclass
@@ -75,58 +93,91 @@ def images_of_use(batched_inputs: Sequence[dict[str, Any]], takers: Sequence[str
     return labelled + unlabelled if takers else labelled or unlabelled[:1], len(labelled)
 
 
-def run_student(
-    detector: DenseDetector,
-    images: ImageList,
-    batched_inputs: list[dict[str, Any]],
-    *,
-    num_labelled: int,
-    tails: Collection[int] = (),
-    overlap: Overlap | None = None,
-) -> StudentStep:
+def labels_of(detector: DenseDetector, images: ImageList, labelled: Sequence[Mapping[str, Any]]) -> list[Instances]:
     """
-    What ``DenseDetector.forward`` does in training after ``preprocess_image``; nothing runs twice.
+    The annotations of a batch on the detector's device: of the first images those of ``labelled``, of the rest none.
 
-    ``forward_training`` is given the images with labels alone. Without any, it is given one, without objects, for the
-    losses' names, and they are 0.
+    Raises:
+        ValueError: a class that the detector does not have.
+    """
+    known = num_classes_of(detector)
+    for item in labelled:
+        classes = item["instances"].gt_classes
+        wrong = classes[(classes < 0) | (classes >= known)]
+        if len(wrong):
+            raise ValueError(
+                f"An object of {item.get('file_name', 'an image of this batch')} has class {int(wrong[0])}, but the "
+                f"student's classes are 0 to {known - 1}: correct the annotations or model.student.num_classes."
+            )
+    device = detector.device
+    gt_instances = [item["instances"].to(device) for item in labelled]
+    return gt_instances + [_no_objects(size, device) for size in images.image_sizes[len(labelled) :]]
 
-    Under autocast the head's predictions are cast to fp32 and ``forward_training`` runs outside autocast, since
-    Detectron2's FCOS fails inside it.
+
+def predict(detector: DenseDetector, images: ImageList, tails: Collection[int] = ()) -> Prediction:
+    """
+    The student's backbone and head, as ``DenseDetector.forward`` runs them. Under autocast the predictions are cast to
+    fp32, since Detectron2's FCOS makes losses of nothing else.
 
     Args:
         detector: in training mode.
         images: the batch, as its ``preprocess_image`` returns it.
-        batched_inputs: the same images, with "instances" of the first ``num_labelled``.
-        num_labelled: how many have labels, which come first.
         tails: for each of these numbers, the taps before that many last blocks of each branch are recorded.
-        overlap: the levels and classes to read; None: all of the student's.
 
     Raises:
-        TypeError: a detector that does not call ``label_anchors`` exactly once, or whose head returns no lists.
-        FloatingPointError: box predictions that are not finite on some rank; raised on all ranks.
+        TypeError: its head returns no lists.
+        FloatingPointError: box predictions that are not finite. They would fail an assertion in ``forward_training``;
+            class maps are left to the losses.
     """
     adapter = get_adapter(detector)
     maps = detector.backbone(images.tensor)
     features = [maps[name] for name in detector.head_in_features]
     with record_taps(adapter.towers(detector.head) if tails else {}, tap_indices(detector, tails), features) as taps:
         predictions = detector.head(features)
-    device = detector.device
     check_lists(detector, predictions)
-    if torch.is_autocast_enabled(device.type):
+    if torch.is_autocast_enabled(detector.device.type):
         predictions = tree_map_only(Tensor, lambda x: x.float() if x.is_floating_point() else x, predictions)
     anchors = make_anchors(detector, features)
     output = adapter.dense_output(detector, predictions, anchors)
     output.features = features
-    # A NaN in them would fail an assertion inside forward_training, on this rank alone; class maps are left to
-    # the losses.
     boxes = [*output.box_params, *(output.centerness or ())]
-    check_finite({"the student's box predictions": reduce(add, (x.detach().float().sum() for x in boxes))})
-    gt_instances = [x["instances"].to(device) for x in batched_inputs[:num_labelled]]
-    gt_instances += [_no_objects(size, device) for size in images.image_sizes[num_labelled:]]
+    if not torch.isfinite(reduce(add, (x.detach().float().sum() for x in boxes))):
+        raise FloatingPointError(not_finite("the student's box predictions"))
+    return Prediction(predictions, anchors, output, taps)
+
+
+def train_student(
+    detector: DenseDetector,
+    images: ImageList,
+    prediction: Prediction,
+    gt_instances: list[Instances],
+    *,
+    num_labelled: int,
+    overlap: Overlap | None = None,
+) -> StudentStep:
+    """
+    The rest of what ``DenseDetector.forward`` does in training: ``forward_training``, outside autocast.
+
+    It is given the images with labels alone. Without any, it is given one, without objects, for the losses' names, and
+    they are 0.
+
+    Args:
+        detector: in training mode.
+        images: the batch, as its ``preprocess_image`` returns it.
+        prediction: what :func:`predict` made of it.
+        gt_instances: what :func:`labels_of` made of it.
+        num_labelled: how many images have labels, which come first.
+        overlap: the levels and classes to read; None: all of the student's.
+
+    Raises:
+        TypeError: a detector that does not call ``label_anchors`` exactly once.
+    """
     given = max(num_labelled, 1)
     keeping = nullcontext() if num_labelled else _kept_normalizer(detector)
-    with torch.autocast(device.type, enabled=False), _watch_assignment(detector) as seen, keeping:
-        losses = detector.forward_training(*_first(given, images, features, predictions), gt_instances[:given])
+    features, output = prediction.output.features or [], prediction.output
+    first = _first(given, images, features, prediction.predictions)
+    with torch.autocast(detector.device.type, enabled=False), _watch_assignment(detector) as seen, keeping:
+        losses = detector.forward_training(*first, gt_instances[:given])
     if not num_labelled:
         losses = {name: value * 0 for name, value in losses.items()}
     if len(seen) != 1:
@@ -136,15 +187,12 @@ def run_student(
         )
     (found,) = seen
     if given < len(gt_instances):
-        more = label_anchors_of(detector)(anchors, gt_instances[given:])
+        more = label_anchors_of(detector)(prediction.anchors, gt_instances[given:])
         found = [[*some, *rest] for some, rest in zip(found, more)]
-    step = StudentStep(
-        losses=losses,
-        output=output,
-        assignment=adapter.assignment(detector, found, gt_instances, output.sizes, num_labelled=num_labelled),
-        taps=taps,
-        gt_instances=gt_instances,
+    assignment = get_adapter(detector).assignment(
+        detector, found, gt_instances, output.sizes, num_labelled=num_labelled
     )
+    step = StudentStep(losses, output, assignment, prediction.taps, gt_instances)
     return step if overlap is None else step.restrict(overlap)
 
 

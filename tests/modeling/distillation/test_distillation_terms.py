@@ -123,7 +123,7 @@ def test_terms_are_weighted_and_normalised_as_they_say(family, method):
     }
     model = distilled(student, teacher, losses)
     seen = watch_terms(model)
-    with watched("run_student") as runs:
+    with watched("train_student") as runs:
         found = run_step(model, make_batch(objects=(0, 2)))
     for name, loss in model.losses.items():
         divisor = cases[loss.regions[0].normalizer](runs[0].assignment)
@@ -138,7 +138,7 @@ def test_levels_without_positives_can_be_skipped():
     losses = {"all": BinaryClassificationKD(), "skip": BinaryClassificationKD(skip_empty_levels=True)}
     model = distilled(student, teacher, losses)
     seen = watch_terms(model)
-    with watched("run_student") as runs:
+    with watched("train_student") as runs:
         run_step(model, make_batch())
     has_positives = [p.any().item() for p in runs[0].assignment.positives]
     assert has_positives == [True, False, False]  # boxes of less than 28 pixels
@@ -151,7 +151,7 @@ def test_ignored_anchors_are_left_out():
     regions = ("all_locations", "teacher_quality", "gap", "positives")
     model = distilled(student, teacher, {r: BinaryClassificationKD(region=r) for r in regions})
     seen = watch_terms(model)
-    with watched("run_student") as runs:
+    with watched("train_student") as runs:
         run_step(model, make_batch(seed=2))
     ignored = [labels == -1 for labels in runs[0].assignment.labels]
     assert sum(x.sum() for x in ignored) > 0
@@ -226,7 +226,7 @@ def test_monitors_go_to_the_event_storage(family, method):
     student, teacher = build_detector(family), build_detector(family, seed=1)
     model = distilled(student, teacher, method)
     seen = watch_terms(model)
-    with watched("run_student") as runs, EventStorage(0) as storage:
+    with watched("train_student") as runs, EventStorage(0) as storage:
         model(make_batch())
         logged = {name: value for name, (value, _) in storage.latest().items()}
     for name in model.losses:

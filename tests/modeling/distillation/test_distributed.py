@@ -28,6 +28,29 @@ UNLABELLED = {
 }
 
 
+def too_large(model, batch):
+    model.load_teacher()
+    model.teacher.detector.backbone._square_pad = 32
+
+
+def unknown_class(model, batch):
+    batch[1]["instances"].gt_classes[0] = 99
+    batch[1]["file_name"] = "b.png"
+
+
+def no_image(model, batch):
+    del batch[1]["image"]
+
+
+#: What may be wrong on one rank alone, and its kind and sentence on the other.
+WRONG = {"too large": too_large, "unknown class": unknown_class, "no image": no_image}
+SENTENCES = {
+    "too large": ("ValueError", "The teacher pads to squares of 32 pixels, but the student's canvas is 48x64"),
+    "unknown class": ("ValueError", "An object of b.png has class 99, but the student's classes are 0 to"),
+    "no image": ("KeyError", "'image'"),
+}
+
+
 class RawFeatures(TaskIntegrationKD):
     """TID's regions and normalisers, of features as they are."""
 
@@ -60,7 +83,7 @@ def step(model, images=slice(None), unlabelled=False):
     return (
         {name: value.item() for name, value in losses.items()},
         {name: grad for name, grad in gradients(model, sum(losses.values())).items() if grad is not None},
-        model.distillation.loss_normalizer.item(),
+        [getattr(model.distillation, f"loss_normalizer_{rank}", torch.zeros(())).item() for rank in range(2)],
         getattr(model.student, "loss_normalizer", 0),
     )
 
@@ -89,6 +112,15 @@ def worker(rank, folder):
         step(model, images)
     except FloatingPointError as error:
         result["error"] = str(error)
+    for name, wrong in WRONG.items():
+        model = build("GFL", "bckd")  # whose forward_training has a collective operation of its own
+        batch = make_batch([(48, 64)] * 2)
+        if rank == 1:
+            wrong(model, batch)
+        try:
+            run_step(model, batch)
+        except Exception as error:
+            result[name] = type(error).__name__, str(error)
     torch.save(result, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -136,10 +168,19 @@ def test_what_cannot_count_images_without_labels_stops_all_ranks(ranks):
 
 
 @pytest.mark.parametrize("family", ["RetinaNet", "FCOS"])  # the others keep none
-def test_the_loss_normaliser_saved_is_the_mean_over_ranks(ranks, family):
+def test_the_loss_normaliser_of_each_rank_is_saved_by_both(ranks, family):
     (_, _, saved, own), (_, _, also_saved, others) = (rank[family, "bckd"] for rank in ranks)
     assert own != others
-    assert saved == also_saved == (own + others) / 2
+    assert saved == also_saved == [own, others]
+
+
+@pytest.mark.parametrize("name", SENTENCES)
+def test_what_is_wrong_with_one_ranks_images_is_raised_on_both(ranks, name):
+    kind, sentence = SENTENCES[name]
+    (kind_of_others, told), (own_kind, own) = (rank[name] for rank in ranks)
+    assert own_kind == kind and own.startswith(sentence)
+    assert kind_of_others == ("RuntimeError" if kind == "KeyError" else kind)
+    assert told == f"Rank 1: {own}"
 
 
 def test_a_term_that_is_not_finite_on_one_rank_stops_all(ranks):

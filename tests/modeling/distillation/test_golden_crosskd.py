@@ -54,7 +54,7 @@ class Run:
             loss.register_forward_pre_hook(lambda m, args, name=name: self.seen.update({name: args}))
         boxes, classes = ([arrays[f"gt/{what}{i}"] for i in range(2)] for what in ("boxes", "classes"))
         batch = make_scene(boxes, classes, (64, 96))
-        with watched("run_student") as runs:
+        with watched("train_student") as runs:
             self.found = run_step(model, batch)
         (self.student,) = runs
         if family == "FCOS":

@@ -129,6 +129,6 @@ def test_the_first_step_after_a_resume_has_the_weight_of_its_iteration(tmp_path)
 
 def test_crossed_losses_of_the_same_anchors_take_the_students_assignment():
     model = distilled(*pair(), {"crossed": BinaryClassificationKD(source="crossed")})
-    with watched("run_student") as steps, watched("crossed_assignment") as crossed:
+    with watched("train_student") as steps, watched("crossed_assignment") as crossed:
         run_step(model, make_batch())
     assert crossed[0] is steps[0].assignment and crossed[0].num_positives.sum() > 0

@@ -96,7 +96,7 @@ def test_keys_that_hold_nothing_trained_may_be_missing_or_left_over(tmp_path):
             del weights[key]
         weights["pixel_mean"] = weights["pixel_std"] = torch.ones(3, 1, 1)
         weights["anchor_generator.cell_anchors.0"] = torch.zeros(1, 4)
-        weights["distillation.loss_normalizer"] = torch.tensor(5.0)
+        weights["distillation.loss_normalizer_0"] = torch.tensor(5.0)
         weights["distillation.losses.kd.scale"] = torch.tensor(5.0)
 
     model = model_with(save(build_detector("FCOS", seed=1), tmp_path / "teacher.pth", change))

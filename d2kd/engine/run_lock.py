@@ -1,0 +1,41 @@
+"""One run a folder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["locked"]
+
+
+@contextmanager
+def locked(output_dir: str) -> Iterator[None]:
+    """
+    Hold ``output_dir`` for one run, and no other process. The system frees it when the process ends, however it ends.
+
+    Args:
+        output_dir: made if it is not there.
+
+    Raises:
+        BlockingIOError: another process holds it; the message names that process.
+    """
+    path = Path(output_dir, "run.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            # A record lock, which the data workers of this process do not inherit: they may outlive it by seconds.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise BlockingIOError(
+                f"train.output_dir={output_dir} is in use by another run ({file.read().strip() or 'unknown'}): "
+                "wait for it, stop it, or choose another folder."
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield

@@ -1,0 +1,193 @@
+"""Several processes of one run, real ones: who starts them, what they tell one another, how they end."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from d2kd.engine import ranks_of
+
+ROOT = Path(__file__).parents[2]
+CONFIG = str(Path(__file__).with_name("tiny_retinanet.py"))
+TRAIN = ["-m", "d2kd", "train", "--config-file"]
+#: The tiny run, whose mapper runs ``fault(n)`` for the n-th image of a process.
+FAULTY = """
+import os, signal, time
+from detectron2.config import LazyConfig
+from detectron2.utils import comm
+
+_tiny = LazyConfig.load("{config}")
+model, optimizer, lr_multiplier, dataloader, train = (
+    _tiny[key] for key in ("model", "optimizer", "lr_multiplier", "dataloader", "train")
+)
+
+class Faulty:
+    def __init__(self, mapper):
+        self.mapper, self.seen = mapper, 0
+
+    def __call__(self, item):
+        self.seen += 1
+        {fault}
+        return self.mapper(item)
+
+dataloader.train.num_workers = 0
+dataloader.train.mapper = dict(_target_=Faulty, mapper=dataloader.train.mapper)
+train.update(max_iter=1000, eval_period=0)
+"""
+
+
+def faulty(tmp_path, fault):
+    path = tmp_path / "faulty.py"
+    path.write_text(FAULTY.format(config=CONFIG, fault=fault))
+    return str(path)
+
+
+def start(*command, **environ):
+    outer = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "MASTER_"))}
+    ours = dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT), PYTHONWARNINGS="ignore")
+    environ = {**outer, **ours, **environ}
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, *command], env=environ, stdout=pipe, stderr=pipe, text=True)
+
+
+def wait_for(path, text, process):
+    """Until ``text`` stands in the file."""
+    for _ in range(600):
+        if path.is_file() and text in path.read_text():
+            return
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.2)
+    raise AssertionError(f"{path} never said {text!r}")
+
+
+def iterations(output):
+    return [json.loads(line)["iteration"] for line in (output / "metrics.json").read_text().splitlines()]
+
+
+def weights(output):
+    return torch.load(output / "model_final.pth")["model"]
+
+
+def test_the_variables_of_torchrun_and_srun():
+    torchrun = dict(RANK="3", WORLD_SIZE="4", LOCAL_RANK="1", LOCAL_WORLD_SIZE="2", MASTER_ADDR="a", MASTER_PORT="7")
+    ranks = ranks_of(torchrun)
+    assert (ranks.rank, ranks.world_size, ranks.local_rank, ranks.local_size, ranks.url) == (3, 4, 1, 2, "env://")
+    srun = dict(SLURM_PROCID="3", SLURM_NTASKS="4", SLURM_LOCALID="1", SLURM_NNODES="2", SLURM_JOB_ID="20007")
+    for nodes, first in (("gpu[003-004]", "gpu003"), ("cpu7,gpu[01,3]", "cpu7"), ("n[1,5]", "n1")):
+        ranks = ranks_of({**srun, "SLURM_JOB_NODELIST": nodes})
+        assert (ranks.rank, ranks.world_size, ranks.local_rank, ranks.local_size) == (3, 4, 1, 2)
+        assert ranks.url == f"tcp://{first}:15007"
+    assert ranks_of({**srun, "MASTER_ADDR": "h", "MASTER_PORT": "9"}).url == "tcp://h:9"
+    assert ranks_of({**srun, "SLURM_NNODES": "1", "SLURM_JOB_NODELIST": "n3"}).url == "tcp://127.0.0.1:15007"
+    assert ranks_of({}) is None
+    assert (
+        ranks_of({**srun, "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "SLURM_NNODES": "1", "SLURM_LOCALID": "0"})
+        is None
+    )
+    for environ, message in (
+        ({"RANK": "0"}, "torchrun started this process.*WORLD_SIZE, LOCAL_RANK.* is not set"),
+        ({**torchrun, "RANK": "x"}, "RANK is 'x', expected a whole number"),
+        ({**torchrun, "RANK": "4"}, "rank 4 of 4"),
+        ({**srun, "SLURM_NTASKS": "5"}, "5 processes on 2 nodes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ranks_of(environ)
+
+
+def test_torchrun_and_srun_train_one_run_together(tmp_path):
+    short = ["train.max_iter=2", "train.eval_period=0"]
+    torchrun, srun = tmp_path / "torchrun", tmp_path / "srun"
+    command = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", *TRAIN, CONFIG]
+    done = start(*command, *short, f"train.output_dir={torchrun}")
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    tasks = [
+        start(
+            *TRAIN,
+            CONFIG,
+            *short,
+            f"train.output_dir={srun}",
+            **dict(SLURM_PROCID=str(i), SLURM_LOCALID=str(i), SLURM_NTASKS="2", MASTER_PORT=str(port)),
+        )
+        for i in range(2)
+    ]
+    for process in (done, *tasks):
+        stderr = process.communicate(timeout=300)[1]
+        assert process.returncode == 0, stderr
+    for output in (torchrun, srun):
+        assert iterations(output) == [0, 1, 2]
+        assert "World size: 2" in (output / "log.txt").read_text() and (output / "log.txt.rank1").is_file()
+    assert all(torch.equal(value, weights(srun)[key]) for key, value in weights(torchrun).items())
+
+
+def test_processes_of_processes_are_refused(tmp_path):
+    environ = dict(RANK="0", WORLD_SIZE="2", LOCAL_RANK="0", LOCAL_WORLD_SIZE="2", MASTER_ADDR="h", MASTER_PORT="1")
+    process = start(*TRAIN, CONFIG, "--num-gpus=2", f"train.output_dir={tmp_path}", **environ)
+    stderr = process.communicate(timeout=300)[1]
+    assert process.returncode == 2
+    assert stderr.splitlines()[-1].startswith("d2kd train: torchrun has started 2 processes, and --num-gpus and")
+    assert "Traceback" not in stderr
+
+
+def test_a_folder_has_one_live_run(tmp_path):
+    output = tmp_path / "output"
+    slow = faulty(tmp_path, "time.sleep(0.5)")
+    first = start(*TRAIN, slow, f"train.output_dir={output}")
+    try:
+        wait_for(output / "log.txt", "Starting training", first)
+        before = (output / "config.yaml").read_text()
+        second = start(*TRAIN, CONFIG, f"train.output_dir={output}")
+        stderr = second.communicate(timeout=300)[1]
+        assert second.returncode == 2 and "Traceback" not in stderr
+        assert f"train.output_dir={output} is in use by another run (process {first.pid} on " in stderr.splitlines()[-1]
+        assert (output / "config.yaml").read_text() == before
+    finally:
+        first.kill()
+        first.communicate()
+    third = start(*TRAIN, CONFIG, f"train.output_dir={output}", "train.max_iter=1", "train.eval_period=0")
+    stderr = third.communicate(timeout=300)[1]
+    assert third.returncode == 0, stderr
+
+
+def test_what_one_rank_finds_ends_all_in_its_sentence(tmp_path):
+    output = tmp_path / "output"
+    fault = "if comm.get_rank() == 1 and self.seen > 4: raise FileNotFoundError('no image 5.png')"
+    process = start(*TRAIN, faulty(tmp_path, fault), "--num-gpus=2", f"train.output_dir={output}")
+    stderr = process.communicate(timeout=300)[1]
+    assert process.returncode == 2 and "Traceback" not in stderr
+    assert stderr.splitlines()[-1] == "d2kd train: no image 5.png"
+
+
+def test_a_rank_that_hangs_is_waited_for_as_long_as_the_config_says(tmp_path):
+    output = tmp_path / "output"
+    fault = "if comm.get_rank() == 1 and self.seen > 4: os.kill(os.getpid(), signal.SIGSTOP)"
+    process = start(
+        *TRAIN, faulty(tmp_path, fault), "--num-gpus=2", f"train.output_dir={output}", "train.ddp.timeout_minutes=0.1"
+    )
+    stderr = process.communicate(timeout=300)[1]
+    assert process.returncode == 2
+    assert "d2kd train: Rank 0 waited in iteration 2 for another rank" in stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_launcher_alone_ends_all_ranks(tmp_path, number):
+    output = tmp_path / "output"
+    slow = faulty(tmp_path, f"time.sleep(0.05); open(os.path.join({str(tmp_path)!r}, f'{{os.getpid()}}.pid'), 'w')")
+    process = start(*TRAIN, slow, "--num-gpus=2", f"train.output_dir={output}")
+    wait_for(output / "log.txt", "Starting training", process)
+    while len(list(tmp_path.glob("*.pid"))) < 2:
+        time.sleep(0.1)
+    process.send_signal(number)
+    stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + number and "Traceback" not in stderr
+    for path in tmp_path.glob("*.pid"):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(path.stem), 0)
