@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from d2kd.losses.channels import STD_EPS, blocks, center, take, through_statistics
+from d2kd.losses.channels import STD_EPS, center, channel_blocks, take, through_statistics
 from d2kd.losses.kernel import Context, check_floating, check_maps, compute_dtype
 
 __all__ = ["align_statistics"]
@@ -71,7 +71,7 @@ class _AlignStatistics(torch.autograd.Function):
         dtype = compute_dtype(student, teacher)
         aligned = torch.empty_like(student, dtype=dtype)
         teacher_std = student.new_empty((1, student.shape[1], 1, 1), dtype=dtype)
-        for block in blocks(student, teacher):
+        for block in channel_blocks(student, teacher):
             centered, _, student_std = center(take(student, block, dtype))
             _, teacher_mean, teacher_std[:, block] = center(take(teacher, block, dtype))
             result = centered.mul_(teacher_std[:, block] / (student_std + STD_EPS)).add_(teacher_mean)
@@ -85,7 +85,7 @@ class _AlignStatistics(torch.autograd.Function):
         student, teacher_std, *rectified = ctx.saved_tensors
         dtype = teacher_std.dtype
         grad = torch.empty_like(student)
-        for block in blocks(student, grad_output):
+        for block in channel_blocks(student, grad_output):
             centered, _, std = center(take(student, block, dtype))
             result_grad = take(grad_output, block, dtype)
             for result in rectified:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from d2kd.losses.base import LOSS_REGISTRY
-from d2kd.losses.channels import blocks, take
+from d2kd.losses.channels import channel_blocks, take
 from d2kd.losses.feature import FeatureLoss
 from d2kd.losses.kernel import Context, check_inputs, check_maps, check_number, compute_dtype, weigh_and_reduce
 from d2kd.structures import DenseOutput
@@ -85,7 +85,7 @@ class _WeightedSum(torch.autograd.Function):
             grad = torch.empty_like(student, dtype=torch.promote_types(student.dtype, torch.bfloat16))
         weight = weight.unsqueeze(1) * (temperature / student.shape[1])
         total = weight.new_zeros(())
-        for block in blocks(student, teacher):
+        for block in channel_blocks(student, teacher):
             z, y = ((take(x, block, weight.dtype) / temperature).contiguous() for x in (student, teacher))
             q, p = (x.flatten(2).softmax(dim=2).view(x.shape) for x in (z, y))
             # ln(p / q) where p and q may underflow: ln p is y, less its largest value, plus the largest ln p.

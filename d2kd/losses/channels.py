@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["STD_EPS", "blocks", "center", "take", "through_statistics"]
+__all__ = ["STD_EPS", "channel_blocks", "center", "take", "through_statistics"]
 
 _OVER = (0, 2, 3)
 
@@ -17,7 +17,7 @@ STD_EPS = 1e-6
 _CPU_ELEMENTS, _ELEMENTS = 2**18, 2**24
 
 
-def blocks(*maps: Tensor) -> list[slice]:
+def channel_blocks(*maps: Tensor) -> list[slice]:
     """
     Slices of the channels of ``maps`` (N, C, H, W), to be worked through one by one; none if the first is empty.
 

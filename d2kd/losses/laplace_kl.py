@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from d2kd.losses.kernel import Context, check_broadcast, check_inputs, compute_dtype, weigh_and_reduce
+from d2kd.losses.one_pass import block_size, blocks
 
 __all__ = ["laplace_kl"]
-
-#: Elements of a map that are computed in one go.
-_BLOCK = 1 << 16
 
 
 def laplace_kl(
@@ -77,7 +73,8 @@ class _LaplaceKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Context, student: Tensor, teacher: Tensor, temperature: Tensor) -> Tensor:
         loss, grad = torch.empty_like(student), torch.empty_like(student)
-        for block in _blocks(student, teacher, temperature.expand_as(student), loss, grad):
+        maps = (student, teacher, temperature.expand_as(student), loss, grad)
+        for block in blocks(maps, block_size(student.device)):
             _write_loss_and_slope(*block)
         ctx.save_for_backward(grad)
         return loss
@@ -87,16 +84,6 @@ class _LaplaceKL(torch.autograd.Function):
     def backward(ctx: Context, grad_output: Tensor) -> tuple[Tensor, None, None]:
         (grad,) = ctx.saved_tensors
         return grad * grad_output, None, None
-
-
-def _blocks(*maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Maps of one shape, cut alike into parts that stay in a processor's cache."""
-    if maps[0].numel() <= _BLOCK:
-        yield maps
-        return
-    axis = max(range(maps[0].dim()), key=lambda i: (maps[0].shape[i] > 1, maps[0].stride(i)))
-    for parts in zip(*(x.chunk(2, axis) for x in maps)):
-        yield from _blocks(*parts)
 
 
 def _write_loss_and_slope(student: Tensor, teacher: Tensor, temperature: Tensor, loss: Tensor, slope: Tensor) -> None:

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from d2kd.losses.kernel import Context, check_weight, compute_dtype
 
-__all__ = ["blocks", "one_pass"]
+__all__ = ["block_size", "blocks", "one_pass"]
 
 
 def one_pass(
@@ -56,7 +56,7 @@ def one_pass(
         # The axes in the order of memory: blocks are as dense as the map, and buffers are laid out like them.
         order = sorted(range(logits.dim()), key=logits.stride, reverse=True)
         axis = order.index(dim)
-        size = max(_block_size(logits.device), logits.shape[dim])
+        size = max(block_size(logits.device), logits.shape[dim])
         buffers = logits.new_empty((2 + spare, min(size, logits.numel())), dtype=dtype)
         views = blocks([x.permute(order) for x in maps], size, whole_axis=axis if across_classes else None)
         for z, t, block_loss, block_weight, *gradient in views:
@@ -73,14 +73,14 @@ def one_pass(
     return _KnownGradient.apply(logits, loss, maps[-1], dim) if needs_gradient else loss
 
 
-def _block_size(device: torch.device) -> int:
+def block_size(device: torch.device) -> int:
     """So few elements that the buffers stay in a core's cache; on a GPU so many that it is busy."""
     return 2**17 * torch.get_num_threads() if device.type == "cpu" else 2**24
 
 
 def blocks(maps: Sequence[Tensor], size: int, *, whole_axis: int | None = None) -> Iterator[Sequence[Tensor]]:
     """
-    Maps cut alike, along their first axes, into views of at most ``size`` elements of the first map.
+    Maps cut alike, along the outermost axes of the first in memory, into views of at most ``size`` elements of it.
 
     Args:
         maps: of one shape, but for axes of size 1 where the first map is longer: there they are not cut.
@@ -90,7 +90,7 @@ def blocks(maps: Sequence[Tensor], size: int, *, whole_axis: int | None = None) 
     if first.numel() <= size:
         yield maps
         return
-    axis = next(i for i, length in enumerate(first.shape) if length > 1 and i != whole_axis)
+    axis = max((i for i, length in enumerate(first.shape) if length > 1 and i != whole_axis), key=first.stride)
     length = first.shape[axis]
     step = -(-length // min(length, -(-first.numel() // size)))
     for parts in zip(*(x.split(step, axis) if x.shape[axis] == length else repeat(x) for x in maps)):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from d2kd.losses.channels import STD_EPS, blocks, center, take, through_statistics
+from d2kd.losses.channels import STD_EPS, center, channel_blocks, take, through_statistics
 from d2kd.losses.kernel import Context, check_inputs, check_maps, compute_dtype, weigh_and_reduce
 
 __all__ = ["standardized_difference"]
@@ -74,7 +74,7 @@ class _StandardizedDifference(torch.autograd.Function):
         ctx.correction = correction
         dtype = compute_dtype(student, teacher)
         cells = student.new_zeros((student.shape[0], *student.shape[2:]), dtype=dtype)
-        for block in blocks(student, teacher):
+        for block in channel_blocks(student, teacher):
             ours, theirs = (center(take(x, block, dtype), correction) for x in (student, teacher))
             cells += _gap(ours, theirs).square_().sum(dim=1)
         return cells.div_(2 * student.shape[1])
@@ -85,7 +85,7 @@ class _StandardizedDifference(torch.autograd.Function):
         student, teacher = ctx.saved_tensors
         weight = grad_output.unsqueeze(1) / student.shape[1]
         grad = torch.empty_like(student)
-        for block in blocks(student, teacher):
+        for block in channel_blocks(student, teacher):
             ours, theirs = (center(take(x, block, weight.dtype), ctx.correction) for x in (student, teacher))
             centered, _, std = ours
             gap = _gap(ours, theirs).mul_(weight)

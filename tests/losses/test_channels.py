@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from d2kd.losses import align_statistics, channel_wise_kd, standardized_difference
-from d2kd.losses.channels import blocks, center, take
+from d2kd.losses.channels import center, channel_blocks, take
 from tests.losses.fake_outputs import random_maps
 
 OVER = (0, 2, 3)
@@ -34,14 +34,14 @@ LAYOUTS = pytest.mark.parametrize("layout", [channels_last, cropped, transposed]
 def test_blocks_cover_each_channel_once(size):
     maps = torch.zeros(2, 50, 1, 1).expand(2, 50, *size), torch.zeros(1, 50, 1, 1)
     channels = torch.arange(50)
-    assert torch.equal(torch.cat([channels[block] for block in blocks(*maps)]), channels)
+    assert torch.equal(torch.cat([channels[block] for block in channel_blocks(*maps)]), channels)
 
 
 def test_a_large_map_has_several_blocks_and_an_empty_one_none():
     large, small = (torch.empty(2, 50, *size, device="meta") for size in ((600, 800), (4, 4)))
-    assert len(blocks(small)) == 1 and len(blocks(large)) == len(blocks(small, large)) > 1
-    assert len(blocks(channels_last(large), large)) > 1 and len(blocks(channels_last(large))) == 1
-    assert blocks(large[:0]) == blocks(large[..., :0]) == []
+    assert len(channel_blocks(small)) == 1 and len(channel_blocks(large)) == len(channel_blocks(small, large)) > 1
+    assert len(channel_blocks(channels_last(large), large)) > 1 and len(channel_blocks(channels_last(large))) == 1
+    assert channel_blocks(large[:0]) == channel_blocks(large[..., :0]) == []
 
 
 @LAYOUTS
@@ -62,7 +62,7 @@ def test_the_memory_layout_does_not_matter(kernel, layout):
 def test_a_map_of_several_blocks_equals_its_parts(kernel, theirs):
     student, teacher = (random_maps(2, 8, 300, 400, seed=seed, dtype=torch.float32) for seed in (0, 1))
     student, teacher = student.requires_grad_(), theirs(teacher)
-    count = len(blocks(student, teacher))
+    count = len(channel_blocks(student, teacher))
     assert count > 1
     result = kernel(student, teacher)
     (grad,) = torch.autograd.grad(result.sum(), student)
