@@ -167,3 +167,11 @@ def test_a_distilled_teachers_file_that_does_not_say_of_what(tmp_path):
     (tmp_path / "x.yaml").write_text("VERSION: 2\nMODEL:\n  META_ARCHITECTURE: DistilledDetector\n")
     with pytest.raises(ValueError, match=f"{BOTH} is '.*x.yaml', in which {KEY}.STUDENT_META_ARCHITECTURE is ''"):
         build_teacher(str(tmp_path / "x.yaml"))
+
+
+def test_its_precision_and_engine(teacher):
+    model = build_model(wrapped(METHOD="bckd", TEACHER_PRECISION="bf16", **teacher))
+    assert run_step(model, make_batch())["loss_kd_bckd_cls"].item() > 0
+    assert {x.dtype for x in model.teacher.detector.parameters()} == {torch.bfloat16}
+    with pytest.raises(ValueError, match=r"model.teacher.engine is 'fast', .* MODEL.DISTILLATION.TEACHER_ENGINE"):
+        build_model(wrapped(METHOD="bckd", TEACHER_ENGINE="fast", **teacher))

@@ -165,9 +165,10 @@ class Teacher:
             )
         detector.requires_grad_(False)
         self._detector = detector.eval().to(device=device, dtype=dtype)
-        engine = self._engine.make(detector, self.canvas(1, 1))
-        if engine is not detector:
-            self._detector, self._unchecked = engine, detector
+        smallest = self.canvas(1, 1)
+        self._detector = None  # should the next line fail
+        self._detector = self._engine.make(detector, smallest)
+        self._unchecked = detector if self._detector is not detector else None
         logger.info(
             "Teacher: %s, %.2f M parameters, from %s, input %s",
             type(detector).__name__,

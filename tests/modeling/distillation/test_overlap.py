@@ -104,7 +104,9 @@ def test_labels_of_other_anchors_with_classes_of_their_own():
     """The teacher labels the student's objects by its own ids, less those of classes that it does not know."""
     student, teacher = detector("FCOS", 0, num_classes=4), detector("RetinaNet", 1, num_classes=3)
     losses = dict(cls=BinaryClassificationKD(source="crossed"))
-    model = DistilledDetector(student=student, teacher=dict(model=teacher, class_map={2: 0, 0: 3}), losses=losses)
+    model = DistilledDetector(
+        student=student, teacher=dict(model=teacher, class_map={2: 0, 0: 3}, engine="eager"), losses=losses
+    )
     batch = make_batch(objects=6)
     for item in batch:
         item["instances"].gt_classes = torch.tensor([0, 1, 2, 3, 3, 0])
@@ -167,7 +169,9 @@ def test_unmapped_classes_take_no_part(family, source):
         "gap": BinaryClassificationKD(source=source, region="gap"),
         "main": IoULocalizationKD(source=source, region="main", normalizer="locations"),
     }
-    model = DistilledDetector(student=student, teacher=dict(model=teacher, class_map=class_map), losses=losses)
+    model = DistilledDetector(
+        student=student, teacher=dict(model=teacher, class_map=class_map, engine="eager"), losses=losses
+    )
     batch = make_batch(objects=4)
     before = run_step(model, batch)
     grads = gradients(model, sum(v for k, v in before.items() if k.startswith("loss_kd_")))
@@ -220,7 +224,9 @@ def test_objects_get_the_teachers_class_ids():
 )
 def test_a_class_map_that_does_not_fit_is_refused(class_map, error, parts):
     student, teacher = build_detector("FCOS", num_classes=4), build_detector("FCOS", num_classes=5)
-    model = DistilledDetector(student=student, teacher=dict(model=teacher, class_map=class_map), losses=sums("student"))
+    model = DistilledDetector(
+        student=student, teacher=dict(model=teacher, class_map=class_map, engine="eager"), losses=sums("student")
+    )
     with pytest.raises(error) as refusal:
         model.load_teacher()
     assert all(part in str(refusal.value) for part in ["model.teacher.class_map", *parts])
