@@ -63,6 +63,8 @@ class TeacherStep:
             ValueError: the student's maps are larger.
         """
         own = [self.sizes[level] for level in self.levels]
+        if own == list(sizes):
+            return self
         if any(ours < theirs for a, b in zip(own, sizes, strict=True) for ours, theirs in zip(a, b)):
             raise ValueError(
                 f"On a canvas of {self.canvas[0]}x{self.canvas[1]} the teacher's levels are {own}, smaller than the "
@@ -115,6 +117,7 @@ class Teacher:
         self._engine = TeacherEngine(precision, engine)
         self._detector: DenseDetector | None = None
         self._unchecked: DenseDetector | None = None  # the plain teacher, until the engine was compared with it
+        self._last_anchors: tuple[list[tuple[int, int]], list[Boxes]] | None = None  # with the sizes of their levels
 
     @property
     def is_loaded(self) -> bool:
@@ -244,14 +247,15 @@ class Teacher:
         with own_precision(detector):
             maps = detector.backbone(batch)
             features = [maps[name] for name in detector.head_in_features]
-            anchors = make_anchors(detector, features)
+            sizes = [(x.shape[-2], x.shape[-1]) for x in features]
+            anchors = self._anchors(features, sizes)
             # The head has a hook that gives its maps the student's memory layout; the maps that it is given have not.
             kept = [features[level].contiguous() for level in levels] if keep_features else None
             step = TeacherStep(
                 output=DenseOutput.of_features(kept or []),
                 taps={},
                 anchors=anchors,
-                sizes=[(x.shape[-2], x.shape[-1]) for x in features],
+                sizes=sizes,
                 levels=levels,
                 canvas=(height, width),
             )
@@ -263,11 +267,18 @@ class Teacher:
         output.features = kept
         return replace(step, output=output, taps={key: [x[level] for level in levels] for key, x in taps.items()})
 
+    def _anchors(self, features: Sequence[Tensor], sizes: list[tuple[int, int]]) -> list[Boxes]:
+        """Those of the last batch, if its levels had these sizes."""
+        if self._last_anchors is None or self._last_anchors[0] != sizes:
+            self._last_anchors = sizes, make_anchors(self.detector, features)
+        return self._last_anchors[1]
+
     def apply_to_tensors(self, fn: Callable[[Tensor], Tensor]) -> None:
         """
         Follow the device of the model that is taught, and with precision "fp32" its dtype: ``nn.Module.to`` and its
         kin hand ``fn`` on.
         """
+        self._last_anchors = None
         if self._detector is not None:
             self._detector._apply(self._engine.moved(fn))
         if self._unchecked is not None:
