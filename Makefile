@@ -32,7 +32,7 @@ test: ## all tests; those that need no Detectron2 first
 	         "do what the install step says above." >&2; \
 	    exit 1; \
 	fi; \
-	$(PYTHON) -m pytest -q tests $(FIRST:%=--ignore=%) || failed=1; \
+	$(PYTHON) -m pytest -q -n auto --dist loadfile tests $(FIRST:%=--ignore=%) || failed=1; \
 	exit $$failed
 
 lint: ## ruff (rules and format), mypy, the order of imports

@@ -212,7 +212,7 @@ case "$*" in *pytest\\ -q*) echo "1 passed" ;; esac
 """
 INSTALL = "tools/install.py dev"
 FIRST = "-m pytest -q --doctest-modules d2kd/losses d2kd/regions d2kd/structures tests/losses tests/regions"
-REST = "-m pytest -q tests --ignore=tests/losses --ignore=tests/regions"
+REST = "-m pytest -q -n auto --dist loadfile tests --ignore=tests/losses --ignore=tests/regions"
 
 
 def make(folder: Path, target: str, fails: str = "^$") -> tuple[subprocess.CompletedProcess, list[str]]:
