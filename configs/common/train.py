@@ -8,11 +8,17 @@ train = dict(
     device="auto",  # "auto" (a GPU if there is one, else the CPU), "cuda" or "cpu"
     amp=dict(enabled=False, dtype="float16"),  # "float16" (GPU) or "bfloat16" (GPU, CPU)
     clip_grad=None,  # or dict(max_norm=10.0, norm_type=2.0): clips the norm of all gradients together
+    accumulate=1,  # in how many parts the backbone takes a rank's batch: less memory, the same gradients
     ddp=dict(  # options for DistributedDataParallel
         broadcast_buffers=False,
         find_unused_parameters=False,
         fp16_compression=False,
         timeout_minutes=30,  # how long a rank waits for the others
+    ),
+    trainer=dict(  # options for Detectron2's SimpleTrainer
+        gather_metric_period=1,  # iterations; as much as log_period saves a wait for all ranks in most iterations
+        zero_grad_before_forward=False,
+        async_write_metrics=False,
     ),
     checkpointer=dict(period=5000, max_to_keep=100),  # options for PeriodicCheckpointer
     best_metric="bbox/AP",  # model_best.pth has the highest value of this metric

@@ -17,7 +17,7 @@ from d2kd.config.lazy import CONFIG, with_method
 __all__ = ["config_path", "get_config", "get_detectron2_config", "load_config"]
 
 #: What d2kd reads of ``train`` and Detectron2 does not: a config that lacks one has that of configs/common/train.py.
-_OWN_TRAIN_KEYS = ("seed", "amp.dtype", "clip_grad", "best_metric")
+_OWN_TRAIN_KEYS = ("seed", "amp.dtype", "clip_grad", "accumulate", "trainer", "best_metric")
 
 
 def load_config(file: str, overrides: Sequence[str] = (), *, method: str = CONFIG) -> DictConfig:

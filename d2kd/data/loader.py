@@ -55,10 +55,15 @@ class _RunSamples(torchdata.Dataset):
     Sample n of a run: map-style over n = 0, 1, 2, ... without end.
 
     Args:
+        batch_size: how many successive samples should be all wide or all not; 0: none.
         key: which argument of :func:`build_train_loader` the dataset is, for messages.
     """
 
-    def __init__(self, dataset: list[dict], mapper: Callable[[dict], Any], seed: int, key: str = "dataset") -> None:
+    def __init__(
+        self, dataset: list[dict], mapper: Callable[[dict], Any], seed: int, batch_size: int, key: str = "dataset"
+    ) -> None:
+        self._wide = _are_wide(dataset, key) if batch_size else []
+        self._batch_size = batch_size
         self._dataset = DatasetFromList(dataset, copy=False)
         self._mapper = mapper
         self._seed = seed
@@ -70,9 +75,23 @@ class _RunSamples(torchdata.Dataset):
         epoch, position = divmod(n, len(self._dataset))
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(derive_seed(self._seed, _PERMUTATION, epoch))
-            self._permutation = torch.randperm(len(self._dataset), generator=generator).tolist()
+            permutation = torch.randperm(len(self._dataset), generator=generator).tolist()
+            self._permutation = self._grouped(permutation, epoch) if self._batch_size else permutation
             self._epoch = epoch
         return self._permutation[position]
+
+    def _grouped(self, permutation: list[int], epoch: int) -> list[int]:
+        # The first samples complete a batch that the epoch before has begun.
+        begun = -epoch * len(permutation) % self._batch_size
+        grouped = permutation[:begun]
+        groups: tuple[list[int], list[int]] = ([], [])
+        for index in permutation[begun:]:
+            group = groups[self._wide[index]]
+            group.append(index)
+            if len(group) == self._batch_size:
+                grouped += group
+                group.clear()
+        return grouped + groups[0] + groups[1]
 
     def __getitem__(self, n: int) -> Any:
         index = self._index(n)
@@ -85,6 +104,17 @@ class _RunSamples(torchdata.Dataset):
                 "sample, or leave such entries out."
             )
         return sample
+
+
+def _are_wide(dataset: list[dict], key: str) -> list[bool]:
+    """Whether each image is wider than high: the two groups of Detectron2's ``AspectRatioGroupedDataset``."""
+    for index, item in enumerate(dataset):
+        if not {"width", "height"} <= item.keys():
+            raise ValueError(
+                f"Entry {index} of dataloader.train.{key} has no width and height, which "
+                "dataloader.train.aspect_ratio_grouping needs: add them, or set it to False."
+            )
+    return [item["width"] > item["height"] for item in dataset]
 
 
 class _MixedSamples(torchdata.Dataset):
@@ -125,6 +155,9 @@ def build_train_loader(
     num_workers: int = 0,
     seed: int,
     start: int = 0,
+    aspect_ratio_grouping: bool = False,
+    pin_memory: bool = False,
+    persistent_workers: bool = False,
     unlabeled: list[dict] | None = None,
     unlabeled_batch_size: int = 0,
 ) -> torchdata.DataLoader:
@@ -137,7 +170,11 @@ def build_train_loader(
     number of ranks changes the samples of an iteration, and the generators of the training process are not touched.
     This does not hold for a mapper with a generator of its own.
 
-    There is no aspect-ratio grouping: its half-filled buckets are part of the order and cannot be resumed.
+    With ``aspect_ratio_grouping``, the permutation of an epoch is sorted into batches whose images are all wider than
+    high, or all not, which need less padding. It is a function of ``(seed, epoch)`` and the batch size, so it resumes,
+    which Detectron2's half-filled buckets cannot. The whole batch of an iteration is of one group, so that the number
+    of ranks changes nothing here either. Every image still occurs once an epoch: its last images, and those that
+    complete the batch in which the epoch before ended, are of both groups, in at most two batches an epoch.
 
     With ``unlabeled``, every iteration has ``unlabeled_batch_size`` images of that dataset beside its labelled ones,
     and every rank its share of both. Each dataset has its own permutation, so the labelled samples and their order
@@ -150,6 +187,11 @@ def build_train_loader(
         num_workers: worker processes a rank; 0 loads in the training process.
         seed: >= 0.
         start: the first n to load: iterations done x ``total_batch_size``.
+        aspect_ratio_grouping: see above; the entries need "width" and "height". Labelled and unlabeled images are
+            grouped apart.
+        pin_memory: copy samples into pinned memory, from which a GPU copies faster; of no effect without a GPU.
+        persistent_workers: keep the workers for the next pass over the loader. The loader is endless, so this is for
+            loops that begin it several times; of no effect without workers.
         unlabeled: dataset dicts of images to train on without labels. The mapper does not see the labels that they have
             (:func:`d2kd.data.without_labels`).
         unlabeled_batch_size: how many of ``total_batch_size`` are of ``unlabeled``.
@@ -162,7 +204,8 @@ def build_train_loader(
         ValueError: an empty dataset, a negative ``seed`` or ``start``, a ``total_batch_size`` or
             ``unlabeled_batch_size`` that is not a positive multiple of the number of ranks, an
             ``unlabeled_batch_size`` that leaves no labelled image or comes without ``unlabeled`` (or the
-            reverse), or with ``unlabeled`` a ``start`` inside an iteration.
+            reverse), with ``unlabeled`` or ``aspect_ratio_grouping`` a ``start`` inside an iteration, or with
+            ``aspect_ratio_grouping`` an entry without "width" and "height".
     """
     ranks = comm.get_world_size()
     if not dataset:
@@ -174,14 +217,22 @@ def build_train_loader(
             f"dataloader.train.total_batch_size is {total_batch_size}, expected a positive multiple of the "
             f"{ranks} process(es) of this run."
         )
-    labelled = _RunSamples(dataset, mapper, seed)
-    samples: torchdata.Dataset = labelled
-    if unlabeled is not None or unlabeled_batch_size:
+    mixed = unlabeled is not None or unlabeled_batch_size != 0
+    if start % total_batch_size and (mixed or aspect_ratio_grouping):
+        raise ValueError(
+            f"dataloader.train.start is {start}, expected a multiple of total_batch_size={total_batch_size}: batches "
+            "with unlabeled images or with aspect_ratio_grouping begin with an iteration."
+        )
+    labelled_batch_size = total_batch_size - unlabeled_batch_size
+    samples: torchdata.Dataset
+    samples = labelled = _RunSamples(dataset, mapper, seed, labelled_batch_size * aspect_ratio_grouping)
+    if mixed:
         images = without_labels(unlabeled or ())
-        _check_unlabeled(images, unlabeled_batch_size, total_batch_size, start)
+        _check_unlabeled(images, unlabeled_batch_size, total_batch_size)
         # Random streams of its own, derived from the run's seed.
-        others = _RunSamples(images, mapper, derive_seed(seed, _UNLABELED), "unlabeled")
-        samples = _MixedSamples(labelled, others, (total_batch_size - unlabeled_batch_size, unlabeled_batch_size))
+        own_seed = derive_seed(seed, _UNLABELED)
+        others = _RunSamples(images, mapper, own_seed, unlabeled_batch_size * aspect_ratio_grouping, "unlabeled")
+        samples = _MixedSamples(labelled, others, (labelled_batch_size, unlabeled_batch_size))
     return build_batch_data_loader(
         samples,
         _RunSampler(start),
@@ -189,10 +240,13 @@ def build_train_loader(
         num_workers=num_workers,
         # A generator of its own: otherwise the loader draws its workers' seeds from the process's.
         seed=derive_seed(seed, _WORKERS),
+        # Without a GPU or workers, torch warns of the one and refuses the other.
+        pin_memory=pin_memory and torch.cuda.is_available(),
+        persistent_workers=persistent_workers and num_workers > 0,
     )
 
 
-def _check_unlabeled(unlabeled: list[dict], batch_size: int, total_batch_size: int, start: int) -> None:
+def _check_unlabeled(unlabeled: list[dict], batch_size: int, total_batch_size: int) -> None:
     """Raise ValueError if the arguments of :func:`build_train_loader` do not give every batch the same mixture."""
     ranks = comm.get_world_size()
     if not unlabeled:
@@ -205,9 +259,4 @@ def _check_unlabeled(unlabeled: list[dict], batch_size: int, total_batch_size: i
             f"dataloader.train.unlabeled_batch_size is {batch_size}, expected a positive multiple of the {ranks} "
             f"process(es) of this run, smaller than dataloader.train.total_batch_size={total_batch_size}, which counts "
             "labelled and unlabeled images."
-        )
-    if start % total_batch_size:
-        raise ValueError(
-            f"dataloader.train.start is {start}, expected a multiple of total_batch_size={total_batch_size}: batches "
-            "of labelled and unlabeled images begin with an iteration."
         )

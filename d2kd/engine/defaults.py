@@ -29,8 +29,8 @@ logger = logging.getLogger(f"detectron2.{__name__}")  # which any script that tr
 
 _REQUIRED = "model optimizer lr_multiplier dataloader.train dataloader.test dataloader.evaluator".split()
 _REQUIRED_TRAIN = (
-    "output_dir init_checkpoint max_iter seed device amp.enabled amp.dtype clip_grad ddp checkpointer "
-    "best_metric eval_period log_period"
+    "output_dir init_checkpoint max_iter seed device amp.enabled amp.dtype clip_grad accumulate ddp trainer "
+    "checkpointer best_metric eval_period log_period"
 ).split()
 _AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 

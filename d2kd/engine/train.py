@@ -75,6 +75,8 @@ def do_train(cfg: DictConfig, *, resume: bool = False, check_teacher: bool = Fal
         instantiate(cfg.optimizer),
         amp_dtype=amp_dtype(train.amp),
         clip_grad=train.clip_grad,
+        accumulate=train.accumulate,
+        **train.trainer,
     )
     results: Results = {}
 

@@ -1,24 +1,34 @@
-"""Detectron2's SimpleTrainer with mixed precision on GPU and CPU, and gradient clipping."""
+"""Detectron2's SimpleTrainer with mixed precision on GPU and CPU, gradient clipping and accumulation."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from detectron2.engine import SimpleTrainer
-from torch import nn
+from detectron2.utils import comm
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from d2kd.engine.ranks import names_the_wait
+from d2kd.modeling import DistilledDetector
+from d2kd.modeling.backbones import FrozenStatisticsBatchNorm2d
+from d2kd.modeling.distillation.monitors import check_finite
 
 __all__ = ["Trainer"]
 
 
 class Trainer(SimpleTrainer):
     """
-    :class:`detectron2.engine.SimpleTrainer` with automatic mixed precision and clipping by norm. Detectron2's
-    ``AMPTrainer`` needs CUDA, and cannot clip unscaled gradients between backward and step.
+    :class:`detectron2.engine.SimpleTrainer` with automatic mixed precision, clipping by norm and accumulated
+    gradients. Detectron2's ``AMPTrainer`` needs CUDA, and cannot clip unscaled gradients between backward and step.
+
+    A loss that is not finite on any rank stops all ranks, in the step where it occurs, however seldom metrics are
+    gathered.
 
     Args:
         model: returns a dict of scalar losses in training; possibly wrapped in ``DistributedDataParallel``.
@@ -28,9 +38,17 @@ class Trainer(SimpleTrainer):
         clip_grad: ``max_norm`` and optionally ``norm_type`` of :func:`torch.nn.utils.clip_grad_norm_`,
             applied to all the optimizer's parameters together, after unscaling; the norm before clipping is
             logged as ``grad_norm``. None: no clipping.
+        accumulate: in how many parts the backbone takes this rank's batch, one after the other: it keeps no activations
+            but computes them again, part by part, for the backward pass. Heads and losses see the whole batch, so that
+            losses, normalisers and gradients are those of ``accumulate=1``.
+        gather_metric_period: iterations from one gathering of the ranks' metrics to the next.
+        async_write_metrics: gather and write metrics in a thread, while training goes on.
+        zero_grad_before_forward: not between forward and backward.
 
     Raises:
-        ValueError: float16 on a CPU, another dtype, or a ``clip_grad`` without a positive ``max_norm``.
+        ValueError: float16 on a CPU, another dtype, a ``clip_grad`` without a positive ``max_norm``, an ``accumulate``
+            or ``gather_metric_period`` that is no whole number >= 1, parts of a batch for a model without ``backbone``
+            or with batch norm in it, or ``async_write_metrics`` with several ranks of which gloo is the backend.
     """
 
     def __init__(
@@ -41,8 +59,22 @@ class Trainer(SimpleTrainer):
         *,
         amp_dtype: torch.dtype | None = None,
         clip_grad: Mapping[str, float] | None = None,
+        accumulate: int = 1,
+        gather_metric_period: int = 1,
+        zero_grad_before_forward: bool = False,
+        async_write_metrics: bool = False,
     ) -> None:
-        super().__init__(model, data_loader, optimizer)
+        for key, value in {"accumulate": accumulate, "trainer.gather_metric_period": gather_metric_period}.items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"train.{key} is {value!r}, expected a whole number >= 1.")
+        if async_write_metrics and comm.get_world_size() > 1 and torch.distributed.get_backend() == "gloo":
+            raise ValueError(
+                "train.trainer.async_write_metrics is True, but these ranks have one process group (gloo) for metrics "
+                "and gradients, which two threads cannot share: set it to False, or train on GPUs with NCCL."
+            )
+        super().__init__(
+            model, data_loader, optimizer, gather_metric_period, zero_grad_before_forward, async_write_metrics
+        )
         self.device_type = next(model.parameters()).device.type
         if amp_dtype not in (None, torch.float16, torch.bfloat16):
             raise ValueError(f"amp_dtype is {amp_dtype}, expected torch.float16, torch.bfloat16 or None.")
@@ -57,6 +89,10 @@ class Trainer(SimpleTrainer):
             raise ValueError(f"train.clip_grad is {dict(clip_grad)}, expected None or max_norm > 0 and norm_type.")
         self.amp_dtype = amp_dtype
         self.clip_grad = clip_grad
+        detector = model.module if isinstance(model, DistributedDataParallel) else model
+        self.accumulate = accumulate
+        self.backbone = _backbone_for_parts(detector) if accumulate > 1 else None
+        self.checks_losses = not isinstance(detector, DistilledDetector)  # which checks its own
         # Disabled, unless the dtype is float16, it changes nothing.
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=amp_dtype == torch.float16)
 
@@ -71,10 +107,16 @@ class Trainer(SimpleTrainer):
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
 
-        with torch.autocast(self.device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
+        if self.zero_grad_before_forward:
+            self.optimizer.zero_grad()
+        with (
+            torch.autocast(self.device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None),
+            _in_parts(self.backbone, self.accumulate),
+        ):
             loss_dict = self.model(data)
         losses = sum(loss_dict.values())
-        self.optimizer.zero_grad()
+        if not self.zero_grad_before_forward:
+            self.optimizer.zero_grad()
         self.grad_scaler.scale(losses).backward()
         self.after_backward()
         if self.clip_grad is not None:
@@ -83,8 +125,14 @@ class Trainer(SimpleTrainer):
             params = [p for group in self.optimizer.param_groups for p in group["params"]]
             norm = nn.utils.clip_grad_norm_(params, self.clip_grad["max_norm"], self.clip_grad.get("norm_type", 2.0))
             self.storage.put_scalar("grad_norm", norm)
-        # Before the step: a non-finite loss raises here and leaves the weights as they were.
-        self._write_metrics(loss_dict, data_time)
+        # Before the step: a non-finite loss raises here and leaves the weights as they were. (Detectron2 raises on the
+        # main rank only, and only where it gathers metrics.)
+        if self.checks_losses:
+            check_finite(loss_dict)
+        if self.async_write_metrics:
+            self.concurrent_executor.submit(self._write_metrics, loss_dict, data_time, iter=self.iter)
+        else:
+            self._write_metrics(loss_dict, data_time)
         if self.clip_grad is not None and not self.grad_scaler.is_enabled() and not torch.isfinite(norm):
             # Clipping by an infinite norm makes every weight NaN. (With loss scaling, the scaler skips the step.)
             raise FloatingPointError(
@@ -94,6 +142,10 @@ class Trainer(SimpleTrainer):
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
+    def after_train(self) -> None:
+        self.concurrent_executor.shutdown()  # before the hooks close the writers
+        super().after_train()
+
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
 
@@ -102,3 +154,42 @@ class Trainer(SimpleTrainer):
         # Empty if the checkpoint's run did not scale losses: this run then begins with the default scale.
         if state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+def _backbone_for_parts(model: nn.Module) -> nn.Module:
+    """The model's backbone, in which no image depends on the others of its batch."""
+    backbone = getattr(model, "backbone", None)
+    if backbone is None:
+        raise ValueError(
+            f"train.accumulate needs a model with a backbone, and {type(model).__name__} has none: set it to 1."
+        )
+    for name, module in backbone.named_modules():
+        frozen = isinstance(module, FrozenStatisticsBatchNorm2d) or not module.training
+        if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)) and not frozen:
+            raise ValueError(
+                f"train.accumulate would give backbone.{name} ({type(module).__name__}) the statistics of a part of "
+                "the batch: use frozen batch norm or group norm in the backbone, or set train.accumulate=1."
+            )
+    return backbone
+
+
+@contextmanager
+def _in_parts(backbone: nn.Module | None, parts: int) -> Iterator[None]:
+    """
+    Inside, ``backbone`` takes a batch in ``parts``, and keeps no activations for the backward pass, which computes
+    those of one part after the other again.
+    """
+    if backbone is None:
+        yield
+        return
+    whole = backbone.forward
+
+    def forward(images: Tensor) -> dict[str, Tensor]:
+        features = [checkpoint(whole, part, use_reentrant=False) for part in images.chunk(parts)]
+        return {name: torch.cat([part[name] for part in features]) for name in features[0]}
+
+    backbone.forward = forward  # of this instance, for this call
+    try:
+        yield
+    finally:
+        del backbone.forward

@@ -1,4 +1,5 @@
 import itertools
+import os
 import random
 
 import numpy as np
@@ -153,6 +154,78 @@ def test_derived_seeds_do_not_collide():
     assert len({derive_seed(seed, *key) for seed in range(50) for key in keys}) == 50 * len(keys)
 
 
+# ---- aspect-ratio grouping -------------------------------------------------------------------------------------------
+
+#: 17 wide images, then 6 that are not (one of them square).
+SHAPES = [{"image_id": i, "width": 4, "height": 3} for i in range(17)]
+SHAPES += [{"image_id": i, "width": 3, "height": 3 + i % 2} for i in range(17, 23)]
+GROUPED = {"dataset": SHAPES, "aspect_ratio_grouping": True}
+
+
+def test_grouped_batches_are_of_one_group_but_for_two_an_epoch():
+    for batch in (4, 6):
+        epochs = 6
+        ids = [s[0] for s in samples(23 * batch * epochs, total_batch_size=batch, **GROUPED)]
+        for n in range(0, len(ids), 23):
+            assert sorted(ids[n : n + 23]) == list(range(23))
+        mixed = [len({image < 17 for image in ids[n : n + batch]}) == 2 for n in range(0, len(ids), batch)]
+        assert sum(mixed) <= 2 * batch * epochs
+        assert 0 < sum(mixed) < len(mixed) / 2
+
+
+@pytest.mark.parametrize("ranks, workers", [(1, 0), (1, 2), (2, 0), (2, 2)])
+def test_a_grouped_run_continues_at_any_iteration(ranks, workers):
+    whole = samples(4 * 14, **GROUPED)  # beyond two ends of epochs, of which none ends a batch
+    for iteration in range(0, 13, 1 if workers == 0 else 5):
+        parts = [
+            samples(8 // ranks, as_rank=(rank, ranks), start=4 * iteration, num_workers=workers, **GROUPED)
+            for rank in range(ranks)
+        ]
+        assert [s for both in zip(*parts, strict=True) for s in both] == whole[4 * iteration :][:8]
+
+
+def test_a_dataset_smaller_than_a_batch_is_grouped():
+    ids = [s[0] for s in samples(30, total_batch_size=10, dataset=SHAPES[14:20], aspect_ratio_grouping=True)]
+    assert all(sorted(ids[n : n + 6]) == list(range(14, 20)) for n in range(0, 30, 6))
+
+
+def test_labelled_and_unlabeled_images_are_grouped_apart():
+    kwargs = {**MIXED, **GROUPED, "mapper": draw_dict, "unlabeled": SHAPES[10:]}
+    labelled, unlabeled = split(samples(240, **kwargs))
+    assert labelled == samples(160, mapper=draw_dict, **GROUPED)
+    alike = [len({s["drawn"][0] < 17 for s in unlabeled[n : n + 2]}) == 1 for n in range(0, 80, 2)]
+    assert sum(alike) > 30
+    assert samples(12, start=90, **kwargs) == samples(102, **kwargs)[90:]
+
+
+# ---- what torch's loader does ----------------------------------------------------------------------------------------
+
+
+def test_persistent_workers_survive_a_pass():
+    kwargs = {"dataset": DATASET, "mapper": worker_id, "total_batch_size": 1, "seed": 0}
+
+    def pids(loader):
+        return [next(iter(loader))[0] for _ in range(2)]
+
+    kept = pids(build_train_loader(num_workers=1, persistent_workers=True, **kwargs))
+    anew = pids(build_train_loader(num_workers=1, **kwargs))
+    assert len(set(kept)) == 1 and len(set(anew)) == 2
+    assert pids(build_train_loader(persistent_workers=True, **kwargs)) == [os.getpid()] * 2
+
+
+def worker_id(entry):
+    return os.getpid()
+
+
+def test_pinned_memory_is_for_gpus(monkeypatch, recwarn):
+    kwargs = {"dataset": DATASET, "mapper": draw, "total_batch_size": 1, "seed": 0, "pin_memory": True}
+    for available in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
+        assert build_train_loader(**kwargs).pin_memory is available
+    next(iter(build_train_loader(**kwargs)))
+    assert not recwarn
+
+
 @pytest.mark.parametrize(
     "kwargs, message",
     [
@@ -168,6 +241,12 @@ def test_derived_seeds_do_not_collide():
         ({**MIXED, "unlabeled_batch_size": 6}, "unlabeled_batch_size is 6.* smaller than .*total_batch_size=6"),
         ({**MIXED, "unlabeled_batch_size": 1, "as_rank": (0, 2)}, "unlabeled_batch_size is 1.* 2 process"),
         ({**MIXED, "start": 4}, "start is 4, expected a multiple of total_batch_size=6"),
+        ({**GROUPED, "start": 6}, "start is 6, expected a multiple of total_batch_size=4"),
+        ({"aspect_ratio_grouping": True}, "Entry 0 of dataloader.train.dataset has no width and height"),
+        (
+            {**MIXED, **GROUPED},
+            "Entry 0 of dataloader.train.unlabeled has no width and height.*aspect_ratio_grouping",
+        ),
         (
             {**MIXED, "unlabeled_batch_size": 5, "mapper": lambda entry: None if entry.get("unlabeled") else entry},
             "mapper returned None for entry . of dataloader.train.unlabeled",

@@ -1,4 +1,4 @@
-"""COCO 2017 as Detectron2 sets it up (short side 640 to 800), with a data order that resumes."""
+"""COCO 2017 as Detectron2 sets it up (short side 640 to 800, grouped by aspect ratio), with an order that resumes."""
 
 from detectron2.config import LazyCall as L
 
@@ -12,4 +12,7 @@ dataloader.train = L(build_train_loader)(
     total_batch_size=16,
     num_workers=4,
     seed="${train.seed}",
+    aspect_ratio_grouping=True,
+    pin_memory=True,
+    persistent_workers=True,
 )

@@ -1,0 +1,161 @@
+"""The trainer in two real processes: what stops both, a batch in parts, and a run that is resumed."""
+
+import re
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
+from torch import multiprocessing, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import d2kd.engine.train
+from d2kd.config import load_config
+from d2kd.engine import Trainer
+from tests.helpers import build_detector, distilled, make_batch
+
+#: The tiny run with a GFL, distilled: no TorchScript of its losses computes otherwise in the first calls of a process.
+RUN = """
+from detectron2.config import LazyCall as L, LazyConfig
+import d2kd
+from d2kd.methods import get_losses
+from tests.helpers import build_detector
+
+_tiny = LazyConfig.load("{config}")
+optimizer, lr_multiplier, dataloader, train = (
+    _tiny[key] for key in ("optimizer", "lr_multiplier", "dataloader", "train")
+)
+dataloader.train.aspect_ratio_grouping = True
+train.update(eval_period=0, clip_grad=dict(max_norm=1.0), accumulate=2)
+train.trainer.update(gather_metric_period=2, zero_grad_before_forward=True)
+model = d2kd.distill(
+    L(build_detector)(family="GFL", seed=1, num_classes=2, backbone_norm="FrozenBN"),
+    teacher=L(build_detector)(family="GFL", width=8, num_classes=2),
+    teacher_checkpoint="{checkpoint}",
+    losses=get_losses("bckd", "GFL"),
+)
+"""
+
+
+def spoiled(rank):
+    """How a run ends whose second batch makes rank 1's loss infinite, and its weights then."""
+    model = nn.Linear(3, 1)
+    nn.init.ones_(model.weight)
+    model.forward = lambda x, forward=model.forward: {"loss_a": forward(x).mean(), "loss_b": forward(x).square().mean()}
+    batches = [torch.ones(2, 3), torch.full((2, 3), torch.inf if rank else 1.0), torch.ones(2, 3)]
+    ddp = DistributedDataParallel(model)
+    trainer = Trainer(ddp, batches, torch.optim.SGD(model.parameters(), lr=0.1), gather_metric_period=100)
+    try:
+        trainer.train(0, 3)
+    except FloatingPointError as error:
+        return str(error), trainer.iter, model.weight.detach()
+
+
+def in_parts(rank, accumulate):
+    """The weights after two steps of a distilled GFL."""
+    teacher = build_detector("GFL", seed=1, width=8)
+    model = distilled(build_detector("GFL", backbone_norm="FrozenBN"), teacher, "bckd")
+    batches = [make_batch([(48, 64)] * 4, [1, 3, 0, 2], seed=seed)[2 * rank :][:2] for seed in (0, 1)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    ddp = DistributedDataParallel(model, broadcast_buffers=False)
+    Trainer(ddp, batches, optimizer, accumulate=accumulate).train(0, 2)
+    return model.state_dict()
+
+
+def run(folder, output, resume):
+    """What every step of a run gave this rank, and all that is in its last checkpoint."""
+    trainers = []
+    d2kd.engine.train.Trainer = lambda *args, **kwargs: trainers.append(Trainer(*args, **kwargs)) or trainers[0]
+    d2kd.engine.train.do_train(load_config(f"{folder}/run.py", [f"train.output_dir={output}"]), resume=resume)
+    histories = trainers[0].storage.histories()
+    return {name: {iteration: value for value, iteration in h.values()} for name, h in histories.items()}
+
+
+@contextmanager
+def joined(rank, store):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    comm.create_local_process_group(2)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def resumes(rank, folder):
+    with joined(rank, f"{folder}/store2"):
+        torch.save(run(folder, f"{folder}/resumed", resume=True), f"{folder}/resumed{rank}.pt")
+
+
+def worker(rank, folder):
+    with joined(rank, f"{folder}/store1"):
+        result = {"spoiled": spoiled(rank), "parts": [in_parts(rank, accumulate) for accumulate in (1, 2)]}
+        try:
+            model = nn.Linear(1, 1)
+            Trainer(model, None, torch.optim.SGD(model.parameters(), lr=0.1), async_write_metrics=True)
+        except ValueError as error:
+            result["refused"] = str(error)
+        result["run"] = run(folder, f"{folder}/straight", resume=False)
+        torch.save(result, f"{folder}/{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    DetectionCheckpointer(build_detector("GFL", width=8, num_classes=2), str(folder)).save("teacher")
+    config, checkpoint = Path(__file__).with_name("tiny_retinanet.py"), folder / "teacher.pth"
+    (folder / "run.py").write_text(RUN.format(config=config, checkpoint=checkpoint))
+    for name in ("straight", "resumed"):
+        (folder / name).mkdir()
+    multiprocessing.spawn(worker, args=(str(folder),), nprocs=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ranks(folder):
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+def test_one_ranks_infinite_loss_stops_both_before_the_step(ranks):
+    (error, iteration, weight), (other_error, other_iteration, other_weight) = (rank["spoiled"] for rank in ranks)
+    assert error == other_error and error.startswith("Not finite: loss_a, loss_b.")
+    assert iteration == other_iteration == 1
+    assert torch.equal(weight, other_weight) and weight.isfinite().all() and (weight != 1).all()
+
+
+def test_parts_of_the_ranks_batches_have_the_gradients_of_the_whole(ranks):
+    start = build_detector("GFL", backbone_norm="FrozenBN").state_dict()
+    for whole, parts in (rank["parts"] for rank in ranks):
+        assert sum(not torch.equal(whole[name], value) for name, value in start.items()) > 20
+        for name, value in whole.items():
+            change = (value - start.get(name, 0)).abs().max().item()
+            assert (parts[name] - value).abs().max().item() <= 1e-4 * change + 1e-7 * value.abs().max().item(), name
+    for name, value in ranks[0]["parts"][1].items():
+        assert torch.equal(value, ranks[1]["parts"][1][name])
+
+
+def test_metrics_in_a_thread_need_a_group_of_their_own(ranks):
+    assert all("async_write_metrics is True, but" in rank["refused"] for rank in ranks)
+
+
+def test_two_ranks_resume_bit_for_bit(folder, ranks):
+    straight, resumed = folder / "straight", folder / "resumed"
+    # What a run has left that was stopped after two iterations; new processes go on.
+    shutil.copy(straight / "model_0000001.pth", resumed)
+    (resumed / "last_checkpoint").write_text("model_0000001.pth")
+    multiprocessing.spawn(resumes, args=(str(folder),), nprocs=2)
+
+    assert ranks[0]["run"]["total_loss"].keys() == {1, 3}
+    for rank, whole in enumerate(rank["run"] for rank in ranks):
+        steps = torch.load(folder / f"resumed{rank}.pt")
+        names = {name for name in whole if not re.search(r"time|seconds|^bbox/", name)}
+        assert {"num_pos_anchors", "grad_norm", "lr", *(["loss_kd_bckd_cls"] if rank == 0 else [])} <= names
+        for name in names:
+            assert steps[name] == {i: value for i, value in whole[name].items() if i >= 2} != {}, name
+    found, expected = (torch.load(output / "model_final.pth") for output in (resumed, straight))
+    weights, whole = found["model"], expected["model"]
+    assert weights.keys() == whole.keys() and all(torch.equal(value, whole[name]) for name, value in weights.items())
+    momenta, same = (content["trainer"]["optimizer"]["state"] for content in (found, expected))
+    assert momenta.keys() == same.keys() != set()
+    assert all(torch.equal(momenta[key]["momentum_buffer"], same[key]["momentum_buffer"]) for key in same)
