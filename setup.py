@@ -25,7 +25,17 @@ DEMO = ["scikit-learn", "scikit-image"]
 # What d2kd.modeling.backbones needs; Detectron2's Swin, MViT and ViT need it too, and do not say so.
 TIMM = ["timm>=1.0"]
 # setuptools and wheel: the packaging test builds a wheel without build isolation.
-DEV = ["pytest", "pytest-xdist", "ruff", "mypy", "import-linter", "pre-commit", "tensorboard", "setuptools>=70.1", "wheel"]
+DEV = [
+    "pytest",
+    "pytest-xdist",
+    "ruff",
+    "mypy",
+    "import-linter",
+    "pre-commit",
+    "tensorboard",
+    "setuptools>=70.1",
+    "wheel",
+]
 
 ROOT = Path(__file__).resolve().parent
 VERSION = re.search(r'^__version__ = "([^"]+)"', (ROOT / "d2kd/__init__.py").read_text(), re.MULTILINE).group(1)

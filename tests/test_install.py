@@ -17,7 +17,18 @@ ROOT = Path(__file__).resolve().parents[1]
 #: What each extra of setup.py brings, less the two that are pinned where they are present.
 BASE = ("fvcore", "iopath", "omegaconf", "numpy", "pycocotools", "matplotlib", "Pillow", "scipy")
 DEMO = ("scikit-learn", "scikit-image")
-DEV = ("timm", "pytest", "pytest-xdist", "ruff", "mypy", "import-linter", "pre-commit", "tensorboard", "setuptools", "wheel")
+DEV = (
+    "timm",
+    "pytest",
+    "pytest-xdist",
+    "ruff",
+    "mypy",
+    "import-linter",
+    "pre-commit",
+    "tensorboard",
+    "setuptools",
+    "wheel",
+)
 EXTRAS = {"": BASE, "[demo]": BASE + DEMO, "[dev]": BASE + DEMO + DEV}
 VERSIONS = {"fvcore": "0.1.5", "iopath": "0.1.9", "omegaconf": "2.3.0"}  # setup.py bounds these
 BUILD = ["setuptools>=70.1", "wheel", "ninja"]
