@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ logger = logging.getLogger(f"detectron2.{__name__}")
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 ENGINES = ("eager", "folded", "compile")
 
-#: Largest difference from the plain teacher in fp32, as a share of the largest magnitude of the same maps.
+#: Largest difference from the plain teacher in fp32, as a share of the largest magnitude of the same kind of maps.
 _TOLERANCE = 1e-3
 _BatchNorm = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
 _Norm = nn.BatchNorm2d | nn.SyncBatchNorm | FrozenBatchNorm2d
@@ -112,14 +112,14 @@ class TeacherEngine:
             ValueError: a difference that is no rounding, or values that are not finite where those of ``plain`` are.
         """
         with torch.autocast(images.device.type, enabled=False):
-            expected = tree_leaves(_forward(plain, images.to(pixel_statistics(plain)[0].dtype)))
-            found = tree_leaves(_forward(detector, images))
+            expected = _forward(plain, images.to(pixel_statistics(plain)[0].dtype))
+            found = _forward(detector, images)
         largest = torch.stack([_difference(x, y) for x, y in zip(found, expected, strict=True)]).max().item()
         made = f"with model.teacher.precision={self.precision} and engine={self.engine}"
-        logger.info("The teacher %s differs from the plain one by %.1e of a map's largest value.", made, largest)
+        logger.info("The teacher %s differs from the plain one by %.1e of the largest value.", made, largest)
         if self.dtype is None and not largest <= _TOLERANCE:
             raise ValueError(
-                f"The teacher {made} differs from the plain one by {largest:.1e} of a map's largest value, expected at "
+                f"The teacher {made} differs from the plain one by {largest:.1e} of the largest value, expected at "
                 f"most {_TOLERANCE:.0e}: set model.teacher.engine=eager."
             )
         if not math.isfinite(largest):
@@ -244,19 +244,27 @@ def _neighbours(detector: DenseDetector, canvas: tuple[int, int]) -> list[tuple[
     return [(conv, norm) for (conv, norm), count in pairs.items() if count == calls[conv] == calls[norm]]
 
 
-def _forward(detector: DenseDetector, images: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
+def _forward(detector: DenseDetector, images: Tensor) -> list[list[Tensor]]:
+    """The features, and all that the head returns: of each kind one map a level."""
     maps = detector.backbone(images)
     features = [maps[name] for name in detector.head_in_features]
     with guarded_hooks():
-        return features, detector.head(features)
+        kinds = [features, *detector.head(features)]
+    return [maps for kind in kinds if (maps := [x for x in tree_leaves(kind) if isinstance(x, Tensor)])]
 
 
-def _difference(found: Tensor, expected: Tensor) -> Tensor:
-    """Largest difference as a share of the largest magnitude; not finite where only ``found`` is not."""
-    expected = expected.double()
-    finite = expected.isfinite()
-    difference = torch.where(finite, found - expected, 0).abs().max()
-    return difference / torch.where(finite, expected, 0).abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+def _difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> Tensor:
+    """
+    Largest difference of any level's map as a share of the largest magnitude on all levels: a level may have nothing
+    but rounding. Not finite where ``found`` alone is not.
+    """
+    differences, magnitudes = [], []
+    for x, y in zip(found, expected, strict=True):
+        y = y.double()
+        finite = y.isfinite()
+        differences.append(torch.where(finite, x - y, 0).abs().max())
+        magnitudes.append(torch.where(finite, y, 0).abs().max())
+    return torch.stack(differences).max() / torch.stack(magnitudes).max().clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def own_precision(detector: DenseDetector) -> AbstractContextManager[object]:
