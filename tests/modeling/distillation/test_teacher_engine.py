@@ -274,8 +274,8 @@ def test_the_largest_difference_is_logged_once(caplog):
             run_step(model, make_batch(seed=seed))
     (message,) = [x.getMessage() for x in caplog.records if "differs" in x.getMessage()]
     found = re.fullmatch(
-        r"The teacher with model.teacher.precision=bf16 and engine=folded differs from the plain one by (\S+) of a "
-        r"map's largest value.",
+        r"The teacher with model.teacher.precision=bf16 and engine=folded differs from the plain one by (\S+) of "
+        r"the largest value.",
         message,
     )
     assert 1e-4 < float(found[1]) < 0.1
