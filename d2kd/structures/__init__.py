@@ -2,6 +2,7 @@
 
 from d2kd.structures.assignment import Assignment
 from d2kd.structures.boxes import box_areas, box_centers, intersection, iou, object_chunks, squared_distance
+from d2kd.structures.constants import whole_numbers
 from d2kd.structures.dense_output import DenseOutput, OutputSpec
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "iou",
     "object_chunks",
     "squared_distance",
+    "whole_numbers",
 ]

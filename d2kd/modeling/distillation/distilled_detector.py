@@ -16,8 +16,8 @@ from d2kd.losses import DistillationLoss
 from d2kd.modeling.adapters import get_adapter, input_format_of
 from d2kd.modeling.distillation.agreement import raised_on_all_ranks
 from d2kd.modeling.distillation.crossing import crossed_assignment, crossed_output
-from d2kd.modeling.distillation.monitors import check_finite, gap_at_positives
-from d2kd.modeling.distillation.normalizers import compute_normalizers
+from d2kd.modeling.distillation.monitors import gap_at_positives, not_finite, read_step
+from d2kd.modeling.distillation.normalizers import check_countable, compute_normalizers
 from d2kd.modeling.distillation.overlap import Overlap
 from d2kd.modeling.distillation.pairing import check_pairing, warn_of_stacked_terms
 from d2kd.modeling.distillation.state import DistillationState, build_losses, make_tap_projectors
@@ -99,7 +99,7 @@ class DistilledDetector(nn.Module):
                 f"model.losses has {', '.join(built)} but model.teacher is null: name a teacher, or set "
                 "model.losses=null to train the student alone."
             )
-        self.distillation = DistillationState(built, tap_projectors)
+        self.distillation = DistillationState(built, tap_projectors).to(self.device)
         self.tap_projector_channels = tap_projector_channels
         self._teacher = Teacher(**teacher) if built and teacher is not None else None
         self._overlap: Overlap | None = None  # until the pair was checked
@@ -211,12 +211,13 @@ class DistilledDetector(nn.Module):
             self.load_teacher()
         active = self._active_losses()
         takers = [name for name, loss in active.items() if any(spec.label_free for spec in loss.regions)]
-        batched_inputs, num_labelled = images_of_use(batched_inputs, takers)
+        batched_inputs, num_labelled = images_of_use(batched_inputs, takers, self.device)
         tails = {loss.tail for loss in active.values() if loss.source == "crossed"}
 
         self.distillation.restore_normalizer(self.student)
         teacher = None
-        with raised_on_all_ranks(self.device):  # what may be wrong with one rank's images
+        with raised_on_all_ranks(self.device) as raise_if:  # what may be wrong with one rank's images
+            check_countable(active, len(batched_inputs) - num_labelled)
             images = self.student.preprocess_image(batched_inputs)
             gt_instances = labels_of(self.student, images, batched_inputs[:num_labelled])
             if active:  # before the student: none of its activations waits for a backward pass yet
@@ -229,8 +230,16 @@ class DistilledDetector(nn.Module):
                     input_format=self.input_format,
                 )
             prediction = predict(self.student, images, tails)
+            raise_if(~prediction.is_finite, FloatingPointError(not_finite("the student's box predictions")))
+            common_objects = self._common_objects(batched_inputs, num_labelled)
         student = train_student(
-            self.student, images, prediction, gt_instances, num_labelled=num_labelled, overlap=self._overlap
+            self.student,
+            images,
+            prediction,
+            gt_instances,
+            num_labelled=num_labelled,
+            overlap=self._overlap,
+            common_objects=common_objects,
         )
         losses = dict(student.losses)
         losses.update({f"loss_kd_{name}": self.distillation.zero_of(loss) for name, loss in self.losses.items()})
@@ -253,7 +262,7 @@ class DistilledDetector(nn.Module):
             teacher.taps.clear()  # read by the crossing alone
             if tails:
                 assignments["crossed"] = crossed_assignment(
-                    detector, teacher, student.assignment, student.gt_instances, self.overlap
+                    detector, teacher, student.assignment, student.gt_instances, self.overlap, common_objects
                 )
             regions = make_regions(active, sources, teacher.output, assignments)
         normalizers = self._normalizers(active, regions, assignments)
@@ -267,11 +276,10 @@ class DistilledDetector(nn.Module):
             if self.overlap.same_anchors and teacher.output.logits:
                 monitors["kd/gap_at_positives"] = gap_at_positives(student.output, teacher.output, student.assignment)
         if takers and num_labelled < len(batched_inputs):
-            monitors["kd/unlabeled_images"] = self.pixel_mean.new_tensor(len(batched_inputs) - num_labelled)
-        check_finite(losses)
-        if monitors:
-            values = torch.stack([value.float() for value in monitors.values()]).tolist()
-            get_event_storage().put_scalars(**dict(zip(monitors, values)), smoothing_hint=True)
+            monitors["kd/unlabeled_images"] = self.pixel_mean.new_full((), len(batched_inputs) - num_labelled)
+        values = read_step(losses, monitors)
+        if values:
+            get_event_storage().put_scalars(**values, smoothing_hint=True)
         return losses
 
     def _active_losses(self) -> dict[str, DistillationLoss]:
@@ -284,6 +292,14 @@ class DistilledDetector(nn.Module):
             if loss.schedule is not None:
                 storage.put_scalar(f"kd/{name}_weight", loss.scheduled_weight, smoothing_hint=False)
         return {name: loss for name, loss in self.losses.items() if loss.scheduled_weight > 0}
+
+    def _common_objects(self, batched_inputs: Sequence[Mapping[str, Any]], num_labelled: int) -> list[Tensor] | None:
+        """Of each image the objects of classes that the teacher has as well; None: all."""
+        if self._overlap is None:
+            return None
+        classes = [item["instances"].gt_classes for item in batched_inputs[:num_labelled]]
+        none = torch.zeros(0, dtype=torch.int64)
+        return self._overlap.common_objects(classes + [none] * (len(batched_inputs) - num_labelled), self.device)
 
     def _normalizers(
         self,
