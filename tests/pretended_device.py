@@ -1,5 +1,5 @@
 """
-A device to test on where there is none: numbers of the CPU, placement as strict as a GPU's, and each wait for it counted.
+A device to test on where there is none: the CPU's numbers, a GPU's rules of placement, each wait for it counted.
 
 It is torch's ``PrivateUse1`` backend in Python. Inside :class:`PretendedDevice` tensors can be made on, and moved to,
 ``torch.device("pretended")``. What it cannot show: cuDNN, NCCL, CUDA's own autocast lists, time.
@@ -10,10 +10,9 @@ Must not import detectron2.
 from __future__ import annotations
 
 import sys
-import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import backend_registration
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
@@ -38,6 +38,20 @@ _BLOCKING = (
     "unique_dim",
     "_unique2",
 )
+#: Operators that CUDA refuses under ``torch.use_deterministic_algorithms(True)``.
+_NOT_DETERMINISTIC = (
+    "bincount",
+    "grid_sampler_2d_backward",
+    "histc",
+    "kthvalue",
+    "median.dim",
+    "put_",
+    "reflection_pad2d_backward",
+    "replication_pad2d_backward",
+    "upsample_bicubic2d_backward",
+    "upsample_bilinear2d_backward",
+    "_adaptive_avg_pool2d_backward",
+)
 #: Whose lines are named in counts.
 _PACKAGES = ("d2kd", "detectron2", "fvcore", "tests")
 
@@ -47,6 +61,10 @@ class _Backend(backend_registration._DummyBackendModule):
 
     def __init__(self) -> None:
         self.generator = torch.Generator().manual_seed(0)
+        self.present = False
+
+    def is_available(self) -> bool:
+        return self.present
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.float16, torch.bfloat16]
@@ -62,7 +80,16 @@ class _Backend(backend_registration._DummyBackendModule):
 
 
 _BACKEND = _Backend()
-backend_registration._setup_privateuseone_for_python_backend("pretended", backend_module=_BACKEND)
+
+
+class _Hook(backend_registration._DummyPrivateUse1Hook):
+    """Outside of :class:`PretendedDevice` torch finds no accelerator, and does what it does without."""
+
+    def is_available(self) -> bool:
+        return _BACKEND.present
+
+
+backend_registration._setup_privateuseone_for_python_backend("pretended", backend_module=_BACKEND, hook=_Hook())
 DEVICE = torch.device("pretended", 0)
 
 
@@ -75,7 +102,12 @@ class _OnDevice(Tensor):
     @staticmethod
     def __new__(cls, held: Tensor) -> _OnDevice:
         made = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]  # torch has no annotation for it
-            cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype, device=DEVICE
+            cls,
+            held.size(),
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
+            device=DEVICE,
         )
         made.held = held
         return made
@@ -118,12 +150,12 @@ class _Functions(TorchFunctionMode):
     ) -> Any:
         kwargs = dict(kwargs or {})
         own = args[0] if args and isinstance(args[0], _OnDevice) else None
-        if func in (torch.tensor, torch.as_tensor) and _is_ours(kwargs.get("device")) and own is None:
-            del kwargs["device"]
-            return self.device.made_of_list(func(*args, **kwargs))
+        if func in (torch.tensor, torch.as_tensor) and own is None:
+            if _is_ours(kwargs.get("device") or torch.get_default_device()):
+                return self.device.made_of_list(func(*args, **kwargs | {"device": "cpu"}))
         if func is Tensor.new_tensor and _is_ours(kwargs.get("device", args[0].device)):
             dtype = kwargs.get("dtype") or args[0].dtype
-            return self.device.made_of_list(torch.tensor(args[1], dtype=dtype))
+            return self.device.made_of_list(torch.tensor(args[1], dtype=dtype, device="cpu"))
         if func is Tensor.tolist and own is not None:
             self.device.note(self.device.syncs, "tolist")
             return own.held.tolist()
@@ -131,8 +163,10 @@ class _Functions(TorchFunctionMode):
             raise TypeError("can't convert a tensor of the pretended device to numpy: use Tensor.cpu() first")
         if func in (Tensor.__getitem__, Tensor.__setitem__) and own is not None:
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
-            index = tuple(self.device.made_of_list(torch.tensor(i)) if isinstance(i, list) else i for i in index)
-            args = (own, index if isinstance(args[1], tuple) else index[0], *args[2:])
+            if any(isinstance(i, list) for i in index):
+                made = self.device.made_of_list
+                index = tuple(made(torch.tensor(i, device="cpu")) if isinstance(i, list) else i for i in index)
+                args = (own, index, *args[2:])
         return func(*args, **kwargs)
 
 
@@ -153,13 +187,14 @@ class PretendedDevice:
         self._inside = ExitStack()
 
     def __enter__(self) -> PretendedDevice:
+        _BACKEND.present = True
         # A module's parameters are replaced, as they are where the kind of storage changes.
         future = torch.__future__
         self._inside.callback(
             future.set_overwrite_module_params_on_conversion, future.get_overwrite_module_params_on_conversion()
         )
         future.set_overwrite_module_params_on_conversion(True)
-        # In the caller's thread, whose lines can be named; at exit, one of its own would wait for an interpreter's lock.
+        # In the caller's thread, whose lines can be named; one of its own may end after the interpreter.
         self._inside.enter_context(torch.autograd.set_multithreading_enabled(False))
         self._inside.enter_context(_Functions(self))
         self._inside.enter_context(_Operators(self))
@@ -167,6 +202,7 @@ class PretendedDevice:
 
     def __exit__(self, *error: object) -> None:
         self._inside.close()
+        _BACKEND.present = False
 
     @property
     def waits(self) -> Counter[str]:
@@ -208,10 +244,14 @@ class PretendedDevice:
             elif target_ours and not isinstance(source, _OnDevice) and waits:
                 self.note(self.copies, "to the device")
         held_args, held_kwargs = (tree_map(_held, x) for x in (args, kwargs))
-        call = lambda: func(*held_args, **held_kwargs)
-        out = _drawn(call) if onto_ours and torch.Tag.nondeterministic_seeded in func.tags else call()
+        draws = onto_ours and torch.Tag.nondeterministic_seeded in func.tags
+        with _own_random_numbers() if draws else nullcontext():
+            out = func(*held_args, **held_kwargs)
         if not onto_ours or out is None:
             return out
+        if torch.Tag.inplace_view in func.tags:
+            with no_dispatch():  # the wrapper's own sizes
+                return func(*args, **kwargs)
         returns = func._schema.returns
         written = len(returns) == 1 and returns[0].alias_info is not None and returns[0].alias_info.is_write
         if written and isinstance(args[0], _OnDevice):
@@ -233,10 +273,16 @@ class PretendedDevice:
             wrong = [args[0]]
         if wrong:
             shapes = ", ".join(str(tuple(x.shape)) for x in wrong)
-            raise RuntimeError(f"Expected all tensors to be on {DEVICE}, but {name} got one on the CPU of shape {shapes}")
+            raise RuntimeError(
+                f"Expected all tensors to be on {DEVICE}, but {name} got one on the CPU of shape {shapes}"
+            )
 
     def _count(self, func: Any, name: str, args: tuple[Any, ...]) -> None:
-        if name in _BLOCKING or f"{name}.{func._overloadname}" in _BLOCKING:
+        full_name = f"{name}.{func._overloadname}"
+        refused = name in _NOT_DETERMINISTIC or full_name in _NOT_DETERMINISTIC
+        if refused and torch.are_deterministic_algorithms_enabled():
+            raise RuntimeError(f"{full_name} has no deterministic implementation on {DEVICE}")
+        if name in _BLOCKING or full_name in _BLOCKING:
             self.note(self.syncs, name)
         if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
             masks = [i for i in args[1] if i is not None and i.dtype in (torch.bool, torch.uint8)]
@@ -256,12 +302,13 @@ def _wrapped(x: Any) -> Any:
     return _OnDevice(x) if isinstance(x, Tensor) and not isinstance(x, _OnDevice) else x
 
 
-def _drawn(call: Callable[[], Any]) -> Any:
-    """``call()`` with the device's random numbers."""
+@contextmanager
+def _own_random_numbers() -> Iterator[None]:
+    """Inside, the CPU draws the device's."""
     before = torch.get_rng_state()
     torch.set_rng_state(_BACKEND.generator.get_state())
     try:
-        return call()
+        yield
     finally:
         _BACKEND.generator.set_state(torch.get_rng_state())
         torch.set_rng_state(before)

@@ -97,8 +97,8 @@ def _check_shapes(level_anchors: Sequence[Tensor], gt_boxes: Tensor, valid: Tens
 
 def _thresholds(overlaps: Tensor) -> Tensor:
     """
-    (G, C) candidates' IoUs, NaN for those that there are not -> (G,) mean + unbiased standard deviation, 0 for that of a
-    single candidate.
+    (G, C) candidates' IoUs, NaN for those that there are not -> (G,) mean + unbiased standard deviation, 0 for that of
+    a single candidate.
     """
     if overlaps.numel() == 0:
         return overlaps.new_zeros(len(overlaps))
@@ -115,7 +115,8 @@ def _candidates_and_overlaps(
     level_anchors: Sequence[Tensor], gt_boxes: Tensor, topk: int, valid: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """
-    The candidates (G, C), their boxes (G, C, 4) and their IoUs with the object (G, C), NaN for those that there are not.
+    The candidates (G, C), 0 for those that there are not, their boxes (G, C, 4) and their IoUs with the object (G, C),
+    NaN for those that there are not.
     """
     indices = candidates(level_anchors, gt_boxes, topk=topk, valid=valid)
     absent, indices = indices < 0, indices.clamp(min=0)

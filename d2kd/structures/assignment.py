@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from d2kd.structures.constants import whole_numbers
+from d2kd.structures.devices import whole_numbers
 
 __all__ = ["Assignment"]
 

@@ -24,7 +24,7 @@ from d2kd.modeling.distillation.state import DistillationState, build_losses, ma
 from d2kd.modeling.distillation.step_regions import make_regions, region_sizes, stack_regions
 from d2kd.modeling.distillation.student_step import images_of_use, labels_of, predict, train_student
 from d2kd.modeling.distillation.teacher import Teacher, run_teacher
-from d2kd.structures import Assignment
+from d2kd.structures import Assignment, kept_random_state
 
 __all__ = ["DistilledDetector"]
 
@@ -91,7 +91,7 @@ class DistilledDetector(nn.Module):
             detector, input_format, "model.input_format (in a yacs config: INPUT.FORMAT)"
         )
 
-        with torch.random.fork_rng(devices=[]):  # the baseline of this seed draws the same numbers after this
+        with kept_random_state(self.device):  # the baseline of this seed draws the same numbers after this
             built = build_losses(losses or {})
             tap_projectors = make_tap_projectors(detector, built.values(), tap_projector_channels)
         if built and teacher is None:
@@ -157,7 +157,7 @@ class DistilledDetector(nn.Module):
         if self._overlap is not None:
             return
         if not teacher.is_loaded:
-            with torch.random.fork_rng(devices=[]):
+            with kept_random_state(self.device):
                 teacher.load(self.device, self.pixel_mean.dtype)
         self._overlap = check_pairing(
             self.student,

@@ -66,7 +66,7 @@ class Overlap:
         ids = tuple(teacher_id.get(i, -1) for i in range(max(self.student_classes) + 1))
         renamed = []
         for instances, kept in zip(gt_instances, common_objects, strict=True):
-            known = instances[kept]
+            known = instances[kept]  # type: ignore[index]  # Detectron2 names no indices there, and takes them
             known.gt_classes = whole_numbers(ids, kept.device)[known.gt_classes]
             renamed.append(known)
         return renamed
