@@ -211,13 +211,17 @@ class DistilledDetector(nn.Module):
             self.load_teacher()
         active = self._active_losses()
         takers = [name for name, loss in active.items() if any(spec.label_free for spec in loss.regions)]
-        batched_inputs, num_labelled = images_of_use(batched_inputs, takers, self.device)
+        batched_inputs, num_labelled = images_of_use(batched_inputs, takers)
         tails = {loss.tail for loss in active.values() if loss.source == "crossed"}
 
         self.distillation.restore_normalizer(self.student)
         teacher = None
         with raised_on_all_ranks(self.device) as raise_if:  # what may be wrong with one rank's images
             check_countable(active, len(batched_inputs) - num_labelled)
+            # One copy for student and teacher, made without waiting for the device.
+            batched_inputs = [
+                {**item, "image": item["image"].to(self.device, non_blocking=True)} for item in batched_inputs
+            ]
             images = self.student.preprocess_image(batched_inputs)
             gt_instances = labels_of(self.student, images, batched_inputs[:num_labelled])
             if active:  # before the student: none of its activations waits for a backward pass yet

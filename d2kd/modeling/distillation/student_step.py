@@ -84,16 +84,13 @@ class StudentStep:
         )
 
 
-def images_of_use(
-    batched_inputs: Sequence[dict[str, Any]], takers: Sequence[str], device: torch.device
-) -> tuple[list[dict[str, Any]], int]:
+def images_of_use(batched_inputs: Sequence[dict[str, Any]], takers: Sequence[str]) -> tuple[list[dict[str, Any]], int]:
     """
     The images of a batch that have labels, then those that have none, if there is a loss that they train.
 
     Args:
         batched_inputs: the batch; an image without "instances", or with a true "unlabeled", has no labels.
         takers: names of the losses that need no labels.
-        device: where the images are wanted, so that student and teacher read the same copy.
 
     Returns:
         the images, at least one, and how many of them have labels.
@@ -104,8 +101,7 @@ def images_of_use(
         (unlabelled if item.get("unlabeled", False) or "instances" not in item else labelled).append(item)
     if unlabelled:
         warn_of_unlabelled(len(labelled), len(batched_inputs), takers)
-    used = labelled + unlabelled if takers else labelled or unlabelled[:1]
-    return [{**item, "image": item["image"].to(device, non_blocking=True)} for item in used], len(labelled)
+    return labelled + unlabelled if takers else labelled or unlabelled[:1], len(labelled)
 
 
 def labels_of(detector: DenseDetector, images: ImageList, labelled: Sequence[Mapping[str, Any]]) -> list[Instances]:
