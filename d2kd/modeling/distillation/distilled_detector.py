@@ -223,7 +223,7 @@ class DistilledDetector(nn.Module):
                 {**item, "image": item["image"].to(self.device, non_blocking=True)} for item in batched_inputs
             ]
             images = self.student.preprocess_image(batched_inputs)
-            gt_instances = labels_of(self.student, images, batched_inputs[:num_labelled])
+            gt_instances, common_objects = labels_of(self.student, images, batched_inputs[:num_labelled], self._overlap)
             if active:  # before the student: none of its activations waits for a backward pass yet
                 teacher = run_teacher(
                     self._held_teacher(),
@@ -235,15 +235,14 @@ class DistilledDetector(nn.Module):
                 )
             prediction = predict(self.student, images, tails)
             raise_if(~prediction.is_finite, FloatingPointError(not_finite("the student's box predictions")))
-            common_objects = self._common_objects(batched_inputs, num_labelled)
         student = train_student(
             self.student,
             images,
             prediction,
             gt_instances,
+            common_objects,
             num_labelled=num_labelled,
             overlap=self._overlap,
-            common_objects=common_objects,
         )
         losses = dict(student.losses)
         losses.update({f"loss_kd_{name}": self.distillation.zero_of(loss) for name, loss in self.losses.items()})
@@ -296,14 +295,6 @@ class DistilledDetector(nn.Module):
             if loss.schedule is not None:
                 storage.put_scalar(f"kd/{name}_weight", loss.scheduled_weight, smoothing_hint=False)
         return {name: loss for name, loss in self.losses.items() if loss.scheduled_weight > 0}
-
-    def _common_objects(self, batched_inputs: Sequence[Mapping[str, Any]], num_labelled: int) -> list[Tensor] | None:
-        """Of each image the objects of classes that the teacher has as well; None: all."""
-        if self._overlap is None:
-            return None
-        classes = [item["instances"].gt_classes for item in batched_inputs[:num_labelled]]
-        none = torch.zeros(0, dtype=torch.int64)
-        return self._overlap.common_objects(classes + [none] * (len(batched_inputs) - num_labelled), self.device)
 
     def _normalizers(
         self,

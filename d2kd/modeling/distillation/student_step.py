@@ -104,9 +104,14 @@ def images_of_use(batched_inputs: Sequence[dict[str, Any]], takers: Sequence[str
     return labelled + unlabelled if takers else labelled or unlabelled[:1], len(labelled)
 
 
-def labels_of(detector: DenseDetector, images: ImageList, labelled: Sequence[Mapping[str, Any]]) -> list[Instances]:
+def labels_of(
+    detector: DenseDetector, images: ImageList, labelled: Sequence[Mapping[str, Any]], overlap: Overlap | None
+) -> tuple[list[Instances], list[Tensor] | None]:
     """
     The annotations of a batch on the detector's device: of the first images those of ``labelled``, of the rest none.
+
+    Returns:
+        these, and the :meth:`Overlap.common_objects` among them; None: all.
 
     Raises:
         ValueError: a class that the detector does not have.
@@ -121,7 +126,12 @@ def labels_of(detector: DenseDetector, images: ImageList, labelled: Sequence[Map
                 )
     device = detector.device
     gt_instances = [item["instances"].to(device) for item in labelled]
-    return gt_instances + [_no_objects(size, device) for size in images.image_sizes[len(labelled) :]]
+    gt_instances += [_no_objects(size, device) for size in images.image_sizes[len(labelled) :]]
+    if overlap is None:
+        return gt_instances, None
+    on_the_host = [item["instances"].gt_classes for item in labelled]
+    none = [torch.zeros(0, dtype=torch.int64)] * (len(gt_instances) - len(labelled))
+    return gt_instances, overlap.common_objects(on_the_host + none, device)
 
 
 def predict(detector: DenseDetector, images: ImageList, tails: Collection[int] = ()) -> Prediction:
@@ -156,10 +166,10 @@ def train_student(
     images: ImageList,
     prediction: Prediction,
     gt_instances: list[Instances],
+    common_objects: list[Tensor] | None,
     *,
     num_labelled: int,
     overlap: Overlap | None = None,
-    common_objects: list[Tensor] | None = None,
 ) -> StudentStep:
     """
     The rest of what ``DenseDetector.forward`` does in training: ``forward_training``, outside autocast.
@@ -171,10 +181,9 @@ def train_student(
         detector: in training mode.
         images: the batch, as its ``preprocess_image`` returns it.
         prediction: what :func:`predict` made of it.
-        gt_instances: what :func:`labels_of` made of it.
+        gt_instances, common_objects: what :func:`labels_of` made of it.
         num_labelled: how many images have labels, which come first.
         overlap: the levels and classes to read; None: all of the student's.
-        common_objects: of each image the objects of these classes; None: all.
 
     Raises:
         TypeError: a detector that does not call ``label_anchors`` exactly once.
