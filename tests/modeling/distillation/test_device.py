@@ -13,6 +13,7 @@ from d2kd.losses import DynamicBoxKD, DynamicLocalizationDistillation, FeatureIm
 from d2kd.methods import METHODS
 from d2kd.modeling import DistilledDetector
 from tests.helpers import FAMILIES, build_detector, distilled, make_batch, preset, run_step
+from tests.modeling.detectors.helpers import build
 from tests.pretended_device import PretendedDevice
 
 #: Times that the host waits in a step beyond those of the detector alone: for the boxes' check before its losses, and
@@ -70,12 +71,12 @@ def test_every_method(family, pretended_device, deterministic):
     """The numbers are the CPU's, and the host waits twice, whatever the batch."""
     small, large = make_batch(), make_batch([(40, 48), (32, 60), (64, 33)], objects=[9, 0, 5], seed=3)
 
-    def build():
+    def build_pair():
         student, teacher = build_detector(family), build_detector(family, seed=1)
         return distilled(student, teacher, all_losses(family)).train()
 
-    expected = {name: value.detach() for name, value in step(build(), large).items()}
-    model = build().to(pretended_device.device)
+    expected = {name: value.detach() for name, value in step(build_pair(), large).items()}
+    model = build_pair().to(pretended_device.device)
     found = {name: value.detach().cpu() for name, value in step(model, large).items()}
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
@@ -190,3 +191,13 @@ def test_what_no_preset_has(family, pretended_device):
     model = distilled(build_detector(family), build_detector(family, seed=1), losses).to(device.device).train()
     step(model, batch)  # the teacher is loaded
     assert beyond(waits_of(model, batch, device), student_alone(family, batch, device)) == ""
+
+
+@pytest.mark.parametrize("detector", ["DistributionRetinaNet", "DistributionFCOS", "DistributionATSS"])
+def test_distributions(detector, pretended_device):
+    device, batch = pretended_device, make_batch()
+    losses = preset("ld", detector.removeprefix("Distribution")) | {"ftpd": DynamicLocalizationDistillation()}
+    model = distilled(build(detector), build(detector, seed=1), losses).to(device.device).train()
+    step(model, batch)  # the teacher is loaded
+    alone = waits_of(build(detector).to(device.device).train(), batch, device)
+    assert beyond(waits_of(model, batch, device), alone) == ""
