@@ -2,7 +2,7 @@
 A device to test on where there is none: the CPU's numbers, a GPU's rules of placement, each wait for it counted.
 
 It is torch's ``PrivateUse1`` backend in Python. Inside :class:`PretendedDevice` tensors can be made on, and moved to,
-``torch.device("pretended")``. What it cannot show: cuDNN, NCCL, CUDA's own autocast lists, time.
+``torch.device("pretended")``. What it cannot show: cuDNN, NCCL, all that CUDA's autocast casts, time.
 
 Must not import detectron2.
 """
@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils import backend_registration
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
+
+from tests.pretended_backend import BACKEND, DEVICE
 
 __all__ = ["DEVICE", "PretendedDevice"]
 
@@ -54,43 +55,6 @@ _NOT_DETERMINISTIC = (
 )
 #: Whose lines are named in counts.
 _PACKAGES = ("d2kd", "detectron2", "fvcore", "tests")
-
-
-class _Backend(backend_registration._DummyBackendModule):
-    """``torch.pretended``; random numbers of the device have a generator of their own."""
-
-    def __init__(self) -> None:
-        self.generator = torch.Generator().manual_seed(0)
-        self.present = False
-
-    def is_available(self) -> bool:
-        return self.present
-
-    def get_amp_supported_dtype(self) -> list[torch.dtype]:
-        return [torch.float16, torch.bfloat16]
-
-    def manual_seed_all(self, seed: int) -> None:
-        self.generator.manual_seed(seed)
-
-    def get_rng_state(self, device: object = None) -> Tensor:
-        return self.generator.get_state()
-
-    def set_rng_state(self, state: Tensor, device: object = None) -> None:
-        self.generator.set_state(state)
-
-
-_BACKEND = _Backend()
-
-
-class _Hook(backend_registration._DummyPrivateUse1Hook):
-    """Outside of :class:`PretendedDevice` torch finds no accelerator, and does what it does without."""
-
-    def is_available(self) -> bool:
-        return _BACKEND.present
-
-
-backend_registration._setup_privateuseone_for_python_backend("pretended", backend_module=_BACKEND, hook=_Hook())
-DEVICE = torch.device("pretended", 0)
 
 
 class _OnDevice(Tensor):
@@ -187,7 +151,7 @@ class PretendedDevice:
         self._inside = ExitStack()
 
     def __enter__(self) -> PretendedDevice:
-        _BACKEND.present = True
+        BACKEND.present = True
         # A module's parameters are replaced, as they are where the kind of storage changes.
         future = torch.__future__
         self._inside.callback(
@@ -202,7 +166,7 @@ class PretendedDevice:
 
     def __exit__(self, *error: object) -> None:
         self._inside.close()
-        _BACKEND.present = False
+        BACKEND.present = False
 
     @property
     def waits(self) -> Counter[str]:
@@ -306,11 +270,11 @@ def _wrapped(x: Any) -> Any:
 def _own_random_numbers() -> Iterator[None]:
     """Inside, the CPU draws the device's."""
     before = torch.get_rng_state()
-    torch.set_rng_state(_BACKEND.generator.get_state())
+    torch.set_rng_state(BACKEND.generator.get_state())
     try:
         yield
     finally:
-        _BACKEND.generator.set_state(torch.get_rng_state())
+        BACKEND.generator.set_state(torch.get_rng_state())
         torch.set_rng_state(before)
 
 

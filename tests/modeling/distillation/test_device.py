@@ -201,3 +201,27 @@ def test_distributions(detector, pretended_device):
     step(model, batch)  # the teacher is loaded
     alone = waits_of(build(detector).to(device.device).train(), batch, device)
     assert beyond(waits_of(model, batch, device), alone) == ""
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_autocast(family, dtype, pretended_device):
+    """Convolutions in half precision, losses in fp32; no wait more."""
+    batch, device = make_batch(), pretended_device.device
+
+    def build_pair():
+        losses = {name: x for name, x in all_losses(family).items() if name.startswith(("crosskd", "ftpd", "pkd"))}
+        return distilled(build_detector(family), build_detector(family, seed=1), losses).train()
+
+    expected = {name: value.item() for name, value in run_step(build_pair(), batch).items()}
+    model = build_pair().to(device)
+    model.load_teacher()
+    with torch.autocast(device.type, dtype=dtype):
+        pretended_device.reset()
+        found = run_step(model, batch)
+    waits = pretended_device.waits
+    sum(found.values()).backward()
+    assert all(value.dtype == torch.float32 for value in found.values())
+    assert {name: value.item() for name, value in found.items()} == pytest.approx(expected, rel=0.03)
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
+    assert beyond(waits, student_alone(family, batch, pretended_device)) == ""
