@@ -5,6 +5,8 @@ import logging
 import pytest
 import torch
 
+from tests.pretended_device import PretendedDevice
+
 
 @pytest.fixture(autouse=True)
 def reproducible():
@@ -18,3 +20,10 @@ def caplog(caplog, monkeypatch):
     """pytest's own; once a test has called Detectron2's setup_logger, records of its loggers no longer reach it."""
     monkeypatch.setattr(logging.getLogger("detectron2"), "propagate", True)
     return caplog
+
+
+@pytest.fixture
+def pretended_device():
+    """A device with the rules of a GPU; see tests/pretended_device.py."""
+    with PretendedDevice() as device:
+        yield device

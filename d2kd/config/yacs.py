@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-import torch
 from detectron2.config import CfgNode, instantiate
 from detectron2.modeling import META_ARCH_REGISTRY
 from omegaconf import DictConfig, OmegaConf
@@ -17,6 +16,7 @@ from d2kd.config.teacher_file import build_registered, teacher_node
 from d2kd.losses import DistillationLoss
 from d2kd.methods import METHODS, get_losses
 from d2kd.modeling import distillation
+from d2kd.structures import kept_random_state
 
 __all__ = ["add_distillation_config"]
 
@@ -128,7 +128,7 @@ def _build_losses(
     losses = OmegaConf.create(preset, flags={"allow_objects": True})
     off = {_apply(losses, change, method) for change in changes}
     built = {}
-    with torch.random.fork_rng(devices=[]):  # so that the baseline draws the same numbers after this
+    with kept_random_state():  # so that the baseline draws the same numbers after this
         for name in preset:
             if name in off:
                 continue

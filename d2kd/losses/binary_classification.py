@@ -175,9 +175,9 @@ def _minus_log_1m(p: Tensor, out: Tensor, *spare: Tensor) -> Tensor:
 
 
 #: -2 atanh(s) / s for s in [0, 1/3] as a polynomial in s^2, highest power first, of the least relative error (4e-9).
-_ATANH = torch.tensor((-0.281783326, -0.279606076, -0.400249095, -0.666663147, -2.0)).unbind()
+_ATANH = torch.tensor((-0.281783326, -0.279606076, -0.400249095, -0.666663147, -2.0), device="cpu").unbind()
 
-_ONE = torch.tensor(1.0)
+_ONE = torch.tensor(1.0, device="cpu")  # a scalar, on any device
 
 
 def _value_and_gradient(gap: Tensor, sign: Tensor, bce: Tensor, slope: Tensor, beta: float) -> tuple[Tensor, Tensor]:

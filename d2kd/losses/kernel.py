@@ -147,10 +147,11 @@ def weigh_and_reduce(caller: str, loss: Tensor, weight: Tensor | None, reduction
 
 def drop_unweighted(region: Tensor, *maps: Tensor) -> tuple[Tensor, ...]:
     """
-    Leave out the locations of weight zero where they are three quarters of a level or more.
+    On a CPU, leave out the locations of weight zero where they are three quarters of a level or more.
 
-    Reading few locations of a wide map costs less than a kernel over all of it, and their weighted sum is the
-    same. What stands at a location left out is not looked at, not even if it is not finite.
+    Reading few locations of a wide map costs less than a kernel over all of it there, and their weighted sum is the
+    same. What stands at a location left out is not looked at, not even if it is not finite. Elsewhere counting them
+    would make the host wait for the device, and all are kept.
 
     Args:
         region: weights (N, A, H, W), detached.
@@ -160,6 +161,8 @@ def drop_unweighted(region: Tensor, *maps: Tensor) -> tuple[Tensor, ...]:
         ``region`` and ``maps``: as they are, or with the M locations of weight along the first axis and every other
         axis of a location of size 1, (M, 1, 1, 1) and (M, 1, ..., 1, 1), so that the axes between keep their place.
     """
+    if region.device.type != "cpu":
+        return region, *maps
     index = region.nonzero(as_tuple=True)
     if 4 * len(index[0]) >= region.numel():
         return region, *maps

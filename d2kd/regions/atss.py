@@ -10,6 +10,7 @@ All raise ValueError for another shape or dtype than they ask for, and for fewer
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -54,7 +55,9 @@ def candidates(
         valid: (R,) booleans over the levels' anchors in a row.
 
     Returns:
-        (G, C) int64 indices into the levels' anchors in a row, level by level.
+        (G, C) int64 indices into the levels' anchors in a row, level by level. Valid anchors are not counted on another
+        device than the CPU, where that would make the host wait: min(topk, all anchors) of every level, -1 for those
+        that there are not.
     """
     check_topk(topk)
     _check_shapes(level_anchors, gt_boxes, valid)
@@ -63,9 +66,12 @@ def candidates(
         end = offset + len(anchors)
         centers = box_centers(anchors.float())
         indices = torch.arange(offset, end, device=gt_boxes.device)
-        if valid is not None:
-            kept = valid[offset:end]
-            centers, indices = centers[kept], indices[kept]
+        kept = None if valid is None else valid[offset:end]
+        if kept is not None and kept.device.type == "cpu":
+            centers, indices, kept = centers[kept], indices[kept], None
+        elif kept is not None:
+            centers = centers.masked_fill(~kept[:, None], math.inf)
+            indices = indices.masked_fill(~kept, -1)
         nearest = [
             squared_distance(box_centers(boxes.float())[:, None], centers)
             .topk(min(topk, len(centers)), largest=False)
@@ -90,19 +96,32 @@ def _check_shapes(level_anchors: Sequence[Tensor], gt_boxes: Tensor, valid: Tens
 
 
 def _thresholds(overlaps: Tensor) -> Tensor:
-    """(G, C) candidates' IoUs -> (G,) mean + unbiased standard deviation, 0 for that of a single candidate."""
+    """
+    (G, C) candidates' IoUs, NaN for those that there are not -> (G,) mean + unbiased standard deviation, 0 for that of
+    a single candidate.
+    """
     if overlaps.numel() == 0:
         return overlaps.new_zeros(len(overlaps))
+    if overlaps.device.type != "cpu":
+        known = ~overlaps.isnan()
+        count = known.sum(1, keepdim=True)
+        mean = overlaps.nansum(1, keepdim=True) / count.clamp(min=1)
+        variance = (overlaps - mean).square().nansum(1, keepdim=True) / (count - 1).clamp(min=1)
+        return (mean + variance.sqrt()).squeeze(1)
     return overlaps.mean(1) + (overlaps.std(1) if overlaps.shape[1] > 1 else 0)
 
 
 def _candidates_and_overlaps(
     level_anchors: Sequence[Tensor], gt_boxes: Tensor, topk: int, valid: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The candidates (G, C), their boxes (G, C, 4) and their IoUs with the object (G, C)."""
+    """
+    The candidates (G, C), 0 for those that there are not, their boxes (G, C, 4) and their IoUs with the object (G, C),
+    NaN for those that there are not.
+    """
     indices = candidates(level_anchors, gt_boxes, topk=topk, valid=valid)
+    absent, indices = indices < 0, indices.clamp(min=0)
     anchors = torch.cat([x.float() for x in level_anchors])[indices]
-    return indices, anchors, iou(anchors, gt_boxes.float()[:, None])
+    return indices, anchors, iou(anchors, gt_boxes.float()[:, None]).masked_fill_(absent, math.nan)
 
 
 @torch.no_grad()

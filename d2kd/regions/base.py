@@ -57,21 +57,22 @@ def check_options(function: str, options: Mapping[str, Any]) -> tuple[str, ...]:
     Raises:
         ValueError: the value of an option.
     """
-    output = DenseOutput(
-        logits=[torch.zeros(1, 1, 1, 1, 1)],
-        box_params=[torch.zeros(1, 1, 4, 1, 1)],
-        anchors=[torch.tensor([0.0, 0.0, 8.0, 8.0]).view(1, 1, 1, 4)],
-        decode=lambda params, anchors, level: anchors + params.movedim(2, -1),
-    )
-    background = Assignment.from_flat(
-        torch.ones(1, 1, dtype=torch.int64),
-        num_classes=1,
-        sizes=[(1, 1)],
-        gt_boxes=[torch.zeros(0, 4)],
-        gt_classes=[torch.zeros(0, dtype=torch.int64)],
-        valid=torch.ones(1, 1, dtype=torch.bool),
-    )
-    return tuple(run_region(function, output, output, background, options))
+    with torch.device("cpu"):  # whatever device the model is being built on
+        output = DenseOutput(
+            logits=[torch.zeros(1, 1, 1, 1, 1)],
+            box_params=[torch.zeros(1, 1, 4, 1, 1)],
+            anchors=[torch.tensor([0.0, 0.0, 8.0, 8.0]).view(1, 1, 1, 4)],
+            decode=lambda params, anchors, level: anchors + params.movedim(2, -1),
+        )
+        background = Assignment.from_flat(
+            torch.ones(1, 1, dtype=torch.int64),
+            num_classes=1,
+            sizes=[(1, 1)],
+            gt_boxes=[torch.zeros(0, 4)],
+            gt_classes=[torch.zeros(0, dtype=torch.int64)],
+            valid=torch.ones(1, 1, dtype=torch.bool),
+        )
+        return tuple(run_region(function, output, output, background, options))
 
 
 def check_option(option: str, value: object, is_valid: bool, expected: str) -> None:

@@ -3,6 +3,7 @@
 from d2kd.structures.assignment import Assignment
 from d2kd.structures.boxes import box_areas, box_centers, intersection, iou, object_chunks, squared_distance
 from d2kd.structures.dense_output import DenseOutput, OutputSpec
+from d2kd.structures.devices import kept_random_state, whole_numbers
 
 __all__ = [
     "Assignment",
@@ -12,6 +13,8 @@ __all__ = [
     "box_centers",
     "intersection",
     "iou",
+    "kept_random_state",
     "object_chunks",
     "squared_distance",
+    "whole_numbers",
 ]

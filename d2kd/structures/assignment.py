@@ -9,6 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from d2kd.structures.devices import whole_numbers
+
 __all__ = ["Assignment"]
 
 
@@ -98,21 +100,30 @@ class Assignment:
 
         return replace(self, labels=crop(self.labels), valid=crop(self.valid))
 
-    def with_classes(self, classes: Sequence[int] | None) -> Assignment:
-        """The same with ``classes`` numbered from 0 and the objects of all others left out; None: as it is."""
+    def with_classes(self, classes: Sequence[int] | None, objects: Sequence[Tensor] | None = None) -> Assignment:
+        """
+        The same with ``classes`` numbered from 0.
+
+        Args:
+            classes: ids; None: all, as they are.
+            objects: of each image, indices of the objects of these classes: the others are left out. None: there are
+                no others.
+        """
         if classes is None:
             return self
         # Index K is background, and index -1, the last, what is ignored.
-        table = self.labels[0].new_full((self.num_classes + 2,), len(classes))
-        table[list(classes)] = torch.arange(len(classes), device=table.device, dtype=table.dtype)
-        table[-1] = -1
-        renumbered = [table[x] for x in self.gt_classes]
-        known = [x < len(classes) for x in renumbered]
+        numbers = [len(classes)] * (self.num_classes + 1) + [-1]
+        for number, id_ in enumerate(classes):
+            numbers[id_] = number
+        table = whole_numbers(tuple(numbers), self.labels[0].device)
+        gt_boxes, gt_classes = self.gt_boxes, self.gt_classes
+        if objects is not None:
+            gt_boxes, gt_classes = ([x[kept] for x, kept in zip(of, objects)] for of in (gt_boxes, gt_classes))
         return replace(
             self,
             labels=[table[x] for x in self.labels],
-            gt_boxes=[boxes[mask] for boxes, mask in zip(self.gt_boxes, known)],
-            gt_classes=[x[mask] for x, mask in zip(renumbered, known)],
+            gt_boxes=gt_boxes,
+            gt_classes=[table[x] for x in gt_classes],
             num_classes=len(classes),
         )
 

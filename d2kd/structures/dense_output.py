@@ -9,6 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from d2kd.structures.devices import whole_numbers
+
 __all__ = ["DenseOutput", "OutputSpec"]
 
 
@@ -124,5 +126,5 @@ class DenseOutput:
         if list(classes) == list(range(first, last + 1)):
             logits = [x.narrow(self.class_dim, first, len(classes)) for x in self.logits]
         else:
-            logits = [x.index_select(self.class_dim, torch.tensor(classes, device=x.device)) for x in self.logits]
+            logits = [x.index_select(self.class_dim, whole_numbers(tuple(classes), x.device)) for x in self.logits]
         return replace(self, logits=logits)

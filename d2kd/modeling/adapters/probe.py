@@ -15,6 +15,7 @@ from d2kd.modeling.adapters.base import Adapter
 from d2kd.modeling.adapters.tails import cross_head
 from d2kd.modeling.adapters.taps import Taps, record_taps
 from d2kd.modeling.detectors.interface import pixel_statistics, strides_of
+from d2kd.structures import kept_random_state
 
 __all__ = ["IMAGES", "AdapterCheck", "cross", "crosses_itself", "make_features", "undisturbed"]
 
@@ -60,9 +61,8 @@ def undisturbed(detector: DenseDetector) -> Iterator[None]:
     ]
     cycles = [(module, module._pos) for module, _ in modes if isinstance(module, CycleBatchNormList)]
     device = detector.device
-    rng = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
     try:
-        with rng, torch.no_grad(), torch.autocast(device.type, enabled=False):
+        with kept_random_state(device), torch.no_grad(), torch.autocast(device.type, enabled=False):
             detector.eval()
             for cycle, _ in cycles:
                 cycle._pos = 0

@@ -91,12 +91,15 @@ class AssignedDetector(DenseDetector):
         """
         divisor = max(self.backbone.size_divisibility, 1)
         sizes = [[math.ceil(side / divisor) * divisor for side in x.image_size[::-1]] for x in gt_instances]
+        strides = strides_of(self)
+        limits = torch.tensor([[[math.ceil(side / s) - 0.5 for side in size] for size in sizes] for s in strides])
+        # To the device without waiting for it, all levels at once.
+        limits = limits.to(anchors[0].tensor, non_blocking=True)
         valid = []
-        for boxes, stride in zip(anchors, strides_of(self), strict=True):
+        for boxes, stride, level_limits in zip(anchors, strides, limits, strict=True):
             centers = boxes.get_centers()
             cells = (centers - centers[:1]) / stride  # (R, 2) column and row, up to rounding
-            limits = cells.new_tensor([[math.ceil(side / stride) - 0.5 for side in size] for size in sizes])
-            valid.append((cells < limits[:, None]).all(dim=-1))
+            valid.append((cells < level_limits[:, None]).all(dim=-1))
         return torch.cat(valid, dim=1)
 
     @torch.no_grad()

@@ -88,7 +88,9 @@ def box_transform_of(detector: DenseDetector) -> BoxTransform:
 
 def make_anchors(detector: DenseDetector, features: Sequence[Tensor]) -> list[Boxes]:
     """Per level, the anchors of maps of these sizes, in (H, W, A) order."""
-    return _callable(detector, "anchor_generator", "anchor_generator, which makes the anchors of its levels")(features)
+    generator = _callable(detector, "anchor_generator", "anchor_generator, which makes the anchors of its levels")
+    with features[0].device:  # Detectron2's makes its grids on the default device and copies them, two a level
+        return generator(features)
 
 
 def label_anchors_of(

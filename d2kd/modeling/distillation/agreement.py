@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from detectron2.utils import comm
+from torch import Tensor
 
 __all__ = ["raised_on_all_ranks"]
 
@@ -15,24 +16,38 @@ _KINDS = {kind.__name__: kind for kind in (ValueError, TypeError, FloatingPointE
 
 
 @contextmanager
-def raised_on_all_ranks(device: torch.device | None = None) -> Iterator[None]:
+def raised_on_all_ranks(device: torch.device | None = None) -> Iterator[Callable[[Tensor, Exception], None]]:
     """
     Every rank enters it at the same place; an error that one of them raises inside is raised on all. Nothing inside
     may wait for other ranks.
 
     Args:
-        device: of the process group, where each rank's flag is compared; None: ranks meet on the CPU.
+        device: of the process group, where each rank's flags are compared; None: ranks meet on the CPU.
+
+    Yields:
+        ``raise_if(flag, error)``: raise ``error`` on leaving if ``flag``, a boolean on the device, is true. All flags
+        are read at once, there.
 
     Raises:
         Exception: on a rank without an error of its own, the first other rank's: its number and its sentence, of the
             same kind if that is a ValueError, TypeError, FloatingPointError or OSError, else a RuntimeError.
     """
     error: Exception | None = None
+    flags: list[Tensor] = []
+    errors: list[Exception] = []
+
+    def raise_if(flag: Tensor, later: Exception) -> None:
+        flags.append(flag)
+        errors.append(later)
+
     try:
-        yield
+        yield raise_if
     except Exception as raised:
         error = raised
-    if comm.get_world_size() > 1 and _any(error is not None, device):
+    failed, own = _read(error is not None, flags, device)
+    if error is None:
+        error = next((later for flag, later in zip(own, errors) if flag), None)
+    if failed and comm.get_world_size() > 1:
         told = comm.all_gather(None if error is None else (type(error).__name__, str(error)))
         if error is None:
             rank, (kind, sentence) = next((rank, x) for rank, x in enumerate(told) if x is not None)
@@ -41,10 +56,16 @@ def raised_on_all_ranks(device: torch.device | None = None) -> Iterator[None]:
         raise error
 
 
-def _any(flag: bool, device: torch.device | None) -> bool:
-    """Whether ``flag`` is true on any rank."""
-    if device is None:
-        return any(comm.all_gather(flag))
-    failed = torch.tensor([flag], dtype=torch.float32, device=device)
-    torch.distributed.all_reduce(failed, op=torch.distributed.ReduceOp.MAX)
-    return bool(failed.item())
+def _read(failed: bool, flags: list[Tensor], device: torch.device | None) -> tuple[bool, list[bool]]:
+    """Whether ``failed`` or one of ``flags`` is true on any rank, and this rank's ``flags``."""
+    several = comm.get_world_size() > 1
+    if device is None or not (several or flags):
+        own = [bool(flag) for flag in flags]
+        failed = failed or any(own)
+        return any(comm.all_gather(failed)) if several else failed, own
+    own_flags = torch.stack([torch.full((), failed, device=device), *flags]).float()
+    of_all = own_flags.amax(0, keepdim=True)
+    if several:
+        torch.distributed.all_reduce(of_all, op=torch.distributed.ReduceOp.MAX)
+    any_failed, _, *own = torch.cat([of_all, own_flags]).bool().tolist()
+    return any_failed, own

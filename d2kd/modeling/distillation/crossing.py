@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, Instances
-from torch import nn
+from torch import Tensor, nn
 
 from d2kd.modeling.adapters import Taps, cross_head, get_adapter, tap_index
 from d2kd.modeling.detectors.interface import label_anchors_of
@@ -66,6 +66,7 @@ def crossed_assignment(
     student_assignment: Assignment,
     gt_instances: Sequence[Instances],
     overlap: Overlap,
+    common_objects: Sequence[Tensor] | None,
 ) -> Assignment:
     """
     The labels of the anchors that a crossed output lives in: the student's where both have the same anchors. Elsewhere
@@ -77,10 +78,11 @@ def crossed_assignment(
         student_assignment: the student's own, on the common levels and classes.
         gt_instances: the images' annotations.
         overlap: which levels and classes are common.
+        common_objects: of each image those of the common classes, see :meth:`Overlap.common_objects`.
     """
     if overlap.same_anchors:
         return student_assignment
-    gt_instances = overlap.in_teacher_classes(gt_instances)
+    gt_instances = overlap.in_teacher_classes(gt_instances, common_objects)
     labelled = label_anchors_of(teacher)(teacher_run.anchors, gt_instances)
     assignment = get_adapter(teacher).assignment(
         teacher, labelled, gt_instances, teacher_run.sizes, num_labelled=student_assignment.num_labelled

@@ -16,15 +16,15 @@ from d2kd.losses import DistillationLoss
 from d2kd.modeling.adapters import get_adapter, input_format_of
 from d2kd.modeling.distillation.agreement import raised_on_all_ranks
 from d2kd.modeling.distillation.crossing import crossed_assignment, crossed_output
-from d2kd.modeling.distillation.monitors import check_finite, gap_at_positives
-from d2kd.modeling.distillation.normalizers import compute_normalizers
+from d2kd.modeling.distillation.monitors import gap_at_positives, not_finite, read_step
+from d2kd.modeling.distillation.normalizers import check_countable, compute_normalizers
 from d2kd.modeling.distillation.overlap import Overlap
 from d2kd.modeling.distillation.pairing import check_pairing, warn_of_stacked_terms
 from d2kd.modeling.distillation.state import DistillationState, build_losses, make_tap_projectors
 from d2kd.modeling.distillation.step_regions import make_regions, region_sizes, stack_regions
 from d2kd.modeling.distillation.student_step import images_of_use, labels_of, predict, train_student
 from d2kd.modeling.distillation.teacher import Teacher, run_teacher
-from d2kd.structures import Assignment
+from d2kd.structures import Assignment, kept_random_state
 
 __all__ = ["DistilledDetector"]
 
@@ -91,7 +91,7 @@ class DistilledDetector(nn.Module):
             detector, input_format, "model.input_format (in a yacs config: INPUT.FORMAT)"
         )
 
-        with torch.random.fork_rng(devices=[]):  # the baseline of this seed draws the same numbers after this
+        with kept_random_state(self.device):  # the baseline of this seed draws the same numbers after this
             built = build_losses(losses or {})
             tap_projectors = make_tap_projectors(detector, built.values(), tap_projector_channels)
         if built and teacher is None:
@@ -99,7 +99,7 @@ class DistilledDetector(nn.Module):
                 f"model.losses has {', '.join(built)} but model.teacher is null: name a teacher, or set "
                 "model.losses=null to train the student alone."
             )
-        self.distillation = DistillationState(built, tap_projectors)
+        self.distillation = DistillationState(built, tap_projectors).to(self.device)
         self.tap_projector_channels = tap_projector_channels
         self._teacher = Teacher(**teacher) if built and teacher is not None else None
         self._overlap: Overlap | None = None  # until the pair was checked
@@ -157,7 +157,7 @@ class DistilledDetector(nn.Module):
         if self._overlap is not None:
             return
         if not teacher.is_loaded:
-            with torch.random.fork_rng(devices=[]):
+            with kept_random_state(self.device):
                 teacher.load(self.device, self.pixel_mean.dtype)
         self._overlap = check_pairing(
             self.student,
@@ -216,9 +216,14 @@ class DistilledDetector(nn.Module):
 
         self.distillation.restore_normalizer(self.student)
         teacher = None
-        with raised_on_all_ranks(self.device):  # what may be wrong with one rank's images
+        with raised_on_all_ranks(self.device) as raise_if:  # what may be wrong with one rank's images
+            check_countable(active, len(batched_inputs) - num_labelled)
+            # One copy for student and teacher, made without waiting for the device.
+            batched_inputs = [
+                {**item, "image": item["image"].to(self.device, non_blocking=True)} for item in batched_inputs
+            ]
             images = self.student.preprocess_image(batched_inputs)
-            gt_instances = labels_of(self.student, images, batched_inputs[:num_labelled])
+            gt_instances, common_objects = labels_of(self.student, images, batched_inputs[:num_labelled], self._overlap)
             if active:  # before the student: none of its activations waits for a backward pass yet
                 teacher = run_teacher(
                     self._held_teacher(),
@@ -229,8 +234,15 @@ class DistilledDetector(nn.Module):
                     input_format=self.input_format,
                 )
             prediction = predict(self.student, images, tails)
+            raise_if(~prediction.is_finite, FloatingPointError(not_finite("the student's box predictions")))
         student = train_student(
-            self.student, images, prediction, gt_instances, num_labelled=num_labelled, overlap=self._overlap
+            self.student,
+            images,
+            prediction,
+            gt_instances,
+            common_objects,
+            num_labelled=num_labelled,
+            overlap=self._overlap,
         )
         losses = dict(student.losses)
         losses.update({f"loss_kd_{name}": self.distillation.zero_of(loss) for name, loss in self.losses.items()})
@@ -253,7 +265,7 @@ class DistilledDetector(nn.Module):
             teacher.taps.clear()  # read by the crossing alone
             if tails:
                 assignments["crossed"] = crossed_assignment(
-                    detector, teacher, student.assignment, student.gt_instances, self.overlap
+                    detector, teacher, student.assignment, student.gt_instances, self.overlap, common_objects
                 )
             regions = make_regions(active, sources, teacher.output, assignments)
         normalizers = self._normalizers(active, regions, assignments)
@@ -267,11 +279,10 @@ class DistilledDetector(nn.Module):
             if self.overlap.same_anchors and teacher.output.logits:
                 monitors["kd/gap_at_positives"] = gap_at_positives(student.output, teacher.output, student.assignment)
         if takers and num_labelled < len(batched_inputs):
-            monitors["kd/unlabeled_images"] = self.pixel_mean.new_tensor(len(batched_inputs) - num_labelled)
-        check_finite(losses)
-        if monitors:
-            values = torch.stack([value.float() for value in monitors.values()]).tolist()
-            get_event_storage().put_scalars(**dict(zip(monitors, values)), smoothing_hint=True)
+            monitors["kd/unlabeled_images"] = self.pixel_mean.new_full((), len(batched_inputs) - num_labelled)
+        values = read_step(losses, monitors)
+        if values:
+            get_event_storage().put_scalars(**values, smoothing_hint=True)
         return losses
 
     def _active_losses(self) -> dict[str, DistillationLoss]:

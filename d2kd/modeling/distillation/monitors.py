@@ -14,7 +14,7 @@ from torch import Tensor
 
 from d2kd.structures import Assignment, DenseOutput
 
-__all__ = ["check_finite", "gap_at_positives", "not_finite", "warn_of_unlabelled"]
+__all__ = ["gap_at_positives", "not_finite", "read_step", "warn_of_unlabelled"]
 
 _LOGGER = f"detectron2.{__name__}"
 
@@ -62,9 +62,17 @@ def warn_of_unlabelled(num_labelled: int, num_images: int, takers: Sequence[str]
         )
 
 
-def check_finite(losses: Mapping[str, Tensor]) -> None:
+def read_step(losses: Mapping[str, Tensor], monitors: Mapping[str, Tensor]) -> dict[str, float]:
     """
-    Every rank must call it, with the same names.
+    See that all losses are finite, and read what is watched, in one transfer. Every rank must call it, with the same
+    losses.
+
+    Args:
+        losses: the step's terms.
+        monitors: scalars to be logged.
+
+    Returns:
+        the monitors as numbers.
 
     Raises:
         FloatingPointError: on all ranks if a term is not finite on any; the terms are named.
@@ -72,9 +80,11 @@ def check_finite(losses: Mapping[str, Tensor]) -> None:
     bad = torch.stack([~torch.isfinite(value.detach()) for value in losses.values()]).float()
     if comm.get_world_size() > 1:
         torch.distributed.all_reduce(bad, op=torch.distributed.ReduceOp.MAX)
-    names = [name for name, flag in zip(losses, bad.tolist()) if flag]
+    values = torch.cat([bad, *(value.float().view(1) for value in monitors.values())]).tolist()
+    names = [name for name, flag in zip(losses, values) if flag]
     if names:
         raise FloatingPointError(not_finite(", ".join(names)))
+    return dict(zip(monitors, values[len(losses) :]))
 
 
 def not_finite(names: str) -> str:

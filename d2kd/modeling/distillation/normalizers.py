@@ -11,7 +11,7 @@ from torch import Tensor
 from d2kd.losses import SOURCES, DistillationLoss
 from d2kd.structures import Assignment
 
-__all__ = ["compute_normalizers"]
+__all__ = ["check_countable", "compute_normalizers"]
 
 #: A region that weighs less than this in all is empty: its sum is zero, not zero divided by zero.
 _SMALLEST_REGION = 1e-6
@@ -20,6 +20,19 @@ _SMALLEST_REGION = 1e-6
 _MOMENTUM = 0.9
 
 _OF_THE_REGION = ("locations", "level_locations", "level_mean")
+
+
+def check_countable(losses: Mapping[str, DistillationLoss], num_unlabelled: int) -> None:
+    """
+    Raises:
+        ValueError: a loss counts positives as the papers' code does in a batch that has images without labels.
+    """
+    for name, loss in losses.items():
+        if num_unlabelled and any(spec.label_free and spec.normalizer == "local_positives" for spec in loss.regions):
+            raise ValueError(
+                f"model.losses.{name}.normalizer is 'local_positives', which cannot count images without labels, and "
+                f"this batch has {num_unlabelled}: use 'positives'."
+            )
 
 
 def compute_normalizers(
@@ -44,19 +57,17 @@ def compute_normalizers(
         for each loss what its sums are divided by: a scalar, or (L,) where each level has its own, and of several
         regions (R,) or (L, R); and, float64, what is kept for the next steps: the "loss_normalizer" of each rank, and
         the new "positives_per_image".
-
-    Raises:
-        ValueError: a loss counts positives as the papers' code does in a batch that has images without labels.
     """
     some = next(iter(assignments.values()))
     world_size = comm.get_world_size()
     num_images, num_labelled = len(some.gt_boxes), some.num_labelled
+    # The normaliser of each rank, images, images with labels; written there, since copies make the host wait.
+    counts = torch.zeros(world_size + 2, dtype=torch.float64, device=some.labels[0].device)
+    for index, value in ((comm.get_rank(), loss_normalizer), (-2, num_images), (-1, num_labelled)):
+        counts[index].fill_(value)
     positives = {source: assignment.num_positives for source, assignment in assignments.items()}
     sums: dict[tuple[str, str, int], Tensor] = {
-        ("loss_normalizer", "", 0): torch.tensor(
-            [loss_normalizer if rank == comm.get_rank() else 0.0 for rank in range(world_size)], dtype=torch.float64
-        ),
-        ("images", "", 0): torch.tensor([num_images, num_labelled], dtype=torch.float64),
+        ("counts", "", 0): counts,
         **{("positives", source, 0): per_image.sum().view(1) for source, per_image in positives.items()},
         **{
             ("region", name, index): torch.stack([weight.sum() for weight in regions[name][index]])
@@ -65,12 +76,12 @@ def compute_normalizers(
             if spec.normalizer in _OF_THE_REGION
         },
     }
-    shared = torch.cat([value.to(some.labels[0].device, torch.float64) for value in sums.values()])
+    shared = torch.cat([value.double() for value in sums.values()])
     if world_size > 1:
         torch.distributed.all_reduce(shared)
     totals = dict(zip(sums, shared.split([len(value) for value in sums.values()]), strict=True))
 
-    images, labelled_images = totals["images", "", 0]
+    images, labelled_images = totals["counts", "", 0][-2:]
     means = positives_per_image.clone()
     for source in positives:
         i = SOURCES.index(source)
@@ -92,11 +103,6 @@ def compute_normalizers(
         if kind == "images":
             return (labelled_images + unlabelled).clamp(min=1) / world_size / 2
         if kind == "local_positives":
-            if unlabelled > 0:  # on any rank, so that all ranks stop
-                raise ValueError(
-                    f"model.losses.{name}.normalizer is {kind!r}, which cannot count images without labels, and this "
-                    f"batch has {unlabelled:.0f}: use 'positives'."
-                )
             return positives[source].clamp(min=1).sum()
         return shared.new_ones(())  # "none"
 
@@ -108,5 +114,5 @@ def compute_normalizers(
         ]
         several = len(values) > 1
         normalizers[name] = torch.stack(torch.broadcast_tensors(*values), dim=-1) if several else values[0]
-    kept = {"loss_normalizer": totals["loss_normalizer", "", 0], "positives_per_image": means}
+    kept = {"loss_normalizer": totals["counts", "", 0][:-2], "positives_per_image": means}
     return normalizers, kept

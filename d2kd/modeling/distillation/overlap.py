@@ -9,8 +9,10 @@ from numbers import Integral
 import torch
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Instances
+from torch import Tensor
 
 from d2kd.modeling.detectors.interface import make_anchors, num_classes_of, strides_of
+from d2kd.structures import whole_numbers
 
 __all__ = ["Overlap", "find_overlap"]
 
@@ -37,16 +39,35 @@ class Overlap:
         """Whether both put the same anchors on the same cells of these levels."""
         return self.anchor_difference is None
 
-    def in_teacher_classes(self, gt_instances: Sequence[Instances]) -> list[Instances]:
-        """The objects, of the classes that both have, with the teacher's class ids."""
-        if self.student_classes is None or self.teacher_classes is None:
+    def common_objects(self, gt_classes: Sequence[Tensor], device: torch.device) -> list[Tensor] | None:
+        """
+        Which objects are of the classes that both have.
+
+        Args:
+            gt_classes: of each image, (G,) class ids of the student's; on the host, so that it does not wait.
+            device: of what is returned.
+
+        Returns:
+            of each image, their indices; None: all are.
+        """
+        if self.student_classes is None:
+            return None
+        common = torch.tensor(self.student_classes)
+        kept = [torch.isin(classes.cpu(), common).nonzero().flatten() for classes in gt_classes]
+        return list(torch.cat(kept).to(device, non_blocking=True).split([len(x) for x in kept]))
+
+    def in_teacher_classes(
+        self, gt_instances: Sequence[Instances], common_objects: Sequence[Tensor] | None
+    ) -> list[Instances]:
+        """The :meth:`common_objects` of each image, with the teacher's class ids."""
+        if self.student_classes is None or self.teacher_classes is None or common_objects is None:
             return list(gt_instances)
+        teacher_id = dict(zip(self.student_classes, self.teacher_classes))
+        ids = tuple(teacher_id.get(i, -1) for i in range(max(self.student_classes) + 1))
         renamed = []
-        for instances in gt_instances:
-            # (G, C): which of the common classes each object is of.
-            is_class = instances.gt_classes[:, None] == instances.gt_classes.new_tensor(self.student_classes)
-            known = instances[is_class.any(dim=1)]
-            known.gt_classes = instances.gt_classes.new_tensor(self.teacher_classes)[is_class.nonzero()[:, 1]]
+        for instances, kept in zip(gt_instances, common_objects, strict=True):
+            known = instances[kept]  # type: ignore[index]  # Detectron2 names no indices there, and takes them
+            known.gt_classes = whole_numbers(ids, kept.device)[known.gt_classes]
             renamed.append(known)
         return renamed
 

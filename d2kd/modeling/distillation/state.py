@@ -102,9 +102,10 @@ class DistillationState(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DistillationState:
         exact = dict(self.named_buffers(recurse=False))
         super()._apply(fn, recurse)
-        # model.half() must not round them.
+        # model.half() must not round them, and a model built without storage must begin without history.
         for name, value in exact.items():
-            setattr(self, name, value.to(getattr(self, name).device))
+            device = getattr(self, name).device
+            setattr(self, name, torch.zeros_like(value, device=device) if value.is_meta else value.to(device))
         return self
 
     def tap_projectors_of(self, tail: int) -> dict[str, nn.Conv2d] | None:

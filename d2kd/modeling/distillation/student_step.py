@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 from d2kd.modeling.adapters import Taps, check_lists, get_adapter, record_taps, tap_indices
 from d2kd.modeling.detectors.interface import label_anchors_of, make_anchors, num_classes_of
-from d2kd.modeling.distillation.monitors import not_finite, warn_of_unlabelled
+from d2kd.modeling.distillation.monitors import warn_of_unlabelled
 from d2kd.modeling.distillation.overlap import Overlap
 from d2kd.structures import Assignment, DenseOutput
 
@@ -41,6 +41,15 @@ class Prediction:
     output: DenseOutput
     taps: Taps
 
+    @property
+    def is_finite(self) -> Tensor:
+        """
+        Whether the boxes are: if not, they would fail an assertion in ``forward_training``. Class maps are left to the
+        losses.
+        """
+        boxes = [*self.output.box_params, *(self.output.centerness or ())]
+        return torch.isfinite(reduce(add, (x.detach().float().sum() for x in boxes)))
+
 
 @dataclass
 class StudentStep:
@@ -53,6 +62,7 @@ class StudentStep:
         assignment: the labels of its anchors.
         taps: (branch, index) -> one (N, C, H, W) activation a level.
         gt_instances: the images' annotations, on its device; none in images without labels.
+        common_objects: of each image, indices of those whose class the teacher has as well; None: all.
     """
 
     losses: dict[str, Tensor]
@@ -60,6 +70,7 @@ class StudentStep:
     assignment: Assignment
     taps: Taps
     gt_instances: list[Instances]
+    common_objects: list[Tensor] | None = None
 
     def restrict(self, overlap: Overlap) -> StudentStep:
         """The same with output, assignment and taps on the levels and classes that the teacher has as well."""
@@ -68,7 +79,7 @@ class StudentStep:
         return replace(
             self,
             output=output.with_classes(overlap.student_classes),
-            assignment=assignment.with_classes(overlap.student_classes),
+            assignment=assignment.with_classes(overlap.student_classes, self.common_objects),
             taps={key: [maps[level] for level in overlap.student_levels] for key, maps in self.taps.items()},
         )
 
@@ -93,25 +104,34 @@ def images_of_use(batched_inputs: Sequence[dict[str, Any]], takers: Sequence[str
     return labelled + unlabelled if takers else labelled or unlabelled[:1], len(labelled)
 
 
-def labels_of(detector: DenseDetector, images: ImageList, labelled: Sequence[Mapping[str, Any]]) -> list[Instances]:
+def labels_of(
+    detector: DenseDetector, images: ImageList, labelled: Sequence[Mapping[str, Any]], overlap: Overlap | None
+) -> tuple[list[Instances], list[Tensor] | None]:
     """
     The annotations of a batch on the detector's device: of the first images those of ``labelled``, of the rest none.
+
+    Returns:
+        these, and the :meth:`Overlap.common_objects` among them; None: all.
 
     Raises:
         ValueError: a class that the detector does not have.
     """
     known = num_classes_of(detector)
     for item in labelled:
-        classes = item["instances"].gt_classes
-        wrong = classes[(classes < 0) | (classes >= known)]
-        if len(wrong):
-            raise ValueError(
-                f"An object of {item.get('file_name', 'an image of this batch')} has class {int(wrong[0])}, but the "
-                f"student's classes are 0 to {known - 1}: correct the annotations or model.student.num_classes."
-            )
+        for class_id in item["instances"].gt_classes.tolist():
+            if not 0 <= class_id < known:
+                raise ValueError(
+                    f"An object of {item.get('file_name', 'an image of this batch')} has class {class_id}, but the "
+                    f"student's classes are 0 to {known - 1}: correct the annotations or model.student.num_classes."
+                )
     device = detector.device
     gt_instances = [item["instances"].to(device) for item in labelled]
-    return gt_instances + [_no_objects(size, device) for size in images.image_sizes[len(labelled) :]]
+    gt_instances += [_no_objects(size, device) for size in images.image_sizes[len(labelled) :]]
+    if overlap is None:
+        return gt_instances, None
+    on_the_host = [item["instances"].gt_classes for item in labelled]
+    none = [torch.zeros(0, dtype=torch.int64)] * (len(gt_instances) - len(labelled))
+    return gt_instances, overlap.common_objects(on_the_host + none, device)
 
 
 def predict(detector: DenseDetector, images: ImageList, tails: Collection[int] = ()) -> Prediction:
@@ -126,8 +146,6 @@ def predict(detector: DenseDetector, images: ImageList, tails: Collection[int] =
 
     Raises:
         TypeError: its head returns no lists.
-        FloatingPointError: box predictions that are not finite. They would fail an assertion in ``forward_training``;
-            class maps are left to the losses.
     """
     adapter = get_adapter(detector)
     maps = detector.backbone(images.tensor)
@@ -140,9 +158,6 @@ def predict(detector: DenseDetector, images: ImageList, tails: Collection[int] =
     anchors = make_anchors(detector, features)
     output = adapter.dense_output(detector, predictions, anchors)
     output.features = features
-    boxes = [*output.box_params, *(output.centerness or ())]
-    if not torch.isfinite(reduce(add, (x.detach().float().sum() for x in boxes))):
-        raise FloatingPointError(not_finite("the student's box predictions"))
     return Prediction(predictions, anchors, output, taps)
 
 
@@ -151,6 +166,7 @@ def train_student(
     images: ImageList,
     prediction: Prediction,
     gt_instances: list[Instances],
+    common_objects: list[Tensor] | None,
     *,
     num_labelled: int,
     overlap: Overlap | None = None,
@@ -165,7 +181,7 @@ def train_student(
         detector: in training mode.
         images: the batch, as its ``preprocess_image`` returns it.
         prediction: what :func:`predict` made of it.
-        gt_instances: what :func:`labels_of` made of it.
+        gt_instances, common_objects: what :func:`labels_of` made of it.
         num_labelled: how many images have labels, which come first.
         overlap: the levels and classes to read; None: all of the student's.
 
@@ -192,7 +208,7 @@ def train_student(
     assignment = get_adapter(detector).assignment(
         detector, found, gt_instances, output.sizes, num_labelled=num_labelled
     )
-    step = StudentStep(losses, output, assignment, prediction.taps, gt_instances)
+    step = StudentStep(losses, output, assignment, prediction.taps, gt_instances, common_objects)
     return step if overlap is None else step.restrict(overlap)
 
 

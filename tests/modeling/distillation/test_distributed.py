@@ -42,12 +42,17 @@ def no_image(model, batch):
     del batch[1]["image"]
 
 
+def not_finite(model, batch):
+    model.head.bbox_pred.bias.data.fill_(float("nan"))
+
+
 #: What may be wrong on one rank alone, and its kind and sentence on the other.
-WRONG = {"too large": too_large, "unknown class": unknown_class, "no image": no_image}
+WRONG = {"too large": too_large, "unknown class": unknown_class, "no image": no_image, "not finite": not_finite}
 SENTENCES = {
     "too large": ("ValueError", "The teacher pads to squares of 32 pixels, but the student's canvas is 48x64"),
     "unknown class": ("ValueError", "An object of b.png has class 99, but the student's classes are 0 to"),
     "no image": ("KeyError", "'image'"),
+    "not finite": ("FloatingPointError", "Not finite: the student's box predictions"),
 }
 
 

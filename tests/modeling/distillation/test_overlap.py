@@ -193,7 +193,7 @@ def test_objects_of_unmapped_classes_are_background():
     labels = torch.tensor([[0, 1, 2, 3, 4, -1]])
     assignment = flat_assignment(labels, 4, [(2, 3)])  # 4 is background
     assignment.gt_boxes, assignment.gt_classes = [torch.arange(16.0).view(4, 4)], [torch.tensor([3, 0, 1, 2])]
-    some = assignment.with_classes((3, 1))
+    some = assignment.with_classes((3, 1), [torch.tensor([0, 2])])
     assert some.labels[0].flatten().tolist() == [2, 1, 2, 0, 2, -1] and some.num_classes == 2
     assert some.positives[0].flatten().tolist() == [False, True, False, True, False, False]
     assert some.gt_classes[0].tolist() == [0, 1]
@@ -204,7 +204,9 @@ def test_objects_of_unmapped_classes_are_background():
 def test_objects_get_the_teachers_class_ids():
     objects = Instances((9, 9), gt_boxes=Boxes(torch.arange(16.0).view(4, 4)), gt_classes=torch.tensor([3, 0, 1, 3]))
     overlap = Overlap((0,), (0,), student_classes=(1, 3), teacher_classes=(4, 0), anchor_difference=None)
-    found = overlap.in_teacher_classes([objects, objects[:0]])
+    common = overlap.common_objects([objects.gt_classes, objects.gt_classes[:0]], torch.device("cpu"))
+    assert common is not None and [x.tolist() for x in common] == [[0, 2, 3], []]
+    found = overlap.in_teacher_classes([objects, objects[:0]], common)
     assert found[0].gt_classes.tolist() == [0, 4, 0] and len(found[1]) == 0
     assert torch.equal(found[0].gt_boxes.tensor, objects.gt_boxes.tensor[[0, 2, 3]])
     assert objects.gt_classes.tolist() == [3, 0, 1, 3]  # the batch is the student's, too
