@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from d2kd.engine.ranks import names_the_wait
 from d2kd.modeling import DistilledDetector
 from d2kd.modeling.backbones import FrozenStatisticsBatchNorm2d
-from d2kd.modeling.distillation.monitors import check_finite
+from d2kd.modeling.distillation.monitors import read_step
 
 __all__ = ["Trainer"]
 
@@ -128,7 +128,7 @@ class Trainer(SimpleTrainer):
         # Before the step: a non-finite loss raises here and leaves the weights as they were. (Detectron2 raises on the
         # main rank only, and only where it gathers metrics.)
         if self.checks_losses:
-            check_finite(loss_dict)
+            read_step(loss_dict, {})
         if self.async_write_metrics:
             self.concurrent_executor.submit(self._write_metrics, loss_dict, data_time, iter=self.iter)
         else:
