@@ -72,6 +72,7 @@ def distill(
         losses=nodes,
         input_format=None,
         tap_projector_channels=None,
+        distill_every=1,
     )
 
 

@@ -58,6 +58,7 @@ class DistilledDetector(nn.Module):
         tap_projector_channels: [student's, teacher's] channels of the taps, where they differ: crossed taps go through
             a projector first, a 1x1 convolution for each branch and tail, trained with the student and saved under
             ``distillation.tap_projectors``. None: they have one width.
+        distill_every: k: distil in every k-th step, and train by the labels alone in the others.
 
     Raises:
         TypeError: the student belongs to no family that an adapter reads, or a loss is no ``DistillationLoss``.
@@ -76,6 +77,7 @@ class DistilledDetector(nn.Module):
         losses: Mapping[str, DistillationLoss | Mapping[str, Any] | None] | None = None,
         input_format: str | None = None,
         tap_projector_channels: Sequence[int] | None = None,
+        distill_every: int = 1,
     ) -> None:
         super().__init__()
         detector: DenseDetector = instantiate(student)
@@ -100,7 +102,10 @@ class DistilledDetector(nn.Module):
                 "model.losses=null to train the student alone."
             )
         self.distillation = DistillationState(built, tap_projectors)
+        if distill_every < 1:
+            raise ValueError(f"model.distill_every is {distill_every}, expected a number of steps, 1 or more.")
         self.tap_projector_channels = tap_projector_channels
+        self.distill_every = distill_every
         self._teacher = Teacher(**teacher) if built and teacher is not None else None
         self._overlap: Overlap | None = None  # until the pair was checked
         warn_of_stacked_terms(built)
@@ -285,6 +290,8 @@ class DistilledDetector(nn.Module):
             loss.iteration = storage.iter
             if loss.schedule is not None:
                 storage.put_scalar(f"kd/{name}_weight", loss.scheduled_weight, smoothing_hint=False)
+        if storage.iter % self.distill_every:
+            return {}
         return {name: loss for name, loss in self.losses.items() if loss.scheduled_weight > 0}
 
     def _normalizers(
