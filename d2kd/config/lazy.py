@@ -73,6 +73,7 @@ def distill(
         input_format=None,
         tap_projector_channels=None,
         distill_every=1,
+        distill_factor=1.0,
     )
 
 

@@ -59,6 +59,7 @@ class DistilledDetector(nn.Module):
             a projector first, a 1x1 convolution for each branch and tail, trained with the student and saved under
             ``distillation.tap_projectors``. None: they have one width.
         distill_every: k: distil in every k-th step, and train by the labels alone in the others.
+        distill_factor: what the weights of all distillation losses are multiplied by.
 
     Raises:
         TypeError: the student belongs to no family that an adapter reads, or a loss is no ``DistillationLoss``.
@@ -78,6 +79,7 @@ class DistilledDetector(nn.Module):
         input_format: str | None = None,
         tap_projector_channels: Sequence[int] | None = None,
         distill_every: int = 1,
+        distill_factor: float = 1.0,
     ) -> None:
         super().__init__()
         detector: DenseDetector = instantiate(student)
@@ -106,6 +108,7 @@ class DistilledDetector(nn.Module):
             raise ValueError(f"model.distill_every is {distill_every}, expected a number of steps, 1 or more.")
         self.tap_projector_channels = tap_projector_channels
         self.distill_every = distill_every
+        self.distill_factor = distill_factor
         self._teacher = Teacher(**teacher) if built and teacher is not None else None
         self._overlap: Overlap | None = None  # until the pair was checked
         warn_of_stacked_terms(built)
@@ -265,7 +268,7 @@ class DistilledDetector(nn.Module):
             with torch.autocast(self.device.type, enabled=False):
                 weights = stack_regions(regions[name])
                 sums = loss(sources[loss.source_key], teacher.output, weights)
-            losses[f"loss_kd_{name}"] += loss.scheduled_weight * (sums / normalizers[name]).sum()
+            losses[f"loss_kd_{name}"] += self.distill_factor * loss.scheduled_weight * (sums / normalizers[name]).sum()
             for spec, region in zip(loss.regions, regions[name]):
                 # Each location counts with its region's weight: how much of an image the loss distils there.
                 images = len(batched_inputs) if spec.label_free else max(num_labelled, 1)
