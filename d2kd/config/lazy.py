@@ -74,6 +74,8 @@ def distill(
         tap_projector_channels=None,
         distill_every=1,
         distill_factor=1.0,
+        distill_crop=None,
+        distill_images=None,
     )
 
 
