@@ -72,10 +72,6 @@ def distill(
         losses=nodes,
         input_format=None,
         tap_projector_channels=None,
-        distill_every=1,
-        distill_factor=1.0,
-        distill_crop=None,
-        distill_images=None,
     )
 
 

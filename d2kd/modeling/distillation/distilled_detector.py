@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import reduce
 from operator import add
 from types import MappingProxyType
@@ -25,7 +23,7 @@ from d2kd.modeling.distillation.overlap import Overlap
 from d2kd.modeling.distillation.pairing import check_pairing, warn_of_stacked_terms
 from d2kd.modeling.distillation.state import DistillationState, build_losses, make_tap_projectors
 from d2kd.modeling.distillation.step_regions import make_regions, stack_regions
-from d2kd.modeling.distillation.student_step import StudentStep, images_of_use, run_student
+from d2kd.modeling.distillation.student_step import images_of_use, run_student
 from d2kd.modeling.distillation.teacher import Teacher, run_teacher
 from d2kd.structures import Assignment
 
@@ -60,10 +58,6 @@ class DistilledDetector(nn.Module):
         tap_projector_channels: [student's, teacher's] channels of the taps, where they differ: crossed taps go through
             a projector first, a 1x1 convolution for each branch and tail, trained with the student and saved under
             ``distillation.tap_projectors``. None: they have one width.
-        distill_every: k: distil in every k-th step, and train by the labels alone in the others.
-        distill_factor: what the weights of all distillation losses are multiplied by.
-        distill_crop: side in pixels of the random square in which to distil, a multiple of 16; None: the whole canvas.
-        distill_images: on how many images of a batch to distil, the first; None: all.
 
     Raises:
         TypeError: the student belongs to no family that an adapter reads, or a loss is no ``DistillationLoss``.
@@ -82,10 +76,6 @@ class DistilledDetector(nn.Module):
         losses: Mapping[str, DistillationLoss | Mapping[str, Any] | None] | None = None,
         input_format: str | None = None,
         tap_projector_channels: Sequence[int] | None = None,
-        distill_every: int = 1,
-        distill_factor: float = 1.0,
-        distill_crop: int | None = None,
-        distill_images: int | None = None,
     ) -> None:
         super().__init__()
         detector: DenseDetector = instantiate(student)
@@ -110,12 +100,7 @@ class DistilledDetector(nn.Module):
                 "model.losses=null to train the student alone."
             )
         self.distillation = DistillationState(built, tap_projectors)
-        if distill_every < 1:
-            raise ValueError(f"model.distill_every is {distill_every}, expected a number of steps, 1 or more.")
         self.tap_projector_channels = tap_projector_channels
-        self.distill_every = distill_every
-        self.distill_factor = distill_factor
-        self.distill_crop, self.distill_images = distill_crop, distill_images
         self._teacher = Teacher(**teacher) if built and teacher is not None else None
         self._overlap: Overlap | None = None  # until the pair was checked
         warn_of_stacked_terms(built)
@@ -233,8 +218,6 @@ class DistilledDetector(nn.Module):
         student = run_student(
             self.student, batched_inputs, num_labelled=num_labelled, tails=tails, overlap=self._overlap
         )
-        if active:
-            student, batched_inputs, _ = self._part(student, batched_inputs)
         sources = {("student", 0): student.output}
         assignments = {"student": student.assignment}
         regions: dict[str, list[Sequence[Tensor]]] = {}
@@ -250,8 +233,6 @@ class DistilledDetector(nn.Module):
                 tails=tails,
                 keep_features=any(loss.task == "feature" for loss in active.values()),
             )
-            if self.distill_crop:
-                teacher.output = replace(teacher.output, anchors=student.output.anchors)
             for tail in tails:
                 sources["crossed", tail] = crossed_output(
                     self.student,
@@ -279,7 +260,7 @@ class DistilledDetector(nn.Module):
             with torch.autocast(self.device.type, enabled=False):
                 weights = stack_regions(regions[name])
                 sums = loss(sources[loss.source_key], teacher.output, weights)
-            losses[f"loss_kd_{name}"] += self.distill_factor * loss.scheduled_weight * (sums / normalizers[name]).sum()
+            losses[f"loss_kd_{name}"] += loss.scheduled_weight * (sums / normalizers[name]).sum()
             for spec, region in zip(loss.regions, regions[name]):
                 # Each location counts with its region's weight: how much of an image the loss distils there.
                 images = len(batched_inputs) if spec.label_free else max(num_labelled, 1)
@@ -295,54 +276,6 @@ class DistilledDetector(nn.Module):
             get_event_storage().put_scalars(**dict(zip(monitors, values)), smoothing_hint=True)
         return losses
 
-    def _part(
-        self, student: StudentStep, batched_inputs: list[dict[str, Any]]
-    ) -> tuple[StudentStep, list[dict[str, Any]], tuple[int, int]]:
-        """On trial: the part of a step in which to distil; all images have labels and the canvas's size."""
-        count = self.distill_images or len(batched_inputs)
-        height, width = student.canvas
-        side = self.distill_crop or height
-        draw = random.Random(get_event_storage().iter)
-        top, left = (16 * draw.randrange((size - side) // 16 + 1) for size in (height, width))
-        boxes = []
-        for h, w in student.output.sizes:
-            a, b = height // h, width // w
-            boxes.append((slice(top // a, (top + side) // a), slice(left // b, (left + side) // b)))
-
-        def cut(maps: Sequence[Tensor]) -> list[Tensor]:
-            return [x[(slice(count), ..., *box)] for x, box in zip(maps, boxes)]
-
-        own, labels = student.output, student.assignment
-        output = replace(
-            own,
-            logits=cut(own.logits),
-            box_params=cut(own.box_params),
-            anchors=[x[(slice(None), *box)] for x, box in zip(own.anchors, boxes)],
-            features=cut(own.features),
-        )
-        assignment = replace(
-            labels,
-            labels=cut(labels.labels),
-            valid=cut(labels.valid),
-            gt_boxes=labels.gt_boxes[:count],
-            gt_classes=labels.gt_classes[:count],
-            num_labelled=count,
-        )
-        part = replace(
-            student,
-            output=output,
-            assignment=assignment,
-            taps={key: cut(maps) for key, maps in student.taps.items()},
-            gt_instances=student.gt_instances[:count],
-            canvas=(side, side),
-            image_sizes=[(side, side)] * count,
-        )
-        inputs = [
-            {**x, "image": x["image"][:, top : top + side, left : left + side].contiguous()}
-            for x in batched_inputs[:count]
-        ]
-        return part, inputs, (top, left)
-
     def _active_losses(self) -> dict[str, DistillationLoss]:
         """The losses that are on in this step; tells each which step it is, and logs what schedules make of weights."""
         if not self.losses:
@@ -352,8 +285,6 @@ class DistilledDetector(nn.Module):
             loss.iteration = storage.iter
             if loss.schedule is not None:
                 storage.put_scalar(f"kd/{name}_weight", loss.scheduled_weight, smoothing_hint=False)
-        if storage.iter % self.distill_every:
-            return {}
         return {name: loss for name, loss in self.losses.items() if loss.scheduled_weight > 0}
 
     def _normalizers(
