@@ -5,8 +5,6 @@ import logging
 import pytest
 import torch
 
-from tests.pretended_device import PretendedDevice
-
 
 @pytest.fixture(autouse=True)
 def reproducible():
@@ -25,5 +23,7 @@ def caplog(caplog, monkeypatch):
 @pytest.fixture
 def pretended_device():
     """A device with the rules of a GPU; see tests/pretended_device.py."""
+    from tests.pretended_device import PretendedDevice  # noqa: PLC0415 - other tests have a torch without such a device
+
     with PretendedDevice() as device:
         yield device

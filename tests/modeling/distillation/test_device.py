@@ -14,7 +14,6 @@ from d2kd.methods import METHODS
 from d2kd.modeling import DistilledDetector
 from tests.helpers import FAMILIES, build_detector, distilled, make_batch, preset, run_step
 from tests.modeling.detectors.helpers import build
-from tests.pretended_device import PretendedDevice
 
 #: Times that the host waits in a step beyond those of the detector alone: for the boxes' check before its losses, and
 #: for the other checks and what is logged.
@@ -46,7 +45,7 @@ def step(model, batch):
     return losses
 
 
-def waits_of(model, batch, device: PretendedDevice) -> Counter:
+def waits_of(model, batch, device) -> Counter:
     """Of a step, with an optimiser's."""
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
     optimizer.zero_grad()
