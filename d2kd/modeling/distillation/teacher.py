@@ -138,6 +138,7 @@ class Teacher:
         """Teacher class id -> student class id; made anew at each access, since a node may read dataset metadata."""
         return instantiate(self._class_map)
 
+    @torch.inference_mode(False)  # a graph will need its layers, whoever asks for them first
     def load(self, device: torch.device, dtype: torch.dtype) -> None:
         """
         Build the teacher, load its checkpoint, freeze it and move it.

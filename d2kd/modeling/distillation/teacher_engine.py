@@ -18,6 +18,7 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from d2kd.modeling.adapters import guarded_hooks
@@ -172,7 +173,7 @@ def _infer_in_fp32(
 def _fold_norms(detector: DenseDetector, canvas: tuple[int, int]) -> None:
     """Merge batch norms in eval mode into the convolutions before them. Parameters are replaced, not changed."""
     for conv in detector.modules():
-        if isinstance(conv, Conv2d) and _is_foldable(conv.norm):
+        if isinstance(conv, Conv2d) and _is_plain(conv) and _is_foldable(conv.norm):
             _merge(conv, conv.norm)
             conv.norm = None
     if not any(_is_foldable(module) for module in detector.modules()):
@@ -200,6 +201,11 @@ def _is_foldable(module: object) -> bool:
     return isinstance(module, _BatchNorm) and module.running_var is not None
 
 
+def _is_plain(conv: nn.Module) -> bool:
+    """Whether it is a convolution with its weight as it stands there, and no more."""
+    return type(conv).forward in (nn.Conv2d.forward, Conv2d.forward) and not is_parametrized(conv)
+
+
 def _merge(conv: nn.Conv2d, norm: _Norm) -> None:
     # Of FrozenBatchNorm2d all are buffers; without affine parameters there are no weight and bias.
     tensors = dict(norm.named_parameters(recurse=False)) | dict(norm.named_buffers(recurse=False))
@@ -212,26 +218,27 @@ def _merge(conv: nn.Conv2d, norm: _Norm) -> None:
 @torch.no_grad()
 def _neighbours(detector: DenseDetector, canvas: tuple[int, int]) -> list[tuple[nn.Conv2d, _Norm]]:
     """Each convolution whose output is always the input of one norm, which has no other, with that norm."""
-    made: dict[int, nn.Conv2d] = {}
+    made: dict[tuple[int, int], nn.Conv2d] = {}  # by id and version: a ReLU in place returns the same tensor, changed
     outputs: list[Tensor] = []  # kept, so that no two have one id
     calls: Counter[nn.Module] = Counter()
     pairs: Counter[tuple[nn.Conv2d, _Norm]] = Counter()
 
     def after_conv(conv: nn.Conv2d, args: tuple[Tensor], output: Tensor) -> None:
         calls[conv] += 1
-        made[id(output)] = conv
+        made[id(output), output._version] = conv
         outputs.append(output)
 
     def before_norm(norm: _Norm, args: tuple[Tensor]) -> None:
         calls[norm] += 1
-        if id(args[0]) in made:
-            pairs[made[id(args[0])], norm] += 1
+        conv = made.get((id(args[0]), args[0]._version))
+        if conv is not None:
+            pairs[conv, norm] += 1
 
     handles = []
     for module in detector.modules():
         if _is_foldable(module):
             handles.append(module.register_forward_pre_hook(before_norm))
-        elif type(module).forward in (nn.Conv2d.forward, Conv2d.forward):
+        elif _is_plain(module):
             if getattr(module, "norm", None) is None and getattr(module, "activation", None) is None:
                 handles.append(module.register_forward_hook(after_conv))
     pixel_mean, _ = pixel_statistics(detector)

@@ -12,6 +12,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.modeling.backbone import FPN
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 import d2kd
 from d2kd.engine import teacher_predictor
@@ -140,6 +141,55 @@ def test_norms_and_convolutions_with_two_uses_stay():
     held = loaded(with_statistics(teacher))
     assert remaining_norms(held.detector) == ["backbone.shared", "backbone.first", "backbone.second"]
     run(held)
+
+
+class Standardised(Conv2d):
+    """A convolution whose weights are standardised at each call, which would take away what is folded in."""
+
+    def forward(self, x):
+        weight = self.weight / self.weight.std(dim=(1, 2, 3), keepdim=True)
+        x = nn.functional.conv2d(x, weight, self.bias, self.stride, self.padding)
+        return self.norm(x) if self.norm is not None else x
+
+
+class OtherWeights(TwoUses):
+    def __init__(self, inner):
+        super().__init__(inner)
+        self.a = Standardised(3, 3, 1, norm=nn.BatchNorm2d(3))
+        self.b = weight_norm(self.b)
+
+    def forward(self, x):
+        return self.inner(self.shared(self.b(self.a(x))))
+
+
+def test_norms_of_convolutions_that_change_their_weight_stay():
+    teacher = build_teacher()
+    teacher.backbone = OtherWeights(teacher.backbone)
+    held = loaded(with_statistics(teacher))
+    assert {"backbone.a.norm", "backbone.shared"} <= set(remaining_norms(held.detector))
+    run(held)
+
+
+class ReluInPlace(TwoUses):
+    """As it is called by ``nn.ReLU(inplace=True)``: the norm is given the tensor that the convolution made."""
+
+    def forward(self, x):
+        return self.inner(self.shared(self.a(x).relu_()) + self.first(self.c(x)))
+
+
+def test_a_norm_behind_a_relu_in_place_stays():
+    teacher = build_teacher()
+    teacher.backbone = ReluInPlace(teacher.backbone)
+    held = loaded(with_statistics(teacher))
+    assert remaining_norms(held.detector) == ["backbone.shared", "backbone.second"]
+    run(held)
+
+
+def test_loaded_in_inference_mode_it_can_be_trained_with():
+    model = model_with(build_teacher())
+    with torch.inference_mode():
+        model.load_teacher()
+    gradients(model, sum(run_step(model, make_batch()).values()))
 
 
 def test_a_module_that_is_given_stays_as_it_is():
@@ -281,18 +331,17 @@ def test_the_largest_difference_is_logged_once(caplog):
     assert 1e-4 < float(found[1]) < 0.1
 
 
-class Standardised(Conv2d):
-    """A convolution whose weights are standardised at each call, which takes away what is folded into them."""
+class Residual(TwoUses):
+    """A convolution whose output is read beside the norm as well, which no hook sees."""
 
     def forward(self, x):
-        weight = self.weight / self.weight.std(dim=(1, 2, 3), keepdim=True)
-        x = nn.functional.conv2d(x, weight, self.bias, self.stride, self.padding)
-        return self.norm(x) if self.norm is not None else x
+        x = self.a(x)
+        return self.inner(self.shared(x) + x)
 
 
 def test_what_differs_in_fp32_is_refused():
     teacher = build_teacher()
-    teacher.backbone.fpn_lateral3.__class__ = Standardised
+    teacher.backbone = Residual(teacher.backbone)
     model = model_with(with_statistics(teacher))
     for _ in range(2):
         with pytest.raises(
