@@ -18,12 +18,15 @@ from detectron2.utils import comm
 
 __all__ = ["Ranks", "launch_ranks", "names_the_wait", "ranks_of"]
 
-#: What torchrun tells its processes, and what srun does. A batch script has srun's variables too, but not "STEP".
+#: What torchrun tells its processes, and what srun does.
 _TORCHRUN = {"rank": "RANK", "world_size": "WORLD_SIZE", "local_rank": "LOCAL_RANK", "local_size": "LOCAL_WORLD_SIZE"}
 _SRUN = {"rank": "SLURM_PROCID", "world_size": "SLURM_NTASKS", "local_rank": "SLURM_LOCALID"}
 
 #: What the errors of a collective operation have in their text; many are plain RuntimeErrors.
 _OF_A_COLLECTIVE = re.compile(r"gloo/|NCCL|ProcessGroup")
+
+#: How long the processes that srun started wait for one another to appear.
+_MEETING = timedelta(minutes=5)
 
 #: Seconds between asking a process to end and killing it.
 _GRACE = 10
@@ -40,7 +43,7 @@ class Ranks:
         world_size: number of processes.
         local_rank: of this process on its machine.
         local_size: number of processes on this machine, the same on all machines.
-        url: where they meet, as ``torch.distributed.init_process_group`` takes it.
+        url: where they meet: "env://" of torchrun, "tcp://HOST:PORT" of srun.
     """
 
     launcher: str
@@ -62,7 +65,7 @@ def ranks_of(environ: Mapping[str, str]) -> Ranks | None:
     """
     if "RANK" in environ or "LOCAL_RANK" in environ:
         launcher, names, wanted = "torchrun", _TORCHRUN, [*_TORCHRUN.values(), "MASTER_ADDR", "MASTER_PORT"]
-    elif "SLURM_PROCID" in environ:
+    elif "SLURM_PROCID" in environ and ("SLURM_NTASKS" in environ or "SLURM_STEP_NUM_TASKS" in environ):
         names = {**_SRUN, "world_size": "SLURM_STEP_NUM_TASKS"} if "SLURM_STEP_NUM_TASKS" in environ else _SRUN
         launcher, wanted = "srun", list(names.values())
     else:
@@ -75,7 +78,7 @@ def ranks_of(environ: Mapping[str, str]) -> Ranks | None:
         )
     numbers = {field: _number(environ, name) for field, name in names.items()}
     if launcher == "srun":
-        nodes = int(environ.get("SLURM_NNODES", 1))
+        nodes = _number({"SLURM_NNODES": "1", **environ}, "SLURM_NNODES")
         if numbers["world_size"] % nodes:
             raise ValueError(
                 f"srun started {numbers['world_size']} processes on {nodes} nodes, expected as many on each: give "
@@ -92,8 +95,9 @@ def ranks_of(environ: Mapping[str, str]) -> Ranks | None:
     if launcher == "torchrun":
         return Ranks(launcher=launcher, **numbers, url="env://")
     host = environ.get("MASTER_ADDR") or _first_node(environ)
-    # Without a port of the user's own: one for each SLURM job, below those that Linux hands out by itself.
-    port = environ.get("MASTER_PORT") or str(15000 + int(environ.get("SLURM_JOB_ID", 0)) % 10000)
+    # Without a port of the user's own: one for each step of a SLURM job, below those that Linux hands out by itself.
+    job, step = (_number({name: "0", **environ}, name) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    port = environ.get("MASTER_PORT") or str(15000 + (job + 101 * step) % 10000)
     return Ranks(launcher=launcher, **numbers, url=f"tcp://{host}:{port}")
 
 
@@ -171,13 +175,29 @@ def _join(ranks: Ranks, timeout: timedelta) -> None:
         torch.cuda.set_device(ranks.local_rank if gpus > 1 else 0)
     torch.distributed.init_process_group(
         "nccl" if gpus else "gloo",
-        init_method=ranks.url,
-        world_size=ranks.world_size,
+        store=_meet(ranks, timeout) if ranks.launcher == "srun" else None,
         rank=ranks.rank,
+        world_size=ranks.world_size,
         timeout=timeout,
     )
     comm.create_local_process_group(ranks.local_size)
     comm.synchronize()
+
+
+def _meet(ranks: Ranks, timeout: timedelta) -> torch.distributed.TCPStore:
+    """Wait for the other processes; not for long, since a batch script without srun waits for none that exist."""
+    host, _, port = ranks.url.removeprefix("tcp://").rpartition(":")
+    try:
+        store = torch.distributed.TCPStore(
+            host, int(port), ranks.world_size, is_master=ranks.rank == 0, timeout=min(timeout, _MEETING)
+        )
+    except (RuntimeError, TimeoutError) as error:
+        raise ConnectionError(
+            f"Rank {ranks.rank} of {ranks.world_size} waited at {ranks.url} for the others: start all of them with "
+            f"srun, or, in a batch script without srun, unset SLURM_PROCID. ({str(error).splitlines()[0]})"
+        ) from error
+    store.set_timeout(timeout)
+    return store
 
 
 @contextmanager

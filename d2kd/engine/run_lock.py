@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -11,11 +12,14 @@ from pathlib import Path
 
 __all__ = ["locked"]
 
+logger = logging.getLogger(f"detectron2.{__name__}")
+
 
 @contextmanager
 def locked(output_dir: str) -> Iterator[None]:
     """
     Hold ``output_dir`` for one run, and no other process. The system frees it when the process ends, however it ends.
+    Where its file system has no locks, this is logged and the run goes on.
 
     Args:
         output_dir: made if it is not there.
@@ -29,12 +33,14 @@ def locked(output_dir: str) -> Iterator[None]:
         try:
             # A record lock, which the data workers of this process do not inherit: they may outlive it by seconds.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except (BlockingIOError, PermissionError) as error:
             file.seek(0)
             raise BlockingIOError(
                 f"train.output_dir={output_dir} is in use by another run ({file.read().strip() or 'unknown'}): "
                 "wait for it, stop it, or choose another folder."
             ) from error
+        except OSError as error:
+            logger.warning("No other run is kept out of %s, whose file system has no locks: %s.", output_dir, error)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()

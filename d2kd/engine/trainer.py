@@ -188,8 +188,11 @@ def _in_parts(backbone: nn.Module | None, parts: int) -> Iterator[None]:
         features = [checkpoint(whole, part, use_reentrant=False) for part in images.chunk(parts)]
         return {name: torch.cat([part[name] for part in features]) for name in features[0]}
 
+    own = vars(backbone).get("forward")
     backbone.forward = forward  # of this instance, for this call
     try:
         yield
     finally:
         del backbone.forward
+        if own is not None:
+            backbone.forward = own

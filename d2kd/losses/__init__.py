@@ -13,7 +13,8 @@ What all functions have in common; their own docstrings say what differs:
   must not require grad.
 * ``reduction``: "none" returns the loss of each location, "sum" the sum over locations, a scalar. No normaliser is
   applied; a sum over no location is a zero that is connected to the student.
-* Non-finite values are not hidden: they make the loss of their location non-finite.
+* Non-finite values are not hidden: they make the loss of their location non-finite. Only an infinite logit of a
+  teacher's sigmoid is a value, the probability 0 or 1.
 
 They raise ValueError for tensors of different shapes or not floating point, a ``dim`` that is not such an axis, a
 ``weight`` of another shape or one that requires grad, and an unknown ``reduction``. Hyper-parameters are checked by the

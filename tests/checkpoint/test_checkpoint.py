@@ -65,7 +65,7 @@ def test_keys_are_the_students_and_those_of_distillation(family):
     keys = list(model.state_dict())
     own = [k for k in keys if k.startswith("distillation.")]
     assert [k for k in keys if k not in own] == list(stock.state_dict())
-    state = ["loss_normalizer_0", "positives_per_image", "losses.kd.scale"]
+    state = ["positives_per_image", "loss_normalizer_0", "losses.kd.scale"]
     assert own == [f"distillation.{name}" for name in state]
     assert [n for n, _ in model.named_parameters() if n not in own] == [n for n, _ in stock.named_parameters()]
     modules = [n for n, _ in model.named_modules() if not n.startswith("distillation")]
@@ -122,7 +122,7 @@ def test_a_shape_mismatched_load_keeps_going(tmp_path, caplog, wrap):
 
 def test_nested_in_another_module():
     model, stock = nn.ModuleDict({"detector": trained()}), build_detector("FCOS", seed=9)
-    state = ["loss_normalizer_0", "positives_per_image", "losses.kd.scale"]
+    state = ["positives_per_image", "loss_normalizer_0", "losses.kd.scale"]
     own = [f"detector.distillation.{name}" for name in state]
     assert list(model.state_dict()) == [f"detector.{k}" for k in stock.state_dict()] + own
     result = model.load_state_dict({f"detector.{k}": v for k, v in stock.state_dict().items()})
@@ -204,6 +204,14 @@ def test_another_number_of_ranks_takes_the_mean_of_the_normalisers(caplog):
     assert "The checkpoint has loss normalisers of 2 ranks, this run has 1: each takes their mean, 4.50" in caplog.text
     model.distillation.restore_normalizer(model.student)
     assert model.student.loss_normalizer == 4.5
+
+
+def test_ranks_may_be_known_after_the_model_was_built(monkeypatch):
+    model = trained()
+    value = model.student.loss_normalizer
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
+    model.distillation.keep(torch.tensor([value, 2.0]).double(), torch.zeros(2).double())
+    assert model.state_dict()["distillation.loss_normalizer_1"] == 2.0
 
 
 def test_checkpoints_without_a_normaliser_leave_the_students():

@@ -91,6 +91,10 @@ def test_the_variables_of_torchrun_and_srun():
         ranks_of({**srun, "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "SLURM_NNODES": "1", "SLURM_LOCALID": "0"})
         is None
     )
+    # A batch script without srun: alone, if SLURM was asked for nothing.
+    assert ranks_of(dict(SLURM_JOB_ID="7", SLURM_PROCID="0", SLURM_LOCALID="0", SLURM_NNODES="1")) is None
+    # Two steps of one job meet at two places.
+    assert ranks_of({**srun, "MASTER_ADDR": "h", "SLURM_STEP_ID": "1"}).url == "tcp://h:15108"
     for environ, message in (
         ({"RANK": "0"}, "torchrun started this process.*WORLD_SIZE, LOCAL_RANK.* is not set"),
         ({**torchrun, "RANK": "x"}, "RANK is 'x', expected a whole number"),

@@ -158,7 +158,7 @@ class DistilledDetector(nn.Module):
             return
         if not teacher.is_loaded:
             with kept_random_state(self.device):
-                teacher.load(self.device, self.pixel_mean.dtype)
+                teacher.load(self.device, self.pixel_mean.dtype, apart_from=self.student.parameters())
         self._overlap = check_pairing(
             self.student,
             teacher.detector,
@@ -216,7 +216,7 @@ class DistilledDetector(nn.Module):
 
         self.distillation.restore_normalizer(self.student)
         teacher = None
-        with raised_on_all_ranks(self.device) as raise_if:  # what may be wrong with one rank's images
+        with raised_on_all_ranks(self.device):  # what may be wrong with one rank's images
             check_countable(active, len(batched_inputs) - num_labelled)
             # One copy for student and teacher, made without waiting for the device.
             batched_inputs = [
@@ -233,7 +233,8 @@ class DistilledDetector(nn.Module):
                     active.values(),
                     input_format=self.input_format,
                 )
-            prediction = predict(self.student, images, tails)
+        prediction = predict(self.student, images, tails)  # where synchronised batch norm waits for other ranks
+        with raised_on_all_ranks(self.device) as raise_if:
             raise_if(~prediction.is_finite, FloatingPointError(not_finite("the student's box predictions")))
         student = train_student(
             self.student,

@@ -112,12 +112,6 @@ def check_pairing(
         ValueError: the three do not go together; the message names both values and the config key.
         TypeError: a class map that is none.
     """
-    shared = {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}
-    if shared:
-        raise ValueError(
-            f"The teacher and the student share {len(shared)} parameters, which are frozen now: build the teacher "
-            "(model.teacher.model) apart from the student, or give a copy.deepcopy of it."
-        )
     overlap = find_overlap(student, teacher, class_map)
     num_classes = num_classes_of(student) if overlap.student_classes is None else len(overlap.student_classes)
     _check_squares(student, teacher)

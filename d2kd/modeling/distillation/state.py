@@ -75,24 +75,22 @@ class DistillationState(nn.Module):
         super().__init__()
         self.losses = nn.ModuleDict(losses)
         self.tap_projectors = nn.ModuleDict(tap_projectors)
-        # One a rank; 0 = no step taken yet. float64, since the attribute is a Python float.
-        self._normalizer_names = [f"loss_normalizer_{rank}" for rank in range(comm.get_world_size())]
-        for name in self._normalizer_names:
-            self.register_buffer(name, torch.zeros((), dtype=torch.float64))
         # Running means over images with labels, of each of SOURCES; 0 = none yet.
         self.register_buffer("positives_per_image", torch.zeros(len(SOURCES), dtype=torch.float64))
+        self._normalizer_names()
         self._loaded = False
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         saved = [key for key in state_dict if re.fullmatch(rf"{re.escape(prefix)}loss_normalizer_\d+", key)]
         self._loaded = bool(saved)
-        if saved and len(saved) != len(self._normalizer_names):
+        names = self._normalizer_names()
+        if saved and len(saved) != len(names):
             mean = torch.stack([state_dict.pop(key) for key in saved]).mean()
-            state_dict.update({prefix + name: mean for name in self._normalizer_names})
+            state_dict.update({prefix + name: mean for name in names})
             logger.info(
                 "The checkpoint has loss normalisers of %d ranks, this run has %d: each takes their mean, %.2f",
                 len(saved),
-                len(self._normalizer_names),
+                len(names),
                 mean,
             )
         for key, value in self.state_dict(prefix=prefix).items():
@@ -128,16 +126,27 @@ class DistillationState(nn.Module):
         parameters = [p for module in modules for p in module.parameters()]
         return sum((p.float().sum() * 0 for p in parameters), torch.zeros((), device=self.positives_per_image.device))
 
+    def _normalizer_names(self) -> list[str]:
+        """
+        The buffers of the student's loss normalisers, one a rank; 0: no step taken yet. They are made when the number
+        of ranks is known, which in some trainers is after the model was built.
+        """
+        names = [f"loss_normalizer_{rank}" for rank in range(comm.get_world_size())]
+        for name in names:
+            if not hasattr(self, name):  # float64, since Detectron2's attribute is a Python float
+                self.register_buffer(name, torch.zeros_like(self.positives_per_image[0]))
+        return names
+
     def restore_normalizer(self, student: DenseDetector) -> None:
         """Give this rank's loaded normaliser back to the student, in the first step after each load."""
         if self._loaded:
-            value = getattr(self, self._normalizer_names[comm.get_rank()]).item()
+            value = getattr(self, self._normalizer_names()[comm.get_rank()]).item()
             if value > 0:
                 vars(student)["loss_normalizer"] = value  # where Detectron2 keeps it
             self._loaded = False
 
     def keep(self, loss_normalizer: Tensor, positives_per_image: Tensor) -> None:
         """Take what :func:`compute_normalizers` says is kept for the next steps."""
-        for name, value in zip(self._normalizer_names, loss_normalizer, strict=True):
+        for name, value in zip(self._normalizer_names(), loss_normalizer, strict=True):
             getattr(self, name).copy_(value)
         self.positives_per_image.copy_(positives_per_image)

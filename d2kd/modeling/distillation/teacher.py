@@ -139,12 +139,17 @@ class Teacher:
         return instantiate(self._class_map)
 
     @torch.inference_mode(False)  # a graph will need its layers, whoever asks for them first
-    def load(self, device: torch.device, dtype: torch.dtype) -> None:
+    def load(self, device: torch.device, dtype: torch.dtype, *, apart_from: Iterable[nn.Parameter] = ()) -> None:
         """
         Build the teacher, load its checkpoint, freeze it and move it.
 
+        Args:
+            device, dtype: where to, and its dtype where it has none of its own.
+            apart_from: the student's parameters.
+
         Raises:
-            ValueError: a checkpoint with missing, unexpected or mismatched keys; they are listed.
+            ValueError: a checkpoint with missing, unexpected or mismatched keys; they are listed. Or the teacher has
+                parameters of the student.
             TypeError: a model that no adapter reads, or one with its own ``preprocess_image``.
         """
         detector = instantiate(self._model)
@@ -166,6 +171,12 @@ class Teacher:
                 absent=f"model.teacher.checkpoint is {self._checkpoint!r}, but there is no such file: train the "
                 "teacher first or correct the path (in a yacs config: MODEL.DISTILLATION.TEACHER_WEIGHTS).",
                 harmless=_HARMLESS,
+            )
+        shared = {id(p) for p in apart_from} & {id(p) for p in detector.parameters()}
+        if shared:
+            raise ValueError(
+                f"The teacher and the student share {len(shared)} parameters, which would be frozen: build the teacher "
+                "(model.teacher.model) apart from the student, or give a copy.deepcopy of it."
             )
         detector.requires_grad_(False)
         self._detector = detector.eval().to(device=device, dtype=dtype)

@@ -18,7 +18,17 @@ import d2kd
 from d2kd.engine import teacher_predictor
 from d2kd.modeling import DistilledDetector, Teacher
 from d2kd.modeling.backbones import FrozenStatisticsBatchNorm2d, TimmBackbone, group_norm
-from tests.helpers import FAMILIES, build_detector, gradients, make_batch, make_losses, preset, reached, run_step
+from tests.helpers import (
+    FAMILIES,
+    build_detector,
+    distilled,
+    gradients,
+    make_batch,
+    make_losses,
+    preset,
+    reached,
+    run_step,
+)
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
@@ -339,16 +349,27 @@ class Residual(TwoUses):
         return self.inner(self.shared(x) + x)
 
 
-def test_what_differs_in_fp32_is_refused():
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_folding_would_change_is_not_folded(precision, caplog):
     teacher = build_teacher()
     teacher.backbone = Residual(teacher.backbone)
-    model = model_with(with_statistics(teacher))
+    with caplog.at_level(logging.WARNING, logger="detectron2.d2kd.modeling.distillation.teacher_engine"):
+        model = model_with(with_statistics(teacher), precision=precision)
+        assert run_step(model, make_batch())["loss_kd_crosskd_cls"].item() > 0
+    (message,) = [x.getMessage() for x in caplog.records]
+    assert message.startswith("The teacher's norms are not folded into its convolutions: it would differ by ")
+    assert "backbone.shared" in remaining_norms(model.teacher.detector)
+
+
+def test_what_differs_in_fp32_is_refused():
+    model = model_with(build_teacher())
+    model.load_teacher()
+    next(model.teacher.detector.backbone.parameters()).mul_(2)
     for _ in range(2):
         with pytest.raises(
             ValueError, match=r"engine=folded differs .*, expected at most 1e-03: set model.teacher.eng"
         ):
             run_step(model, make_batch())
-    assert run_step(model_with(teacher, engine="eager"), make_batch())["loss_kd_crosskd_cls"].item() > 0
 
 
 def test_what_overflows_in_half_precision_is_refused():
@@ -417,3 +438,14 @@ def test_a_compiled_student_trains_as_it_is(compiling, tmp_path):
     boxes = [x.eval()(make_batch())[0]["instances"].scores for x in (plain, d2kd.student(model), deepcopy(model))]
     for scores in boxes[1:]:
         torch.testing.assert_close(scores, boxes[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("part", ["all", "backbone"])
+def test_a_teacher_that_has_parameters_of_the_student_is_refused_and_they_stay_trained(part):
+    student = build_detector("GFL")
+    teacher = student if part == "all" else build_detector("GFL", seed=1)
+    teacher.backbone = student.backbone
+    model = distilled(student, teacher, "bckd").train()
+    with pytest.raises(ValueError, match=r"share \d+ parameters, which would be frozen: build the teacher"):
+        run_step(model, make_batch())
+    assert all(p.requires_grad for p in model.parameters()) and model.backbone.training
