@@ -170,14 +170,14 @@ def _folded(plain: DenseDetector, canvas: tuple[int, int]) -> DenseDetector:
     detector = deepcopy(plain)
     pixel_mean, _ = pixel_statistics(plain)
     height, width = (side * -(-64 // side) for side in canvas)
-    noise = torch.rand(1, len(pixel_mean), height, width, generator=torch.Generator().manual_seed(0)).to(pixel_mean)
+    noise = torch.rand(2, len(pixel_mean), height, width, generator=torch.Generator().manual_seed(0)).to(pixel_mean)
     with torch.autocast(noise.device.type, enabled=False):
         try:
             _fold_norms(detector, noise)
             _rectify_in_place(detector)
             difference = _largest_difference(detector, plain, noise)
             reason = None if difference <= _tolerance(plain) else f"it would differ by {difference:.1e}"
-        except (TypeError, RuntimeError, AttributeError) as error:
+        except (TypeError, ValueError, RuntimeError, AttributeError) as error:
             reason = str(error)
     if reason is not None:
         logger.warning("The teacher's norms are not folded into its convolutions: %s.", reason)
