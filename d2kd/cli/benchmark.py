@@ -243,10 +243,15 @@ def _positive(text: str) -> int:
 
 def run(args: argparse.Namespace) -> None:
     # Detectron2's logger warns of losses in one model that lose accuracy together, which is not the question here.
-    logging.getLogger("detectron2").setLevel(logging.ERROR)
+    logger = logging.getLogger("detectron2")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     if args.threads:
         torch.set_num_threads(args.threads)
-    result = benchmark(args)
+    try:
+        result = benchmark(args)
+    finally:
+        logger.setLevel(level)
     if args.json:
         write_json(args.json, result)
     print(to_markdown(result))
