@@ -1,4 +1,4 @@
-"""The processes of one run: started here, or by torchrun or SLURM's srun; what one of them finds, all of them say."""
+"""The processes of one run: started here, or by torchrun or SLURM's srun; how they meet and end."""
 
 from __future__ import annotations
 
@@ -112,8 +112,10 @@ def _first_node(environ: Mapping[str, str]) -> str:
     """The first host of SLURM's list of nodes, such as ``gpu[003-005,9],cpu1``; this machine if there is one node."""
     nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", "")
     found = re.match(r"([^\[,]+)(?:\[(\d+))?", nodes)
-    if int(environ.get("SLURM_NNODES", 1)) == 1 or found is None:
+    if int(environ.get("SLURM_NNODES", 1)) == 1:
         return "127.0.0.1"
+    if found is None:
+        raise ValueError("srun started processes on several nodes, but SLURM_JOB_NODELIST is not set: set MASTER_ADDR.")
     return found[1] + (found[2] or "")
 
 

@@ -100,6 +100,7 @@ def test_the_variables_of_torchrun_and_srun():
         ({**torchrun, "RANK": "x"}, "RANK is 'x', expected a whole number"),
         ({**torchrun, "RANK": "4"}, "rank 4 of 4"),
         ({**srun, "SLURM_NTASKS": "5"}, "5 processes on 2 nodes"),
+        (srun, "SLURM_JOB_NODELIST is not set: set MASTER_ADDR"),
     ):
         with pytest.raises(ValueError, match=message):
             ranks_of(environ)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from d2kd.modeling.adapters import Taps, cross_head, get_adapter, tap_index
 from d2kd.modeling.detectors.interface import label_anchors_of
 from d2kd.modeling.distillation.overlap import Overlap
-from d2kd.modeling.distillation.teacher import TeacherStep
 from d2kd.modeling.distillation.teacher_engine import own_precision
+from d2kd.modeling.distillation.teacher_step import TeacherStep
 from d2kd.structures import Assignment, DenseOutput
 
 __all__ = ["crossed_assignment", "crossed_output"]

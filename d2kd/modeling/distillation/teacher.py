@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,62 +16,20 @@ from torch import Tensor, nn
 
 from d2kd.checkpoint import load_strictly
 from d2kd.losses import DistillationLoss
-from d2kd.modeling.adapters import Taps, get_adapter, input_format_of, record_taps, tap_indices
+from d2kd.modeling.adapters import get_adapter, input_format_of, record_taps, tap_indices
 from d2kd.modeling.detectors.interface import make_anchors, pixel_statistics
 from d2kd.modeling.distillation.overlap import Overlap
 from d2kd.modeling.distillation.teacher_engine import TeacherEngine, own_precision
+from d2kd.modeling.distillation.teacher_step import TeacherStep
 from d2kd.structures import DenseOutput
 
-__all__ = ["Teacher", "TeacherStep", "run_teacher"]
+__all__ = ["Teacher", "run_teacher"]
 
 # Below Detectron2's logger: whichever trainer runs has set that one up, and which teacher was loaded must be seen.
 logger = logging.getLogger(f"detectron2.{__name__}")
 
 #: Keys that may be missing from, or left over in, a teacher's checkpoint: they hold nothing that was trained.
 _HARMLESS = re.compile(r"(^|\.)(pixel_mean|pixel_std|num_batches_tracked)$|(^|\.)cell_anchors\.\d+$|^distillation\.")
-
-
-@dataclass
-class TeacherStep:
-    """
-    What the teacher made of one batch.
-
-    Attributes:
-        output: its dense output on the levels that were asked for, as far as it was asked for.
-        taps: (branch, index) -> one (N, C, H, W) activation for each of these levels.
-        anchors: those of all its levels, on its own canvas.
-        sizes: (H, W) of all its levels.
-        levels: which of them were asked for.
-        canvas: (H, W) of its padded batch.
-    """
-
-    output: DenseOutput
-    taps: Taps
-    anchors: list[Boxes]
-    sizes: list[tuple[int, int]]
-    levels: Sequence[int]
-    canvas: tuple[int, int]
-
-    def crop(self, sizes: Sequence[tuple[int, int]]) -> TeacherStep:
-        """
-        The same with output and taps cut to the student's maps, as views.
-
-        Args:
-            sizes: (H, W) of the student's map on each of :attr:`levels`.
-
-        Raises:
-            ValueError: the student's maps are larger.
-        """
-        own = [self.sizes[level] for level in self.levels]
-        if own == list(sizes):
-            return self
-        if any(ours < theirs for a, b in zip(own, sizes, strict=True) for ours, theirs in zip(a, b)):
-            raise ValueError(
-                f"On a canvas of {self.canvas[0]}x{self.canvas[1]} the teacher's levels are {own}, smaller than the "
-                f"student's {list(sizes)}: both backbones must round sizes alike."
-            )
-        taps = {key: [x[..., :h, :w] for x, (h, w) in zip(maps, sizes)] for key, maps in self.taps.items()}
-        return replace(self, output=self.output.crop(sizes), taps=taps)
 
 
 class Teacher:
