@@ -1,6 +1,17 @@
 """Files that are whole or absent, and checkpoints that are loaded completely or refused."""
 
+from d2kd.checkpoint.run import WholeCheckpointer, checkpoint_names
 from d2kd.checkpoint.strict import Loaded, MisfitError, load_strictly
-from d2kd.checkpoint.whole import whole_file
+from d2kd.checkpoint.whole import DamagedError, check_whole, save_whole, whole_file
 
-__all__ = ["Loaded", "MisfitError", "load_strictly", "whole_file"]
+__all__ = [
+    "DamagedError",
+    "Loaded",
+    "MisfitError",
+    "WholeCheckpointer",
+    "check_whole",
+    "checkpoint_names",
+    "load_strictly",
+    "save_whole",
+    "whole_file",
+]

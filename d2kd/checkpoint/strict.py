@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlparse
 
-from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
+
+from d2kd.checkpoint.run import WholeCheckpointer
 
 __all__ = ["Loaded", "MisfitError", "load_strictly"]
 
@@ -32,7 +33,7 @@ class Loaded:
     rest: dict[str, Any] = field(default_factory=dict)
 
 
-class _StrictCheckpointer(DetectionCheckpointer):
+class _StrictCheckpointer(WholeCheckpointer):
     """Raises on anything but a complete load."""
 
     def __init__(self, model: nn.Module, *, refusal: str, harmless: re.Pattern[str]) -> None:

@@ -123,8 +123,8 @@ def _launch(args: argparse.Namespace) -> int:
                 url=args.dist_url,
                 timeout=timedelta(minutes=minutes),
             )
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt("--resume goes on from the last checkpoint.") from None
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(str(error) or "--resume goes on from the last checkpoint.") from None
         except Exception as error:
             sentences = [path.read_text() for path in sorted(Path(notes).iterdir())]
             if not any(sentences) and not is_users_error(error):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from d2kd.checkpoint import whole_file
+from d2kd.checkpoint import save_whole
 from d2kd.conversion.errors import ConversionError
 
 __all__ = ["check_output", "read_state", "write_checkpoint"]
@@ -137,6 +137,5 @@ def write_checkpoint(model: Mapping[str, Tensor], path: str | Path) -> None:
         model: the detector's state dict.
         path: replaced if it exists; its folder is made.
     """
-    with whole_file(path) as partial, open(partial, "wb") as file:
-        # Without "matching_heuristics", with which Detectron2 would guess names that are exact already.
-        torch.save({"model": dict(model), "__author__": "d2kd.conversion"}, file)
+    # Without "matching_heuristics", with which Detectron2 would guess names that are exact already.
+    save_whole({"model": dict(model), "__author__": "d2kd.conversion"}, path)

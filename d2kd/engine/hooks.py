@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from torch import nn
 
+from d2kd.checkpoint import WholeCheckpointer, checkpoint_names, whole_file
 from d2kd.data.loader import derive_seed
 
-__all__ = ["BestCheckpointer", "SeedEachIteration", "TrainingCost"]
+__all__ = ["BestCheckpointer", "PeriodicCheckpointer", "SeedEachIteration", "TrainingCost"]
 
 
 class TrainingCost(HookBase):
@@ -78,7 +77,21 @@ class SeedEachIteration(HookBase):
         torch.manual_seed(seed)
 
 
-class _WeightsCheckpointer(DetectionCheckpointer):
+class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
+    """
+    :class:`detectron2.engine.hooks.PeriodicCheckpointer` whose ``max_to_keep`` counts the checkpoints that earlier
+    parts of a resumed run left.
+    """
+
+    def before_train(self) -> None:
+        super().before_train()
+        if self.max_to_keep is not None:
+            folder = Path(self.checkpointer.save_dir)
+            kept = [name for name in checkpoint_names(folder) if name.startswith(f"{self.file_prefix}_")]
+            self.recent_checkpoints = [str(folder / name) for name in kept if not name.endswith("_final.pth")]
+
+
+class _WeightsCheckpointer(WholeCheckpointer):
     """Saves a model, but not as the checkpoint that a resumed run continues from."""
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
@@ -102,13 +115,12 @@ class BestCheckpointer(hooks.BestCheckpointer):
     def __init__(self, eval_period: int, model: nn.Module, output_dir: str, metric: str) -> None:
         super().__init__(eval_period, _WeightsCheckpointer(model, output_dir), metric)
         self._metric = metric
-        self._record = os.path.join(output_dir, "model_best.json")
+        self._record = Path(output_dir, "model_best.json")
         self._recorded_iter: int | None = None
 
     def before_train(self) -> None:
-        if self.trainer.start_iter > 0 and PathManager.isfile(self._record):
-            with PathManager.open(self._record) as file:
-                record = json.load(file)
+        if self.trainer.start_iter > 0 and self._record.is_file():
+            record = json.loads(self._record.read_text())
             if record["metric"] == self._metric:
                 self.best_metric, self.best_iter = record["value"], record["iteration"]
                 self._recorded_iter = self.best_iter
@@ -125,6 +137,6 @@ class BestCheckpointer(hooks.BestCheckpointer):
         if self.best_iter == self._recorded_iter:
             return
         record = {"metric": self._metric, "value": self.best_metric, "iteration": self.best_iter}
-        with PathManager.open(self._record, "w") as file:  # where the checkpoints go, which need not be a local folder
-            json.dump(record, file)  # type: ignore[arg-type]  # iopath: text or bytes; in mode "w" it is text
+        with whole_file(self._record) as partial:
+            partial.write_text(json.dumps(record))
         self._recorded_iter = self.best_iter

@@ -10,16 +10,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
-from detectron2.checkpoint import DetectionCheckpointer
+import torch
 from detectron2.config import instantiate
 from detectron2.engine import hooks
 from detectron2.evaluation import print_csv_format
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig
 from torch import nn
 
+from d2kd.checkpoint import WholeCheckpointer
 from d2kd.config.nodes import target_of
 from d2kd.data import build_train_loader
 from d2kd.engine.defaults import (
@@ -31,7 +34,9 @@ from d2kd.engine.defaults import (
     resolve_device,
 )
 from d2kd.engine.evaluation import evaluate, teacher_predictor
-from d2kd.engine.hooks import BestCheckpointer, SeedEachIteration, TrainingCost
+from d2kd.engine.hooks import BestCheckpointer, PeriodicCheckpointer, SeedEachIteration, TrainingCost
+from d2kd.engine.metrics_file import cut_metrics
+from d2kd.engine.stop import StopOnSignal
 from d2kd.engine.trainer import Trainer
 from d2kd.modeling import DistilledDetector
 
@@ -79,40 +84,46 @@ def do_train(cfg: DictConfig, *, resume: bool = False, check_teacher: bool = Fal
         **train.trainer,
     )
     results: Results = {}
+    checkpointer = WholeCheckpointer(trainer.model, train.output_dir, trainer=trainer)
+    stop = StopOnSignal(checkpointer)
 
     def test() -> Results:
         results.clear()
-        results.update(do_test(cfg, model))
+        with stop.evaluation():
+            results.update(do_test(cfg, model))
         return results
 
-    checkpointer = DetectionCheckpointer(trainer.model, train.output_dir, trainer=trainer)
-    trainer.register_hooks(
-        [
-            hooks.IterationTimer(),
-            TrainingCost(),
-            SeedEachIteration(train.seed),
-            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-            hooks.EvalHook(train.eval_period, test),
-        ]
-    )
+    timing = [
+        hooks.IterationTimer(),
+        TrainingCost(),
+        SeedEachIteration(train.seed),
+        hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+    ]
+    saving, writing = [], []
     if comm.is_main_process():
-        trainer.register_hooks(
-            [
-                BestCheckpointer(train.eval_period, model, train.output_dir, train.best_metric),
-                hooks.PeriodicCheckpointer(checkpointer, **train.checkpointer),
-                hooks.PeriodicWriter(default_writers(train.output_dir, train.max_iter), period=train.log_period),
-            ]
-        )
+        saving = [PeriodicCheckpointer(checkpointer, **train.checkpointer)]
+        writing = [BestCheckpointer(train.eval_period, model, train.output_dir, train.best_metric)]
+    trainer.register_hooks([*timing, *saving, stop, hooks.EvalHook(train.eval_period, test), *writing])
 
     checkpointer.resume_or_load(train.init_checkpoint, resume=resume)
     # The checkpoint has the iteration that was just finished.
     start_iter = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
-    if start_iter >= train.max_iter:
+    done = start_iter >= train.max_iter
+    if comm.is_main_process():
+        cut_metrics(Path(train.output_dir, "metrics.json"), start_iter, evaluated_again=done)
+        writers = default_writers(train.output_dir, train.max_iter)
+        trainer.register_hooks([hooks.PeriodicWriter(writers, period=train.log_period)])
+    if done:
         logger.info("All of train.max_iter=%d iterations are done: nothing left to train", train.max_iter)
-        test()
+        if start_iter == train.max_iter and Path(checkpointer.get_checkpoint_file()).name != "model_final.pth":
+            checkpointer.save("model_final", iteration=trainer.iter)  # it was damaged, or not reached
+        _evaluate_last(trainer, start_iter)
     else:
         trainer.reset_data_loader(lambda: _build_train_loader(cfg, start_iter))
-        trainer.train(start_iter, train.max_iter)
+        # TorchScript optimises a function's backward after its first calls in a process (fvcore's focal loss), so that
+        # a resumed run would differ in the last bits. Without that the loss is as fast.
+        with torch.jit.optimized_execution(False):
+            trainer.train(start_iter, train.max_iter)
     if teacher_ap is not None:
         logger.info("teacher AP %s, student AP %s", teacher_ap, _ap(results))
     return results
@@ -136,7 +147,7 @@ def do_eval(cfg: DictConfig, *, resume: bool = False, check_teacher: bool = Fals
         ValueError, FileNotFoundError: the teacher cannot be loaded.
     """
     model = _build_model(cfg, load_teacher=check_teacher)
-    checkpointer = DetectionCheckpointer(model, cfg.train.output_dir)
+    checkpointer = WholeCheckpointer(model, cfg.train.output_dir)
     if not cfg.train.init_checkpoint and not (resume and checkpointer.has_checkpoint()):
         raise ConfigError(
             "train.init_checkpoint is empty, expected the weights to evaluate: add train.init_checkpoint=PATH, or "
@@ -164,6 +175,14 @@ def do_test(cfg: DictConfig, model: nn.Module | Callable) -> Results:
     results = evaluate(model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator))
     print_csv_format(results)
     return results
+
+
+def _evaluate_last(trainer: Trainer, iteration: int) -> None:
+    """What a run of ``iteration`` steps does after the last: it may have been killed before, or in the middle."""
+    with EventStorage(iteration) as trainer.storage:
+        trainer.iter = trainer.start_iter = trainer.max_iter = iteration
+        trainer.before_train()
+        trainer.after_train()
 
 
 def _teacher_ap(cfg: DictConfig, model: nn.Module) -> str:

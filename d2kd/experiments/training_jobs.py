@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shlex
 import sys
 from functools import cache, partial
@@ -17,7 +15,7 @@ from omegaconf import OmegaConf
 
 from d2kd.config import ALONE, CONFIG, config_path
 from d2kd.experiments.curves import read_metrics
-from d2kd.experiments.files import read_json, write_json, write_text
+from d2kd.experiments.files import read_json, write_json
 from d2kd.experiments.git import git_state
 from d2kd.experiments.jobs import Command, Job, Progress
 from d2kd.experiments.metrics import metric_text
@@ -131,7 +129,6 @@ def _prepare(run: Run) -> Command | None:
     if is_finished(run):
         return None
     write_json(run.folder / "request.json", wanted)
-    _forget_abandoned(run)
     # One thread: a second gains little on small images, stalls where a core is busy, and would make CPU seconds depend
     # on the number of processes. What this process imports is what the training imports.
     env = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -143,16 +140,6 @@ def is_finished(run: Run) -> bool:
     if not run.result_file.is_file():
         return False
     return read_json(run.result_file)["metric"] == run.metric
-
-
-def _forget_abandoned(run: Run) -> None:
-    """Drop what an interrupted run has logged after its last checkpoint, from where it goes on."""
-    metrics, tag = run.folder / "metrics.json", run.folder / "last_checkpoint"
-    name = tag.read_text().strip() if tag.is_file() else "model_-1.pth"
-    if not metrics.is_file() or not (at := re.fullmatch(r"model_(-?\d+)\.pth", name)):
-        return  # nothing is logged, or all is done
-    lines = [line for line in metrics.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    write_text(metrics, "".join(line for line in lines if json.loads(line)["iteration"] <= int(at[1])))
 
 
 def _prepare_teacher(run: Run, checkpoint: str) -> Command | None:

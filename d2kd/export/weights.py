@@ -6,12 +6,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from detectron2.config import instantiate
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from omegaconf import DictConfig
 
-from d2kd.checkpoint import MisfitError, load_strictly, whole_file
+from d2kd.checkpoint import MisfitError, load_strictly, save_whole
 from d2kd.modeling.adapters import input_format_of
 from d2kd.modeling.distillation import student
 
@@ -90,5 +89,4 @@ def write_weights(detector: DenseDetector, path: str | Path) -> None:
     Args:
         path: replaced if it exists, whole or not at all; its name must end in .pth.
     """
-    with whole_file(path) as partial, open(partial, "wb") as file:
-        torch.save({"model": detector.state_dict()}, file)
+    save_whole({"model": detector.state_dict()}, path)
