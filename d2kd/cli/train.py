@@ -25,6 +25,7 @@ from d2kd.cli import fail, is_users_error, run_command, sentence
 from d2kd.config import ALONE, CONFIG, config_path, load_config
 from d2kd.engine import (
     check_config,
+    check_run_folder,
     do_eval,
     do_train,
     launch_ranks,
@@ -64,6 +65,9 @@ def argument_parser() -> argparse.ArgumentParser:
     parser = default_argument_parser(epilog=EXAMPLES)
     parser.prog, parser.description = COMMAND, __doc__
     parser.set_defaults(dist_url="auto")  # Detectron2's is one port for each user: two runs would meet on it
+    parser.add_argument(
+        "--overwrite", action="store_true", help="delete the checkpoints and metrics of another run in train.output_dir"
+    )
     parser.add_argument("--check-teacher", action="store_true", help="evaluate the teacher first and print its AP")
     parser.add_argument(
         "--method",
@@ -79,13 +83,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         with raised_on_all_ranks():
             cfg = load_config(args.config_file, args.opts, method=args.method)
             check_config(cfg, resume=args.resume)
-            if comm.is_main_process() and not args.eval_only:
-                stack.enter_context(locked(cfg.train.output_dir))
+            if not args.eval_only:
+                if comm.is_main_process():
+                    stack.enter_context(locked(cfg.train.output_dir))
+                check_run_folder(cfg, resume=args.resume, overwrite=args.overwrite)
         default_setup(cfg, args)
         setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="d2kd")
         logging.getLogger("detectron2.engine.train_loop").addFilter(_without_traceback)
         logger.info("Device: %s", resolve_device(cfg.train.device))
-        return (do_eval if args.eval_only else do_train)(cfg, resume=args.resume, check_teacher=args.check_teacher)
+        if args.eval_only:
+            return do_eval(cfg, resume=args.resume, check_teacher=args.check_teacher)
+        return do_train(cfg, resume=args.resume, overwrite=args.overwrite, check_teacher=args.check_teacher)
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
@@ -141,6 +149,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for opt in args.opts:
         if opt.startswith("-") or "=" not in opt:
             parser.error(f"{opt!r} is no key=value override; options come before the overrides")
+    if args.resume and args.overwrite:
+        parser.error("--resume goes on with a run that --overwrite deletes: give one of them")
     if args.num_gpus < 1:
         parser.error("--num-gpus must be at least 1; without a GPU it is the number of CPU processes")
     gpus = torch.cuda.device_count()

@@ -12,6 +12,7 @@ from d2kd.engine.defaults import (
 from d2kd.engine.evaluation import evaluate, teacher_predictor
 from d2kd.engine.hooks import BestCheckpointer, SeedEachIteration, TrainingCost
 from d2kd.engine.ranks import Ranks, launch_ranks, names_the_wait, ranks_of
+from d2kd.engine.run_folder import check_run_folder
 from d2kd.engine.run_lock import locked
 from d2kd.engine.train import do_eval, do_test, do_train
 from d2kd.engine.trainer import Trainer
@@ -26,6 +27,7 @@ __all__ = [
     "amp_dtype",
     "check_config",
     "check_image_format",
+    "check_run_folder",
     "create_ddp_model",
     "default_writers",
     "do_eval",

@@ -36,6 +36,7 @@ from d2kd.engine.defaults import (
 from d2kd.engine.evaluation import evaluate, teacher_predictor
 from d2kd.engine.hooks import BestCheckpointer, PeriodicCheckpointer, SeedEachIteration, TrainingCost
 from d2kd.engine.metrics_file import cut_metrics
+from d2kd.engine.run_folder import clear_run_folder
 from d2kd.engine.stop import StopOnSignal
 from d2kd.engine.trainer import Trainer
 from d2kd.modeling import DistilledDetector
@@ -48,7 +49,7 @@ logger = logging.getLogger(f"detectron2.{__name__}")
 Results = dict[str, Any]  # task -> {metric -> value}; empty on all ranks but the main one
 
 
-def do_train(cfg: DictConfig, *, resume: bool = False, check_teacher: bool = False) -> Results:
+def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, check_teacher: bool = False) -> Results:
     """
     Train ``cfg.model`` up to iteration ``cfg.train.max_iter`` and evaluate it. The teacher is loaded before data is
     read.
@@ -57,6 +58,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False, check_teacher: bool = Fal
         cfg: model, optimizer, lr_multiplier, dataloader.{train,test,evaluator} and train, as in configs/common; not
             changed.
         resume: continue from the last checkpoint in ``train.output_dir``, if there is one.
+        overwrite: delete the files of another run in ``train.output_dir`` before the first step.
         check_teacher: evaluate the teacher first, on the student's test data, and log its AP.
 
     Returns:
@@ -110,6 +112,8 @@ def do_train(cfg: DictConfig, *, resume: bool = False, check_teacher: bool = Fal
     start_iter = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
     done = start_iter >= train.max_iter
     if comm.is_main_process():
+        if overwrite and not resume:
+            clear_run_folder(Path(train.output_dir))
         cut_metrics(Path(train.output_dir, "metrics.json"), start_iter, evaluated_again=done)
         writers = default_writers(train.output_dir, train.max_iter)
         trainer.register_hooks([hooks.PeriodicWriter(writers, period=train.log_period)])

@@ -131,6 +131,24 @@ def test_eval_only(trained, tmp_path):
         run(tmp_path, "--eval-only")
 
 
+def test_a_folder_with_another_run_is_refused_unless_it_is_continued_or_overwritten(trained, distilled, tmp_path):
+    folder = tmp_path / "run"
+    run(folder, "train.max_iter=2")
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name.startswith(("model", "metrics"))}
+    with pytest.raises(ConfigError, match="has another run's files .*--resume goes on with it, --overwrite deletes"):
+        run(folder, "train.max_iter=3")
+    assert before == {name: (folder / name).read_bytes() for name in before}
+    run(folder, "--overwrite", "train.max_iter=3", "train.checkpointer.period=3")
+    assert [path.name for path in sorted(folder.glob("model_0*.pth"))] == ["model_0000002.pth"]
+    assert list(metrics(folder)) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("options", [[], ["--resume"], ["--overwrite"]])
+def test_a_folder_with_the_teacher_is_always_refused(trained, distilled, options):
+    with pytest.raises(ConfigError, match=r"holds the teacher's checkpoint \(model_final.pth\)"):
+        run(trained[0], *options, config=distilled)
+
+
 def test_two_processes(tmp_path):
     command = [sys.executable, str(TRAIN_NET), "--config-file", CONFIG, "--num-gpus=2", "--dist-url=auto"]
     command += [f"train.output_dir={tmp_path}", "train.max_iter=2", "train.eval_period=0"]
