@@ -6,16 +6,26 @@ from itertools import product
 import pytest
 import torch
 from torch import multiprocessing
+from torch.nn.parallel import DistributedDataParallel
 
 import d2kd.modeling.distillation.crossing as module_under_test
 from d2kd.losses import BinaryClassificationKD, IoULocalizationKD, TaskIntegrationKD
 from d2kd.methods import get_losses
 from d2kd.modeling.adapters import cross_head
-from tests.helpers import FAMILIES, build_detector, distilled, gradients, make_batch, make_losses, run_step
+from tests.helpers import FAMILIES, build_detector, distilled, gradients, make_batch, make_losses, preset, run_step
 
 METHODS = ("bckd", "crosskd")
 #: TID without its statistics over a rank's batch, which design says are excepted: standardised features.
 OTHERS = [("GFL", "ld"), ("GFL", "ftpd"), ("FCOS", "ftpd_hetero"), ("RetinaNet", "tid")]
+#: A method's preset for all families that it has one for, with the parameters that its losses learn.
+PRESETS = [
+    *product(FAMILIES, ["bckd", "crosskd", "tid"]),
+    ("RetinaNet", "pkd"),
+    ("FCOS", "cwd"),
+    ("GFL", "ftpd"),
+    ("ATSS", "ftpd_hetero"),
+    ("GFL", "ld"),
+]
 OBJECTS = (0, 0, 3, 1)  # none at all on the first rank
 #: Losses of batches of which the last image alone has labels, so that the first rank has none.
 UNLABELLED = {
@@ -93,13 +103,28 @@ def step(model, images=slice(None), unlabelled=False):
     )
 
 
+def all_on_one(family, method, rank=0):
+    """The losses of a step whose images are all on rank 0, gradients of those that distil, and those of DDP."""
+    student = build_detector(family, backbone_norm="FrozenBN")
+    fields = dict(projector_channels=[8, 8], tail=1)
+    model = distilled(student, build_detector(family, seed=1), preset(method, family, **fields))
+    several = torch.distributed.is_initialized()
+    module = DistributedDataParallel(model) if several else model
+    losses = run_step(module, [] if rank else make_batch())
+    grads = gradients(model, sum(x for name, x in losses.items() if name.startswith("loss_kd_")))
+    sum(losses.values()).backward()
+    grads = {name: grad for name, grad in grads.items() if grad is not None}
+    return {name: x.item() for name, x in losses.items()}, grads, [p.grad for p in model.parameters()]
+
+
 def worker(rank, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    result = {("all on one", *key): all_on_one(*key, rank) for key in PRESETS}
     # Alignment takes statistics over a rank's batch: left out, as design says that it is excepted.
     module_under_test.cross_head = partial(cross_head, align=False)
     images = slice(2 * rank, 2 * rank + 2)
-    result = {(f, m): step(build(f, m), images) for f in FAMILIES for m in METHODS}
+    result.update({(f, m): step(build(f, m), images) for f in FAMILIES for m in METHODS})
     result.update({key: step(build(*key), images) for key in OTHERS})
     for key in product(FAMILIES, UNLABELLED):
         result[key] = step(build_unlabelled(*key), images, unlabelled=True)
@@ -153,6 +178,22 @@ def test_the_mean_over_ranks_is_the_term_of_the_whole_batch(ranks, family, metho
     for name, grad in grads.items():
         found = torch.stack([rank[1][name] for rank in per_rank]).mean(0)
         torch.testing.assert_close(found, grad, rtol=1e-4, atol=1e-5 * grad.abs().max().item())
+
+
+@pytest.mark.parametrize("family, method", PRESETS)
+def test_a_rank_without_images_takes_part_with_zeros(ranks, family, method):
+    losses, grads, _ = all_on_one(family, method)
+    (found, ours, averaged), (zeros, theirs, also_averaged) = (rank["all on one", family, method] for rank in ranks)
+    assert list(found) == list(zeros) == list(losses)
+    assert set(zeros.values()) == {0.0}
+    for name, value in losses.items():
+        if name.startswith("loss_kd_"):  # the normalisers of detection losses are a rank's, or count an image more
+            assert found[name] / 2 == pytest.approx(value, rel=1e-6), name
+    for name, grad in grads.items():
+        assert not theirs[name].any()
+        torch.testing.assert_close(ours[name] / 2, grad, rtol=1e-5, atol=1e-6 * grad.abs().max().item())
+    for grad, same in zip(averaged, also_averaged, strict=True):
+        assert torch.equal(grad, same)
 
 
 @pytest.mark.parametrize("family, kind", product(FAMILIES, UNLABELLED))
