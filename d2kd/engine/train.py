@@ -34,6 +34,7 @@ from d2kd.engine.evaluation import evaluate, teacher_predictor
 from d2kd.engine.hooks import BestCheckpointer, SeedEachIteration, TrainingCost
 from d2kd.engine.trainer import Trainer
 from d2kd.modeling import DistilledDetector
+from d2kd.modeling.distillation.agreement import raised_on_all_ranks
 
 __all__ = ["do_eval", "do_test", "do_train"]
 
@@ -64,7 +65,8 @@ def do_train(cfg: DictConfig, *, resume: bool = False, check_teacher: bool = Fal
     """
     cfg = deepcopy(cfg)
     train = cfg.train
-    model = _build_model(cfg, load_teacher=True)
+    with raised_on_all_ranks():  # a file that one machine lacks, for instance
+        model = _build_model(cfg, load_teacher=True)
     logger.info("Model:\n%s", model)
     teacher_ap = _teacher_ap(cfg, model) if check_teacher else None
 
