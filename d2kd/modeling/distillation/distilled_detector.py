@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from detectron2.config import instantiate
@@ -24,6 +24,7 @@ from d2kd.modeling.distillation.state import DistillationState, build_losses, ma
 from d2kd.modeling.distillation.step_regions import make_regions, region_sizes, stack_regions
 from d2kd.modeling.distillation.student_step import blank_share, images_of_use, labels_of, predict, train_student
 from d2kd.modeling.distillation.teacher import Teacher, run_teacher
+from d2kd.modeling.distillation.wrappers import NO_REPLICAS, check_shards
 from d2kd.structures import Assignment, kept_random_state
 
 __all__ = ["DistilledDetector"]
@@ -188,6 +189,9 @@ class DistilledDetector(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_teacher": None}
 
+    def _replicate_for_data_parallel(self) -> NoReturn:
+        raise TypeError(NO_REPLICAS)
+
     # ---- one step --------------------------------------------------------------------------------------------
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
@@ -205,6 +209,7 @@ class DistilledDetector(nn.Module):
         Raises:
             FloatingPointError: a loss is not finite on some rank; raised on all ranks, naming the terms.
             ValueError: no images, in a single process.
+            TypeError: torch's ``fully_shard`` was called for the student or the teacher as a whole.
         """
         if not self.training:
             return self.student(batched_inputs)
@@ -212,6 +217,7 @@ class DistilledDetector(nn.Module):
         if any(loss.weight > 0 for loss in self.losses.values()):
             self.load_teacher()
         active = self._active_losses()
+        check_shards(self._student, self._held_teacher().detector if active else None)
         takers = [name for name, loss in active.items() if any(spec.label_free for spec in loss.regions)]
         batched_inputs, num_labelled = images_of_use(batched_inputs, takers)
         num_images = len(batched_inputs)

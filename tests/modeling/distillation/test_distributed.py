@@ -6,6 +6,9 @@ from itertools import product
 import pytest
 import torch
 from torch import multiprocessing
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 import d2kd.modeling.distillation.crossing as module_under_test
@@ -66,6 +69,18 @@ SENTENCES = {
 }
 
 
+#: What of a model is given to ``fully_shard``.
+SHARDED = {
+    "nothing": lambda model: [],
+    "student": lambda model: [model],
+    "teacher": lambda model: [model.teacher.detector.backbone, model.teacher.detector.head],
+}
+REFUSED = {
+    "call it for the DistilledDetector": lambda model: [model.student],
+    "call it for the teacher's backbone and for its head": lambda model: [model.teacher.detector],
+}
+
+
 class RawFeatures(TaskIntegrationKD):
     """TID's regions and normalisers, of features as they are."""
 
@@ -117,10 +132,36 @@ def all_on_one(family, method, rank=0):
     return {name: x.item() for name, x in losses.items()}, grads, [p.grad for p in model.parameters()]
 
 
+def sharded(rank, modules):
+    """What two steps give of a model whose ``modules`` lie in shards."""
+    pair = (build_detector("RetinaNet", seed=seed, backbone_norm="FrozenBN") for seed in (0, 1))
+    model = distilled(*pair, preset("crosskd_pkd", "RetinaNet", projector_channels=[8, 8]))
+    model.load_teacher()
+    for module in modules(model):
+        fully_shard(module, mesh=init_device_mesh("cpu", (2,)), reshard_after_forward=True)
+    replicated = not any(isinstance(p, DTensor) for p in model.parameters())
+    module = DistributedDataParallel(model) if replicated else model
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    for iteration in range(2):
+        optimizer.zero_grad()
+        losses = run_step(module, make_batch(seed=rank), iteration)
+        sum(losses.values()).backward()
+        optimizer.step()
+    grads = {name: p.grad if replicated else p.grad.full_tensor() for name, p in model.named_parameters()}
+    shards = [*model.parameters(), *model.teacher.detector.parameters()]
+    return {name: x.item() for name, x in losses.items()}, grads, sum(isinstance(p, DTensor) for p in shards)
+
+
 def worker(rank, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     result = {("all on one", *key): all_on_one(*key, rank) for key in PRESETS}
+    result.update({("sharded", part): sharded(rank, modules) for part, modules in SHARDED.items()})
+    for advice, modules in REFUSED.items():
+        try:
+            sharded(rank, modules)
+        except TypeError as error:
+            result[advice] = str(error)
     # Alignment takes statistics over a rank's batch: left out, as design says that it is excepted.
     module_under_test.cross_head = partial(cross_head, align=False)
     images = slice(2 * rank, 2 * rank + 2)
@@ -194,6 +235,23 @@ def test_a_rank_without_images_takes_part_with_zeros(ranks, family, method):
         torch.testing.assert_close(ours[name] / 2, grad, rtol=1e-5, atol=1e-6 * grad.abs().max().item())
     for grad, same in zip(averaged, also_averaged, strict=True):
         assert torch.equal(grad, same)
+
+
+@pytest.mark.parametrize("part", ["student", "teacher"])
+def test_fully_sharded_it_trains_as_replicated(ranks, part):
+    for rank in ranks:
+        expected, expected_grads, none = rank["sharded", "nothing"]
+        losses, grads, shards = rank["sharded", part]
+        assert none == 0 and shards > 10
+        assert losses == pytest.approx(expected, rel=1e-6) and all(losses.values())
+        for name, grad in expected_grads.items():
+            torch.testing.assert_close(grads[name], grad, rtol=1e-5, atol=1e-6 * grad.abs().max().item())
+
+
+@pytest.mark.parametrize("advice", REFUSED)
+def test_a_detector_sharded_as_a_whole_is_refused(ranks, advice):
+    for rank in ranks:
+        assert "as a whole was given to torch's fully_shard" in rank[advice] and rank[advice].endswith(f"{advice}.")
 
 
 @pytest.mark.parametrize("family, kind", product(FAMILIES, UNLABELLED))
