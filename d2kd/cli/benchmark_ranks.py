@@ -35,7 +35,8 @@ _STANDARDISING = (PearsonFeatureKD, TaskIntegrationKD)
 class Shared(TypedDict):
     """
     A step of some number of ranks: its terms averaged over them, how much these and the gradients differ from those of
-    the first number of ranks, as a share of them, and the seconds of each round.
+    the first number of ranks, as a share of them, and the seconds of each round: on a CPU the processor's for the main
+    rank, else those of the wall.
     """
 
     terms: dict[str, float]
@@ -120,13 +121,14 @@ def _share(
             "gradients": {name: p.grad.cpu().clone() for name, p in model.named_parameters() if p.grad is not None},
             "seconds": [],
         }
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
     for _ in range(rounds):
         for method, module in modules.items():
             comm.synchronize()
-            start = time.perf_counter()
+            start = clock()
             _run(module, share)
             synchronize(device)
-            steps[method]["seconds"].append(time.perf_counter() - start)
+            steps[method]["seconds"].append(clock() - start)
         if comm.is_main_process():
             print(".", end="", file=sys.stderr, flush=True)
     if comm.is_main_process():
