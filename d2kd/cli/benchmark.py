@@ -76,8 +76,8 @@ how
   the batch. On CUDA it is torch.cuda.max_memory_allocated, on a CPU the highest sum of the profiler's memory events
   (what oneDNN takes past torch's allocator is not in it). A set of class-logit maps is what the student predicts, fp32.
   --ranks shares the digits' batch among processes, on a CPU by gloo, and compares terms and gradients with those of the
-  first number. Seconds are those of the main rank. The backbone's batch norms keep their statistics: trained, they would
-  be those of a rank's images.
+  first number. Seconds are those of the main rank. The backbone's batch norms keep their statistics: trained, they
+  would be those of a rank's images.
 
 example
   $ OMP_NUM_THREADS=1 d2kd benchmark --families gfl fcos --methods bckd crosskd --sizes small --device cpu
