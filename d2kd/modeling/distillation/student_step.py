@@ -114,7 +114,8 @@ def images_of_use(batched_inputs: Sequence[dict[str, Any]], takers: Sequence[str
 def blank_share(detector: DenseDetector) -> list[dict[str, Any]]:
     """
     One black image without labels, of two cells by two on the coarsest level: what a rank without images runs, to take
-    part in all that the ranks do together, and to name its losses. (Batch norm that is trained sees it.)
+    part in all that the ranks do together, and to name its losses. Batch norm that is trained sees it, and the class
+    losses of GFL and ATSS count it as an image without objects, which is one positive.
 
     Raises:
         ValueError: there is one rank, so that nothing would be trained.
