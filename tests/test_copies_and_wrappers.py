@@ -147,3 +147,9 @@ def test_the_teacher_follows_a_wrapper_to_another_dtype():
     assert {p.dtype for p in model.teacher.detector.parameters()} == {torch.float64}
     assert run_step(module, make_batch())["loss_kd_crosskd_cls"].item() > 0
     assert not any(m.training for m in model.teacher.detector.modules())
+
+
+def test_data_parallel_is_refused():
+    """By what torch asks of each module for a replica; it makes none without two GPUs."""
+    with pytest.raises(TypeError, match="does not run in torch.nn.DataParallel.*use DistributedDataParallel"):
+        pair()._replicate_for_data_parallel()

@@ -34,6 +34,7 @@ from d2kd.cli.benchmark_data import (
 )
 from d2kd.cli.benchmark_kernels import CHECKPOINTED, KERNELS, SHIPPED, TEXTBOOK, Data, kernel_cases
 from d2kd.cli.benchmark_measure import Measured, measure, ratio
+from d2kd.cli.benchmark_ranks import measure_ranks
 from d2kd.cli.benchmark_tables import to_markdown
 from d2kd.experiments import git_state, write_json
 from d2kd.methods import METHODS
@@ -74,6 +75,9 @@ how
   Peak memory is measured first, in a pass that warms up, above what was in use before: parameters, their gradients and
   the batch. On CUDA it is torch.cuda.max_memory_allocated, on a CPU the highest sum of the profiler's memory events
   (what oneDNN takes past torch's allocator is not in it). A set of class-logit maps is what the student predicts, fp32.
+  --ranks shares the digits' batch among processes, on a CPU by gloo, and compares terms and gradients with those of the
+  first number. Seconds are those of the main rank. The backbone's batch norms keep their statistics: trained, they
+  would be those of a rank's images.
 
 example
   $ OMP_NUM_THREADS=1 d2kd benchmark --families gfl fcos --methods bckd crosskd --sizes small --device cpu
@@ -154,6 +158,7 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
         "sizes": {},
         "growth": {},
         "kernels": {},
+        "ranks": {},
     }
     for warning in result["warnings"]:
         print(f"Warning: {warning}", file=sys.stderr)
@@ -169,6 +174,13 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
             result["growth"][family] = measure_growth(family, methods, args.rounds, device)
     if args.kernels:
         result["kernels"] = {name: measure_kernel(name, KERNEL_REPEATS * args.rounds, device) for name in KERNELS}
+    if args.ranks:
+        size = SIZES["digits"]
+        rounds = args.rounds * size.repeats
+        result["ranks"] = {
+            detector: {"size": str(size), "methods": measure_ranks(detector, size, methods, args.ranks, rounds, device)}
+            for detector, methods in args.measured["digits"].items()
+        }
     return result
 
 
@@ -209,6 +221,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="*", choices=SIZES, default=["digits", "small"], help="(digits small)")
     parser.add_argument("--growth", action="store_true", help="also by images, their area, classes and objects")
     parser.add_argument("--kernels", action="store_true", help="also each kernel against its formula in plain torch")
+    parser.add_argument("--ranks", nargs="+", type=_positive, metavar="N", help="also digits shared by N processes")
     parser.add_argument("--rounds", type=_positive, default=3, help="of the slowest; others have more (%(default)s)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA if there is any")
     parser.add_argument("--threads", type=_positive, help="CPU threads of torch (as torch chooses)")
@@ -218,20 +231,33 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         parser.error("--device is cuda, but torch finds no CUDA device here: use cpu, or a CUDA build of torch")
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    args.measured = {name: {} for name in args.sizes}
+    if args.ranks:
+        _check_ranks(parser, args)
+    args.measured = {name: {} for name in dict.fromkeys([*args.sizes, *(["digits"] if args.ranks else [])])}
     for family in args.families:
         known: set[str] = set()
-        for name in args.sizes:
+        for name in args.measured:
             for detector in detectors_of(family, SIZES[name]):
                 fitting = methods_of(detector)
                 known.update(fitting)
                 args.measured[name][detector] = [x for x in fitting if args.methods is None or x in args.methods]
         missing = [method for method in args.methods or () if method not in known]
-        if missing and args.sizes:
+        if missing and args.measured:
             has = ", ".join(method for method in METHODS if method in known)
             parser.error(f"{FAMILIES[family]} has no {', '.join(missing)}, it has {has}: name others, or --families")
     args.command = list(argv)
     return args
+
+
+def _check_ranks(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    images, gpus = SIZES["digits"].images, torch.cuda.device_count()
+    odd = [count for count in args.ranks if images % count]
+    if odd:
+        parser.error(f"--ranks {odd[0]}, but the digits' batch of {images} images is shared evenly: use a divisor")
+    if args.device == "cpu" and gpus:
+        parser.error("--ranks on the CPU needs a machine without visible GPUs: set CUDA_VISIBLE_DEVICES to nothing")
+    if args.device == "cuda" and max(args.ranks) > gpus:
+        parser.error(f"--ranks {max(args.ranks)}, but this machine has {gpus} GPUs")
 
 
 def _positive(text: str) -> int:

@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 import torch
 from torch import nn
 
-__all__ = ["Case", "Measured", "measure", "peak_bytes", "ratio"]
+__all__ = ["Case", "Measured", "measure", "peak_bytes", "ratio", "synchronize"]
 
 # Kineto prints a line for each profile otherwise; it reads this at the first one.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -54,10 +54,10 @@ def measure(
     for _ in range(rounds):
         for case in cases:
             inputs = case.setup()
-            _synchronize(device)
+            synchronize(device)
             start = clock()
             case.run(inputs)
-            _synchronize(device)
+            synchronize(device)
             measured[case.name]["seconds"].append(clock() - start)
         print(".", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
@@ -92,6 +92,7 @@ def peak_bytes(case: Case, device: torch.device, parameters: Iterable[nn.Paramet
     return peak
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait for what was started on a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -26,7 +27,16 @@ def to_markdown(result: Mapping[str, Any]) -> str:
     if result["kernels"]:
         note = f"{SHIPPED}'s, forward and backward, against the formula in plain torch:"
         sections += ["## Kernels", note, _kernels(result["kernels"])]
+    for detector, found in result["ranks"].items():
+        sections += ["## Ranks", RANKS_NOTE, f"**{title_of(detector)}**: {found['size']}", _ranks(found["methods"])]
     return "\n\n".join(sections)
+
+
+RANKS_NOTE = (
+    "One batch shared by ranks: each term's mean over the first number of ranks, then its relative difference on "
+    "others; of the gradients, the norm of their difference over their norm. What has a * reads statistics of a rank's "
+    "images."
+)
 
 
 #: (pair, what was found of one of its methods, parts or engines) -> what the table says.
@@ -87,6 +97,21 @@ def _kernels(kernels: Mapping[str, Any]) -> str:
         ratios = [f"{found[form][what]:.2f}" for form in (TEXTBOOK, CHECKPOINTED) for what in ("time", "peak")]
         rows.append([name, _ms(found["seconds"]), _mib(found["peak_bytes"]), *ratios])
     return _table(header, rows)
+
+
+def _ranks(methods: Mapping[str, Any]) -> str:
+    rows = []
+    for method, found in methods.items():
+        local = found["of_a_ranks_batch"]
+        (_, first), *others = found["ranks"].items()
+        for name, value in first["terms"].items():
+            differences = [f"{x['term_differences'][name]:.1e}" for _, x in others]
+            rows.append([method, name + "*" * (name in local), f"{value:.6g}", *differences])
+        differences = [f"{x['gradient_difference']:.1e}" for _, x in others]
+        rows.append([method, "gradients" + "*" * bool(local), "", *differences])
+        rows.append([method, "s/it", *(f"{statistics.median(x['seconds']):.3f}" for x in found["ranks"].values())])
+    counts = next(iter(methods.values()))["ranks"]
+    return _table(["method", "of a step", *(f"{count} rank" + "s" * (count != "1") for count in counts)], rows)
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,9 @@ from torch.utils import data as torchdata
 
 from d2kd.data.unlabeled import without_labels
 
-__all__ = ["build_train_loader", "derive_seed"]
+__all__ = ["SampleError", "build_train_loader", "derive_seed"]
+
+logger = logging.getLogger(f"detectron2.{__name__}")
 
 # First element of the key given to derive_seed(): independent streams of random numbers.
 _PERMUTATION, _SAMPLE, _WORKERS, _UNLABELED = range(4)
@@ -29,6 +32,19 @@ def derive_seed(seed: int, *key: int) -> int:
     keys give unrelated results, the same on every platform (:class:`numpy.random.SeedSequence`).
     """
     return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+class SampleError(OSError):
+    """
+    A training sample that cannot be made, in one sentence.
+
+    Args:
+        message: that sentence. torch hands on the error of a worker process as an error of the same class, whose
+            message is the worker's traceback: what stands before the sentence is left out.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
 
 
 @contextmanager
@@ -95,13 +111,23 @@ class _RunSamples(torchdata.Dataset):
 
     def __getitem__(self, n: int) -> Any:
         index = self._index(n)
-        with _isolated_rng(derive_seed(self._seed, _SAMPLE, n)):
-            sample = self._mapper(self._dataset[index])
+        item = self._dataset[index]
+        entry = f"entry {index} of dataloader.train.{self._key} ({item.get('file_name', 'without a file_name')})"
+        try:
+            with _isolated_rng(derive_seed(self._seed, _SAMPLE, n)):
+                sample = self._mapper(item)
+        except Exception as error:
+            found = " ".join(str(error).split())
+            if not isinstance(error, (OSError, ValueError)):  # it may be a defect of the mapper
+                logger.exception("dataloader.train.mapper failed for %s", entry)
+            raise SampleError(
+                f"dataloader.train.mapper cannot read {entry}: {type(error).__name__}: {found.rstrip('.')}. Correct "
+                "the entry, or leave it out."
+            ) from error
         if sample is None:
             # Detectron2's MapDataset would draw another image from a generator whose state cannot be resumed.
-            raise ValueError(
-                f"dataloader.train.mapper returned None for entry {index} of dataloader.train.{self._key}: return a "
-                "sample, or leave such entries out."
+            raise SampleError(
+                f"dataloader.train.mapper returned None for {entry}: return a sample, or leave such entries out."
             )
         return sample
 
@@ -201,6 +227,7 @@ def build_train_loader(
         dicts with ``"unlabeled": True``.
 
     Raises:
+        SampleError: in an iteration, the mapper fails or returns None; the message names the entry and its file.
         ValueError: an empty dataset, a negative ``seed`` or ``start``, a ``total_batch_size`` or
             ``unlabeled_batch_size`` that is not a positive multiple of the number of ranks, an
             ``unlabeled_batch_size`` that leaves no labelled image or comes without ``unlabeled`` (or the

@@ -40,6 +40,7 @@ from d2kd.engine.run_folder import clear_run_folder
 from d2kd.engine.stop import StopOnSignal
 from d2kd.engine.trainer import Trainer
 from d2kd.modeling import DistilledDetector
+from d2kd.modeling.distillation.agreement import raised_on_all_ranks
 
 __all__ = ["do_eval", "do_test", "do_train"]
 
@@ -71,7 +72,8 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
     """
     cfg = deepcopy(cfg)
     train = cfg.train
-    model = _build_model(cfg, load_teacher=True)
+    with raised_on_all_ranks():  # a file that one machine lacks, for instance
+        model = _build_model(cfg, load_teacher=True)
     logger.info("Model:\n%s", model)
     teacher_ap = _teacher_ap(cfg, model) if check_teacher else None
 

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from d2kd.engine.ranks import names_the_wait
 from d2kd.modeling import DistilledDetector
 from d2kd.modeling.backbones import FrozenStatisticsBatchNorm2d
+from d2kd.modeling.distillation.agreement import raised_on_all_ranks
 from d2kd.modeling.distillation.monitors import read_step
 
 __all__ = ["Trainer"]
@@ -28,7 +29,7 @@ class Trainer(SimpleTrainer):
     gradients. Detectron2's ``AMPTrainer`` needs CUDA, and cannot clip unscaled gradients between backward and step.
 
     A loss that is not finite on any rank stops all ranks, in the step where it occurs, however seldom metrics are
-    gathered.
+    gathered. So does an error of a rank's data loader, with the sentence of that rank.
 
     Args:
         model: returns a dict of scalar losses in training; possibly wrapped in ``DistributedDataParallel``.
@@ -103,9 +104,10 @@ class Trainer(SimpleTrainer):
     def _run_step(self) -> None:
         if not self.model.training:
             raise RuntimeError("The model was changed to eval mode during training: a hook must set it back.")
-        start = time.perf_counter()
-        data = next(self._data_loader_iter)
-        data_time = time.perf_counter() - start
+        with raised_on_all_ranks():
+            start = time.perf_counter()
+            data = next(self._data_loader_iter)
+            data_time = time.perf_counter() - start
 
         if self.zero_grad_before_forward:
             self.optimizer.zero_grad()

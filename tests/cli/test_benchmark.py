@@ -257,14 +257,33 @@ def test_all_detectors_of_the_digits_are_measured(monkeypatch, tmp_path, capsys)
     pairs = result["sizes"]["digits"]
     assert list(pairs) == [f"digits_{name}" for name in ("retinanet", "fcos", "fcos_small", "gfl", "atss")]
     assert all(pair["methods"]["cwd"]["time_over_student"] > 0 for pair in pairs.values())
-    assert result["growth"] == result["kernels"] == {}
+    assert result["growth"] == result["kernels"] == result["ranks"] == {}
+
+
+def test_ranks_share_a_batch_and_find_the_same(monkeypatch, tmp_path, capsys):
+    small = replace(benchmark.SIZES["digits"], images=2, canvas=(64, 64), repeats=1)
+    monkeypatch.setitem(benchmark.SIZES, "digits", small)
+    result, printed = run(tmp_path, capsys, *"--sizes --ranks 1 2 --families gfl --methods bckd pkd".split())
+    methods = result["ranks"]["digits_gfl"]["methods"]
+    assert list(methods) == ["bckd", "pkd"] and result["sizes"] == {}
+    for found in methods.values():
+        alone, shared = found["ranks"]["1"], found["ranks"]["2"]
+        assert set(alone["term_differences"].values()) == {alone["gradient_difference"]} == {0.0}
+        assert len(shared["seconds"]) == 1 and all(alone["terms"].values())
+        for name, difference in shared["term_differences"].items():
+            assert difference < 1e-6 or name in found["of_a_ranks_batch"]
+    assert methods["bckd"]["of_a_ranks_batch"] == [] and methods["pkd"]["of_a_ranks_batch"] == ["loss_kd_pkd"]
+    assert methods["bckd"]["ranks"]["2"]["gradient_difference"] < 1e-5
+    assert methods["pkd"]["ranks"]["2"]["term_differences"]["loss_kd_pkd"] > 1e-5
+    assert "| pkd | loss_kd_pkd* | " in printed and "| method | of a step | 1 rank | 2 ranks |" in printed
 
 
 def test_a_detector_without_a_method_has_an_empty_cell():
     cost = {"time_over_student": 1.5, "time_over_floor": 1.01, "peak_above_student": 3 * 2**20}
     pair = {"detectors": "R18 <- R50", "size": "2 images", "logit_bytes": 2**20, "parts": {}, "engines": {}}
     pairs = {"fcos": {**pair, "methods": {"bckd": cost}}, "gfl": {**pair, "methods": {"bckd": cost, "ld": cost}}}
-    lines = to_markdown({"warnings": ["busy"], "sizes": {"small": pairs}, "growth": {}, "kernels": {}}).splitlines()
+    result = {"warnings": ["busy"], "sizes": {"small": pairs}, "growth": {}, "kernels": {}, "ranks": {}}
+    lines = to_markdown(result).splitlines()
     assert lines[0] == "> Warning: busy"
     for line in (
         "**small**: R18 <- R50, 2 images",
@@ -287,6 +306,7 @@ def test_auto_takes_cuda_only_where_there_is_one(monkeypatch):
     [
         (["--device", "cuda"], "torch finds no CUDA device"),
         (["--rounds", "0"], "expected at least 1, found 0"),
+        (["--ranks", "3"], "--ranks 3, but the digits' batch of 8 images is shared evenly: use a divisor"),
         (["--methods", "bckt"], "invalid choice: 'bckt'"),
         ("--families gfl fcos --methods ld bckd --sizes small".split(), "FCOS has no ld, it has bckd, crosskd, ftpd,"),
     ],

@@ -90,6 +90,20 @@ def test_errors_are_one_sentence(argv, sentence, capsys):
     assert line.startswith("d2kd train: ") and sentence in line
 
 
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--num-gpus", "0"], "--num-gpus must be at least 1"),
+        (["--num-gpus", "-1"], "--num-gpus must be at least 1"),
+        (["--num-machines", "2"], "--num-machines 2 needs --dist-url tcp://HOST:PORT"),
+    ],
+)
+def test_numbers_of_processes_that_cannot_be_are_refused(argv, message, capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--config-file", "digits/fcos_crosskd.py", *argv])
+    assert message in capsys.readouterr().err
+
+
 def test_what_may_be_a_defect_keeps_its_traceback(instead, config):
     instead(lambda cfg: torch.nn.Conv2d(3, 4, 1, groups=3))
     with pytest.raises(ValueError, match="divisible by groups"):

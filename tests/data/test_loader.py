@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from d2kd.data.loader import build_train_loader, derive_seed
+from d2kd.data.loader import SampleError, build_train_loader, derive_seed
 
 DATASET = [{"image_id": i} for i in range(7)]
 #: What a run with unlabeled images adds to one without whose ``total_batch_size`` is 4.
@@ -96,7 +96,7 @@ def test_the_process_keeps_its_generators_when_the_mapper_fails():
         raise KeyError("boom")
 
     before = torch.get_rng_state()
-    with pytest.raises(KeyError, match="boom"):
+    with pytest.raises(SampleError, match="boom"):
         samples(1, mapper=fail)
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -234,7 +234,6 @@ def test_pinned_memory_is_for_gpus(monkeypatch, recwarn):
         ({"start": -4}, "start=-4"),
         ({"total_batch_size": 0}, "total_batch_size is 0"),
         ({"total_batch_size": 3, "as_rank": (0, 2)}, "total_batch_size is 3.* 2 process"),
-        ({"mapper": lambda entry: None}, "mapper returned None for entry . of dataloader.train.dataset"),
         ({"unlabeled_batch_size": 2}, "unlabeled_batch_size is 2, but there are no unlabeled images"),
         ({**MIXED, "unlabeled": []}, "no unlabeled images: check dataloader.train.unlabeled"),
         ({**MIXED, "unlabeled_batch_size": 0}, "unlabeled_batch_size is 0, expected a positive"),
@@ -247,12 +246,39 @@ def test_pinned_memory_is_for_gpus(monkeypatch, recwarn):
             {**MIXED, **GROUPED},
             "Entry 0 of dataloader.train.unlabeled has no width and height.*aspect_ratio_grouping",
         ),
-        (
-            {**MIXED, "unlabeled_batch_size": 5, "mapper": lambda entry: None if entry.get("unlabeled") else entry},
-            "mapper returned None for entry . of dataloader.train.unlabeled",
-        ),
     ],
 )
 def test_wrong_arguments_are_named(kwargs, message):
     with pytest.raises(ValueError, match=message):
         samples(6, **kwargs)
+
+
+def none_for_unlabeled(entry):
+    return None if entry.get("unlabeled") else entry
+
+
+def truncated(entry):
+    raise OSError("image file is truncated\n(5 bytes not processed)")
+
+
+def defective(entry):
+    raise KeyError("bbox")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    "mapper, message",
+    [
+        (truncated, r"mapper cannot read entry . of dataloader.train.dataset \(.\.png\): OSError: image file is "),
+        (
+            defective,
+            r"mapper cannot read entry . of dataloader.train.dataset \(.\.png\): KeyError: 'bbox'. ",
+        ),
+        (none_for_unlabeled, r"mapper returned None for entry . of dataloader.train.unlabeled \(without a file_name\)"),
+    ],
+)
+def test_a_sample_that_cannot_be_made_is_named_in_one_sentence(mapper, message, workers):
+    dataset = [{"image_id": i, "file_name": f"{i}.png"} for i in range(5)]
+    with pytest.raises(SampleError, match=message) as caught:
+        samples(6, mapper=mapper, num_workers=workers, **{**MIXED, "dataset": dataset})
+    assert str(caught.value).startswith("dataloader.train.mapper ") and "\n" not in str(caught.value)

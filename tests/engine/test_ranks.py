@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -55,6 +57,17 @@ def start(*command, **environ):
     environ = {**outer, **ours, **environ}
     pipe = subprocess.PIPE
     return subprocess.Popen([sys.executable, *command], env=environ, stdout=pipe, stderr=pipe, text=True)
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return free.getsockname()[1]
+
+
+def task(rank, port):
+    """What srun tells one of two tasks on one node."""
+    return dict(SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank), SLURM_NTASKS="2", MASTER_PORT=str(port))
 
 
 def wait_for(path, text, process):
@@ -111,19 +124,8 @@ def test_torchrun_and_srun_train_one_run_together(tmp_path):
     torchrun, srun = tmp_path / "torchrun", tmp_path / "srun"
     command = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", *TRAIN, CONFIG]
     done = start(*command, *short, f"train.output_dir={torchrun}")
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = free.getsockname()[1]
-    tasks = [
-        start(
-            *TRAIN,
-            CONFIG,
-            *short,
-            f"train.output_dir={srun}",
-            **dict(SLURM_PROCID=str(i), SLURM_LOCALID=str(i), SLURM_NTASKS="2", MASTER_PORT=str(port)),
-        )
-        for i in range(2)
-    ]
+    port = free_port()
+    tasks = [start(*TRAIN, CONFIG, *short, f"train.output_dir={srun}", **task(i, port)) for i in range(2)]
     for process in (done, *tasks):
         stderr = process.communicate(timeout=300)[1]
         assert process.returncode == 0, stderr
@@ -162,13 +164,40 @@ def test_a_folder_has_one_live_run(tmp_path):
     assert third.returncode == 0, stderr
 
 
-def test_what_one_rank_finds_ends_all_in_its_sentence(tmp_path):
-    output = tmp_path / "output"
-    fault = "if comm.get_rank() == 1 and self.seen > 4: raise FileNotFoundError('no image 5.png')"
-    process = start(*TRAIN, faulty(tmp_path, fault), "--num-gpus=2", f"train.output_dir={output}")
-    stderr = process.communicate(timeout=300)[1]
-    assert process.returncode == 2 and "Traceback" not in stderr
-    assert stderr.splitlines()[-1] == "d2kd train: no image 5.png"
+@pytest.fixture
+def unreadable(tmp_path, monkeypatch):
+    """The tiny run, with one file of its images cut short."""
+    folder = tmp_path / "images"
+    shutil.copytree(os.environ["TINY_DATASET"], folder)
+    monkeypatch.setenv("TINY_DATASET", str(folder))
+    (folder / "5.png").write_bytes((folder / "5.png").read_bytes()[:200])
+    return CONFIG
+
+
+@pytest.mark.parametrize("launcher", ["--num-gpus", "--num-machines", "torchrun", "srun"])
+def test_an_unreadable_image_ends_all_ranks_in_its_sentence(tmp_path, unreadable, launcher):
+    """Also those that nothing ends from outside: of two machines, and of srun without --kill-on-bad-exit."""
+    port = free_port()
+    run = [*TRAIN, unreadable]
+    rest = [f"train.output_dir={tmp_path / 'output'}", "train.eval_period=0", "dataloader.train.num_workers=1"]
+    if launcher == "--num-gpus":
+        processes = [start(*run, "--num-gpus=2", *rest)]
+    elif launcher == "--num-machines":
+        machines = ["--num-machines=2", f"--dist-url=tcp://127.0.0.1:{port}"]
+        processes = [start(*run, *machines, f"--machine-rank={i}", *rest) for i in range(2)]
+    elif launcher == "torchrun":
+        machines = ["--nnodes=2", "--nproc-per-node=1", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-backend=c10d"]
+        processes = [start("-m", "torch.distributed.run", *machines, *run, *rest) for _ in range(2)]
+    else:
+        processes = [start(*run, *rest, **task(i, port)) for i in range(2)]
+    ended = [process.communicate(timeout=300)[1] for process in processes]
+    sentence = "dataloader.train.mapper cannot read entry 5 of dataloader.train.dataset ("
+    for stderr in ended:
+        (said,) = {line for line in stderr.splitlines() if line.startswith("d2kd train: ")} or [None]
+        assert said is not None, stderr
+        assert re.match(rf"d2kd train: (Rank [01]: )?{re.escape(sentence)}.*5\.png\): ", said)
+        assert "Error: " in said and said.endswith("Correct the entry, or leave it out.")
+    assert all(process.returncode for process in processes)
 
 
 def test_a_rank_that_hangs_is_waited_for_as_long_as_the_config_says(tmp_path):

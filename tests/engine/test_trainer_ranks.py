@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 import d2kd.engine.train
 from d2kd.config import load_config
 from d2kd.engine import Trainer
-from tests.helpers import build_detector, distilled, make_batch
+from tests.helpers import build_detector, distilled, make_batch, run_step
 
 #: The tiny run with a GFL, distilled: no TorchScript of its losses computes otherwise in the first calls of a process.
 RUN = """
@@ -74,6 +74,19 @@ def run(folder, output, resume):
     return {name: {iteration: value for value, iteration in h.values()} for name, h in histories.items()}
 
 
+def normalised(seeds, state=None):
+    """
+    A distilled FCOS, whose loss normaliser is a running mean of each rank's own, after a forward pass of a batch of
+    each of ``seeds``; begun with ``state``.
+    """
+    model = distilled(build_detector("FCOS"), build_detector("FCOS", seed=1), "bckd")
+    if state is not None:
+        model.load_state_dict(state)
+    for seed in seeds:
+        run_step(model, make_batch(objects=1 + 2 * comm.get_rank(), seed=seed))
+    return model
+
+
 @contextmanager
 def joined(rank, store):
     torch.set_num_threads(1)
@@ -86,6 +99,8 @@ def joined(rank, store):
 def resumes(rank, folder):
     with joined(rank, f"{folder}/store2"):
         torch.save(run(folder, f"{folder}/resumed", resume=True), f"{folder}/resumed{rank}.pt")
+        model = normalised([2], torch.load(f"{folder}/normalised.pt"))
+        torch.save(model.student.loss_normalizer, f"{folder}/normaliser{rank}.pt")
 
 
 def worker(rank, folder):
@@ -97,6 +112,10 @@ def worker(rank, folder):
         except ValueError as error:
             result["refused"] = str(error)
         result["run"] = run(folder, f"{folder}/straight", resume=False)
+        state = normalised([0, 1]).state_dict()
+        if rank == 0:
+            torch.save(state, f"{folder}/normalised.pt")
+        result["normaliser"] = normalised([0, 1, 2]).student.loss_normalizer
         torch.save(result, f"{folder}/{rank}.pt")
 
 
@@ -139,13 +158,18 @@ def test_metrics_in_a_thread_need_a_group_of_their_own(ranks):
     assert all("async_write_metrics is True, but" in rank["refused"] for rank in ranks)
 
 
-def test_two_ranks_resume_bit_for_bit(folder, ranks):
-    straight, resumed = folder / "straight", folder / "resumed"
-    # What a run has left that was stopped after two iterations; new processes go on.
-    shutil.copy(straight / "model_0000001.pth", resumed)
-    (resumed / "last_checkpoint").write_text("model_0000001.pth")
+@pytest.fixture(scope="module")
+def resumed(folder, ranks):
+    """New processes go on with what the first have left."""
+    # Of a run that was stopped after two iterations.
+    shutil.copy(folder / "straight" / "model_0000001.pth", folder / "resumed")
+    (folder / "resumed" / "last_checkpoint").write_text("model_0000001.pth")
     multiprocessing.spawn(resumes, args=(str(folder),), nprocs=2)
+    return folder / "resumed"
 
+
+def test_two_ranks_resume_bit_for_bit(folder, ranks, resumed):
+    straight = folder / "straight"
     assert ranks[0]["run"]["total_loss"].keys() == {1, 3}
     for rank, whole in enumerate(rank["run"] for rank in ranks):
         steps = torch.load(folder / f"resumed{rank}.pt")
@@ -159,3 +183,15 @@ def test_two_ranks_resume_bit_for_bit(folder, ranks):
     momenta, same = (content["trainer"]["optimizer"]["state"] for content in (found, expected))
     assert momenta.keys() == same.keys() != set()
     assert all(torch.equal(momenta[key]["momentum_buffer"], same[key]["momentum_buffer"]) for key in same)
+
+
+def test_each_rank_resumes_with_its_own_normaliser_and_one_alone_with_their_mean(folder, ranks, resumed):
+    first, second = (rank["normaliser"] for rank in ranks)
+    assert first != second
+    assert [torch.load(folder / f"normaliser{rank}.pt") for rank in range(2)] == [first, second]
+
+    state = torch.load(folder / "normalised.pt")
+    saved = [state[f"distillation.loss_normalizer_{rank}"].item() for rank in range(2)]
+    alone = normalised([2], state).student.loss_normalizer
+    positives = (first - 0.9 * saved[0]) / 0.1  # of a batch of one object an image, which this process makes as well
+    assert saved[0] != saved[1] and alone == pytest.approx(0.9 * sum(saved) / 2 + 0.1 * positives)

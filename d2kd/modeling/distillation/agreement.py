@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from detectron2.utils import comm
@@ -22,15 +23,16 @@ def raised_on_all_ranks(device: torch.device | None = None) -> Iterator[Callable
     may wait for other ranks.
 
     Args:
-        device: of the process group, where each rank's flags are compared; None: ranks meet on the CPU.
+        device: of the process group, where each rank's flags are compared; None: on the CPU, whatever the group's
+            backend.
 
     Yields:
         ``raise_if(flag, error)``: raise ``error`` on leaving if ``flag``, a boolean on the device, is true. All flags
         are read at once, there.
 
     Raises:
-        Exception: on a rank without an error of its own, the first other rank's: its number and its sentence, of the
-            same kind if that is a ValueError, TypeError, FloatingPointError or OSError, else a RuntimeError.
+        Exception: on a rank without an error of its own, the first other rank's: its number and its sentence, as a
+            ValueError, TypeError, FloatingPointError or OSError if it is one, else a RuntimeError that names its kind.
     """
     error: Exception | None = None
     flags: list[Tensor] = []
@@ -48,7 +50,7 @@ def raised_on_all_ranks(device: torch.device | None = None) -> Iterator[Callable
     if error is None:
         error = next((later for flag, later in zip(own, errors) if flag), None)
     if failed and comm.get_world_size() > 1:
-        told = comm.all_gather(None if error is None else (type(error).__name__, str(error)))
+        told = comm.all_gather(None if error is None else _told(error))
         if error is None:
             rank, (kind, sentence) = next((rank, x) for rank, x in enumerate(told) if x is not None)
             raise _KINDS.get(kind, RuntimeError)(f"Rank {rank}: {sentence}")
@@ -56,16 +58,31 @@ def raised_on_all_ranks(device: torch.device | None = None) -> Iterator[Callable
         raise error
 
 
+def _told(error: Exception) -> tuple[str, str]:
+    """What the other ranks are told of an error: its kind, and its sentence."""
+    for kind in type(error).__mro__:
+        if kind.__name__ in _KINDS:
+            return kind.__name__, str(error)
+    return "RuntimeError", f"{type(error).__name__}: {error}"
+
+
 def _read(failed: bool, flags: list[Tensor], device: torch.device | None) -> tuple[bool, list[bool]]:
     """Whether ``failed`` or one of ``flags`` is true on any rank, and this rank's ``flags``."""
     several = comm.get_world_size() > 1
-    if device is None or not (several or flags):
-        own = [bool(flag) for flag in flags]
-        failed = failed or any(own)
-        return any(comm.all_gather(failed)) if several else failed, own
-    own_flags = torch.stack([torch.full((), failed, device=device), *flags]).float()
+    if not (several or flags):
+        return failed, []
+    own_flags = torch.stack([torch.full((), failed, device=device or "cpu"), *flags]).float()
     of_all = own_flags.amax(0, keepdim=True)
     if several:
-        torch.distributed.all_reduce(of_all, op=torch.distributed.ReduceOp.MAX)
+        on_the_host = device is None and torch.distributed.get_backend() == "nccl"
+        group = _host_group() if on_the_host else torch.distributed.group.WORLD
+        torch.distributed.all_reduce(of_all, op=torch.distributed.ReduceOp.MAX, group=group)
     any_failed, _, *own = torch.cat([of_all, own_flags]).bool().tolist()
     return any_failed, own
+
+
+@cache
+def _host_group() -> torch.distributed.ProcessGroup | None:
+    """All ranks, for tensors on the CPU, which NCCL does not take."""
+    group = torch.distributed.new_group(backend="gloo")
+    return group if isinstance(group, torch.distributed.ProcessGroup) else None  # every rank is in it

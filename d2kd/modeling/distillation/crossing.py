@@ -8,6 +8,7 @@ from dataclasses import replace
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from d2kd.modeling.adapters import Taps, cross_head, get_adapter, tap_index
 from d2kd.modeling.detectors.interface import label_anchors_of
@@ -42,6 +43,8 @@ def crossed_output(
     """
     adapter = get_adapter(teacher)
     branches = adapter.towers(teacher.head)
+    if isinstance(teacher.head, FSDPModule):  # which gathers its parameters for its own forward alone
+        teacher.head.unshard()
     with own_precision(teacher):
         predictions = cross_head(
             adapter,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from detectron2.config import instantiate
@@ -22,8 +22,9 @@ from d2kd.modeling.distillation.overlap import Overlap
 from d2kd.modeling.distillation.pairing import check_pairing, warn_of_stacked_terms
 from d2kd.modeling.distillation.state import DistillationState, build_losses, make_tap_projectors
 from d2kd.modeling.distillation.step_regions import make_regions, region_sizes, stack_regions
-from d2kd.modeling.distillation.student_step import images_of_use, labels_of, predict, train_student
+from d2kd.modeling.distillation.student_step import blank_share, images_of_use, labels_of, predict, train_student
 from d2kd.modeling.distillation.teacher import Teacher, run_teacher
+from d2kd.modeling.distillation.wrappers import NO_REPLICAS, check_shards
 from d2kd.structures import Assignment, kept_random_state
 
 __all__ = ["DistilledDetector"]
@@ -188,6 +189,9 @@ class DistilledDetector(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_teacher": None}
 
+    def _replicate_for_data_parallel(self) -> NoReturn:
+        raise TypeError(NO_REPLICAS)
+
     # ---- one step --------------------------------------------------------------------------------------------
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
@@ -195,7 +199,8 @@ class DistilledDetector(nn.Module):
         Args:
             batched_inputs: as for the student; in training each has "image" (C, H, W) and, if it has labels,
                 "instances". One without, or with ``"unlabeled": True``, is seen by the losses alone whose regions need
-                no labels, and left out of a step without such losses.
+                no labels, and left out of a step without such losses. With several ranks a rank's share may be empty:
+                its losses are zeros in the graph of all parameters.
 
         Returns:
             in training, scalars by name: the student's detection losses, then ``loss_kd_<name>`` for each
@@ -203,6 +208,8 @@ class DistilledDetector(nn.Module):
 
         Raises:
             FloatingPointError: a loss is not finite on some rank; raised on all ranks, naming the terms.
+            ValueError: no images, in a single process.
+            TypeError: torch's ``fully_shard`` was called for the student or the teacher as a whole.
         """
         if not self.training:
             return self.student(batched_inputs)
@@ -210,14 +217,17 @@ class DistilledDetector(nn.Module):
         if any(loss.weight > 0 for loss in self.losses.values()):
             self.load_teacher()
         active = self._active_losses()
+        check_shards(self._student, self._held_teacher().detector if active else None)
         takers = [name for name, loss in active.items() if any(spec.label_free for spec in loss.regions)]
         batched_inputs, num_labelled = images_of_use(batched_inputs, takers)
+        num_images = len(batched_inputs)
+        batched_inputs = batched_inputs or blank_share(self.student)
         tails = {loss.tail for loss in active.values() if loss.source == "crossed"}
 
         self.distillation.restore_normalizer(self.student)
         teacher = None
         with raised_on_all_ranks(self.device):  # what may be wrong with one rank's images
-            check_countable(active, len(batched_inputs) - num_labelled)
+            check_countable(active, num_images - num_labelled)
             # One copy for student and teacher, made without waiting for the device.
             batched_inputs = [
                 {**item, "image": item["image"].to(self.device, non_blocking=True)} for item in batched_inputs
@@ -268,19 +278,19 @@ class DistilledDetector(nn.Module):
                 assignments["crossed"] = crossed_assignment(
                     detector, teacher, student.assignment, student.gt_instances, self.overlap, common_objects
                 )
-            regions = make_regions(active, sources, teacher.output, assignments)
-        normalizers = self._normalizers(active, regions, assignments)
+            regions = make_regions(active, sources, teacher.output, assignments, num_images=num_images)
+        normalizers = self._normalizers(active, regions, assignments, num_images)
         monitors: dict[str, Tensor] = {}
         if teacher is not None:
             with torch.autocast(self.device.type, enabled=False):
                 for name, loss in active.items():
                     sums = loss(sources[loss.source_key], teacher.output, stack_regions(regions[name]))
                     losses[f"loss_kd_{name}"] += loss.scheduled_weight * (sums / normalizers[name]).sum()
-            monitors = region_sizes(active, regions, len(batched_inputs), num_labelled)
+            monitors = region_sizes(active, regions, num_images, num_labelled)
             if self.overlap.same_anchors and teacher.output.logits:
                 monitors["kd/gap_at_positives"] = gap_at_positives(student.output, teacher.output, student.assignment)
-        if takers and num_labelled < len(batched_inputs):
-            monitors["kd/unlabeled_images"] = self.pixel_mean.new_full((), len(batched_inputs) - num_labelled)
+        if takers and num_labelled < num_images:
+            monitors["kd/unlabeled_images"] = self.pixel_mean.new_full((), num_images - num_labelled)
         values = read_step(losses, monitors)
         if values:
             get_event_storage().put_scalars(**values, smoothing_hint=True)
@@ -302,12 +312,14 @@ class DistilledDetector(nn.Module):
         active: Mapping[str, DistillationLoss],
         regions: Mapping[str, Sequence[Sequence[Tensor]]],
         assignments: Mapping[str, Assignment],
+        num_images: int,
     ) -> dict[str, Tensor]:
         """What each loss's sums are divided by; keeps what the checkpoint and the next steps need of it."""
         normalizers, running = compute_normalizers(
             active,
             regions,
             assignments,
+            num_images=num_images,
             loss_normalizer=float(getattr(self._student, "loss_normalizer", 0)),
             positives_per_image=self.distillation.positives_per_image,
         )

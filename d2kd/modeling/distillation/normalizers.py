@@ -40,6 +40,7 @@ def compute_normalizers(
     regions: Mapping[str, Sequence[Sequence[Tensor]]],
     assignments: Mapping[str, Assignment],
     *,
+    num_images: int,
     loss_normalizer: float,
     positives_per_image: Tensor,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -50,6 +51,7 @@ def compute_normalizers(
         losses: the losses of this step by name.
         regions: for each of them, each of its regions: one map a level.
         assignments: for each source, the labels of its anchors.
+        num_images: how many images this rank has; 0: the one that is labelled here stands in for an empty share.
         loss_normalizer: the student's own running normaliser; 0 if it keeps none.
         positives_per_image: (S,) float64, for each of SOURCES the running mean over images with labels; 0 for none yet.
 
@@ -60,10 +62,9 @@ def compute_normalizers(
     """
     some = next(iter(assignments.values()))
     world_size = comm.get_world_size()
-    num_images, num_labelled = len(some.gt_boxes), some.num_labelled
     # The normaliser of each rank, images, images with labels; written there, since copies make the host wait.
     counts = torch.zeros(world_size + 2, dtype=torch.float64, device=some.labels[0].device)
-    for index, value in ((comm.get_rank(), loss_normalizer), (-2, num_images), (-1, num_labelled)):
+    for index, value in ((comm.get_rank(), loss_normalizer), (-2, num_images), (-1, some.num_labelled)):
         counts[index].fill_(value)
     positives = {source: assignment.num_positives for source, assignment in assignments.items()}
     sums: dict[tuple[str, str, int], Tensor] = {

@@ -22,6 +22,8 @@ def make_regions(
     sources: Mapping[tuple[str, int], DenseOutput],
     teacher: DenseOutput,
     assignments: Mapping[str, Assignment],
+    *,
+    num_images: int,
 ) -> dict[str, list[Sequence[Tensor]]]:
     """
     Args:
@@ -29,6 +31,7 @@ def make_regions(
         sources: the dense outputs that they read, by ``DistillationLoss.source_key``.
         teacher: the teacher's.
         assignments: "student" or "crossed" -> the labels of that source's anchors.
+        num_images: how many images are taught; 0: the one there is stands in for an empty share.
 
     Returns:
         for each loss each of its regions, per level, as the loss reads it.
@@ -44,17 +47,18 @@ def make_regions(
                 with torch.autocast(source.logits[0].device.type, enabled=False):
                     made[key] = run_region(spec.function, source, teacher, assignment, spec.options)
             region = loss.prepare_region(made[key][spec.member])
-            if assignment.num_labelled < len(assignment.gt_boxes) and not spec.label_free:
-                region = [_labelled_alone(weight, assignment.num_labelled) for weight in region]
+            taught = num_images if spec.label_free else assignment.num_labelled
+            if taught < len(assignment.gt_boxes):
+                region = [_first_alone(weight, taught) for weight in region]
             if loss.skip_empty_levels:
                 region = [weight * positive.any() for weight, positive in zip(region, assignment.positives)]
             regions[name].append(region)
     return regions
 
 
-def _labelled_alone(weight: Tensor, num_labelled: int) -> Tensor:
-    """``weight`` (N, ...), 0 in the images that come after the first ``num_labelled``."""
-    return torch.cat([weight[:num_labelled], torch.zeros_like(weight[num_labelled:])])
+def _first_alone(weight: Tensor, count: int) -> Tensor:
+    """``weight`` (N, ...), 0 in the images that come after the first ``count``."""
+    return torch.cat([weight[:count], torch.zeros_like(weight[count:])])
 
 
 def stack_regions(regions: Sequence[Sequence[Tensor]]) -> Sequence[Tensor]:
@@ -75,13 +79,13 @@ def region_sizes(
     Args:
         losses: the losses of this step by name.
         regions: as :func:`make_regions` makes them.
-        num_images: in the batch.
+        num_images: how many are taught.
         num_labelled: how many of them have labels.
     """
     sizes = {}
     for name, loss in losses.items():
         for spec, region in zip(loss.regions, regions[name], strict=True):
-            images = num_images if spec.label_free else max(num_labelled, 1)
+            images = max(num_images if spec.label_free else num_labelled, 1)
             label = f"{spec.label}_" if spec.label else ""
             sizes[f"kd/{name}_{label}locations"] = reduce(add, (weight.sum() for weight in region)) / images
     return sizes

@@ -12,16 +12,23 @@ from typing import Any
 import torch
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils import comm
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from d2kd.modeling.adapters import Taps, check_lists, get_adapter, record_taps, tap_indices
-from d2kd.modeling.detectors.interface import label_anchors_of, make_anchors, num_classes_of
+from d2kd.modeling.detectors.interface import (
+    label_anchors_of,
+    make_anchors,
+    num_classes_of,
+    pixel_statistics,
+    strides_of,
+)
 from d2kd.modeling.distillation.monitors import warn_of_unlabelled
 from d2kd.modeling.distillation.overlap import Overlap
 from d2kd.structures import Assignment, DenseOutput
 
-__all__ = ["Prediction", "StudentStep", "images_of_use", "labels_of", "predict", "train_student"]
+__all__ = ["Prediction", "StudentStep", "blank_share", "images_of_use", "labels_of", "predict", "train_student"]
 
 
 @dataclass
@@ -93,7 +100,7 @@ def images_of_use(batched_inputs: Sequence[dict[str, Any]], takers: Sequence[str
         takers: names of the losses that need no labels.
 
     Returns:
-        the images, at least one, and how many of them have labels.
+        the images, at least one if the batch has any, and how many of them have labels.
     """
     labelled: list[dict[str, Any]] = []
     unlabelled: list[dict[str, Any]] = []
@@ -102,6 +109,24 @@ def images_of_use(batched_inputs: Sequence[dict[str, Any]], takers: Sequence[str
     if unlabelled:
         warn_of_unlabelled(len(labelled), len(batched_inputs), takers)
     return labelled + unlabelled if takers else labelled or unlabelled[:1], len(labelled)
+
+
+def blank_share(detector: DenseDetector) -> list[dict[str, Any]]:
+    """
+    One black image without labels, of two cells by two on the coarsest level: what a rank without images runs, to take
+    part in all that the ranks do together, and to name its losses. Batch norm that is trained sees it, and the class
+    losses of GFL and ATSS count it as an image without objects, which is one positive.
+
+    Raises:
+        ValueError: there is one rank, so that nothing would be trained.
+    """
+    if comm.get_world_size() == 1:
+        raise ValueError(
+            "This batch has no images, expected at least one: look at the data loader (dataloader.train) and at what "
+            "filters its samples."
+        )
+    side = 2 * max(strides_of(detector))
+    return [{"image": torch.zeros(len(pixel_statistics(detector)[0]), side, side), "unlabeled": True}]
 
 
 def labels_of(

@@ -6,16 +6,29 @@ from itertools import product
 import pytest
 import torch
 from torch import multiprocessing
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 import d2kd.modeling.distillation.crossing as module_under_test
 from d2kd.losses import BinaryClassificationKD, IoULocalizationKD, TaskIntegrationKD
 from d2kd.methods import get_losses
 from d2kd.modeling.adapters import cross_head
-from tests.helpers import FAMILIES, build_detector, distilled, gradients, make_batch, make_losses, run_step
+from tests.helpers import FAMILIES, build_detector, distilled, gradients, make_batch, make_losses, preset, run_step
 
 METHODS = ("bckd", "crosskd")
 #: TID without its statistics over a rank's batch, which design says are excepted: standardised features.
 OTHERS = [("GFL", "ld"), ("GFL", "ftpd"), ("FCOS", "ftpd_hetero"), ("RetinaNet", "tid")]
+#: A method's preset for all families that it has one for, with the parameters that its losses learn.
+PRESETS = [
+    *product(FAMILIES, ["bckd", "crosskd", "tid"]),
+    ("RetinaNet", "pkd"),
+    ("FCOS", "cwd"),
+    ("GFL", "ftpd"),
+    ("ATSS", "ftpd_hetero"),
+    ("GFL", "ld"),
+]
 OBJECTS = (0, 0, 3, 1)  # none at all on the first rank
 #: Losses of batches of which the last image alone has labels, so that the first rank has none.
 UNLABELLED = {
@@ -56,6 +69,18 @@ SENTENCES = {
 }
 
 
+#: What of a model is given to ``fully_shard``.
+SHARDED = {
+    "nothing": lambda model: [],
+    "student": lambda model: [model],
+    "teacher": lambda model: [model.teacher.detector.backbone, model.teacher.detector.head],
+}
+REFUSED = {
+    "call it for the DistilledDetector": lambda model: [model.student],
+    "call it for the teacher's backbone and for its head": lambda model: [model.teacher.detector],
+}
+
+
 class RawFeatures(TaskIntegrationKD):
     """TID's regions and normalisers, of features as they are."""
 
@@ -93,13 +118,54 @@ def step(model, images=slice(None), unlabelled=False):
     )
 
 
+def all_on_one(family, method, rank=0):
+    """The losses of a step whose images are all on rank 0, gradients of those that distil, and those of DDP."""
+    student = build_detector(family, backbone_norm="FrozenBN")
+    fields = dict(projector_channels=[8, 8], tail=1)
+    model = distilled(student, build_detector(family, seed=1), preset(method, family, **fields))
+    several = torch.distributed.is_initialized()
+    module = DistributedDataParallel(model) if several else model
+    losses = run_step(module, [] if rank else make_batch())
+    grads = gradients(model, sum(x for name, x in losses.items() if name.startswith("loss_kd_")))
+    sum(losses.values()).backward()
+    grads = {name: grad for name, grad in grads.items() if grad is not None}
+    return {name: x.item() for name, x in losses.items()}, grads, [p.grad for p in model.parameters()]
+
+
+def sharded(rank, modules):
+    """What two steps give of a model whose ``modules`` lie in shards."""
+    pair = (build_detector("RetinaNet", seed=seed, backbone_norm="FrozenBN") for seed in (0, 1))
+    model = distilled(*pair, preset("crosskd_pkd", "RetinaNet", projector_channels=[8, 8]))
+    model.load_teacher()
+    for module in modules(model):
+        fully_shard(module, mesh=init_device_mesh("cpu", (2,)), reshard_after_forward=True)
+    replicated = not any(isinstance(p, DTensor) for p in model.parameters())
+    module = DistributedDataParallel(model) if replicated else model
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    for iteration in range(2):
+        optimizer.zero_grad()
+        losses = run_step(module, make_batch(seed=rank), iteration)
+        sum(losses.values()).backward()
+        optimizer.step()
+    grads = {name: p.grad if replicated else p.grad.full_tensor() for name, p in model.named_parameters()}
+    shards = [*model.parameters(), *model.teacher.detector.parameters()]
+    return {name: x.item() for name, x in losses.items()}, grads, sum(isinstance(p, DTensor) for p in shards)
+
+
 def worker(rank, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    result = {("all on one", *key): all_on_one(*key, rank) for key in PRESETS}
+    result.update({("sharded", part): sharded(rank, modules) for part, modules in SHARDED.items()})
+    for advice, modules in REFUSED.items():
+        try:
+            sharded(rank, modules)
+        except TypeError as error:
+            result[advice] = str(error)
     # Alignment takes statistics over a rank's batch: left out, as design says that it is excepted.
     module_under_test.cross_head = partial(cross_head, align=False)
     images = slice(2 * rank, 2 * rank + 2)
-    result = {(f, m): step(build(f, m), images) for f in FAMILIES for m in METHODS}
+    result.update({(f, m): step(build(f, m), images) for f in FAMILIES for m in METHODS})
     result.update({key: step(build(*key), images) for key in OTHERS})
     for key in product(FAMILIES, UNLABELLED):
         result[key] = step(build_unlabelled(*key), images, unlabelled=True)
@@ -155,6 +221,39 @@ def test_the_mean_over_ranks_is_the_term_of_the_whole_batch(ranks, family, metho
         torch.testing.assert_close(found, grad, rtol=1e-4, atol=1e-5 * grad.abs().max().item())
 
 
+@pytest.mark.parametrize("family, method", PRESETS)
+def test_a_rank_without_images_takes_part_with_zeros(ranks, family, method):
+    losses, grads, _ = all_on_one(family, method)
+    (found, ours, averaged), (zeros, theirs, also_averaged) = (rank["all on one", family, method] for rank in ranks)
+    assert list(found) == list(zeros) == list(losses)
+    assert set(zeros.values()) == {0.0}
+    for name, value in losses.items():
+        if name.startswith("loss_kd_"):  # the normalisers of detection losses are a rank's, or count an image more
+            assert found[name] / 2 == pytest.approx(value, rel=1e-6), name
+    for name, grad in grads.items():
+        assert not theirs[name].any()
+        torch.testing.assert_close(ours[name] / 2, grad, rtol=1e-5, atol=1e-6 * grad.abs().max().item())
+    for grad, same in zip(averaged, also_averaged, strict=True):
+        assert torch.equal(grad, same)
+
+
+@pytest.mark.parametrize("part", ["student", "teacher"])
+def test_fully_sharded_it_trains_as_replicated(ranks, part):
+    for rank in ranks:
+        expected, expected_grads, none = rank["sharded", "nothing"]
+        losses, grads, shards = rank["sharded", part]
+        assert none == 0 and shards > 10
+        assert losses == pytest.approx(expected, rel=1e-6) and all(losses.values())
+        for name, grad in expected_grads.items():
+            torch.testing.assert_close(grads[name], grad, rtol=1e-5, atol=1e-6 * grad.abs().max().item())
+
+
+@pytest.mark.parametrize("advice", REFUSED)
+def test_a_detector_sharded_as_a_whole_is_refused(ranks, advice):
+    for rank in ranks:
+        assert "as a whole was given to torch's fully_shard" in rank[advice] and rank[advice].endswith(f"{advice}.")
+
+
 @pytest.mark.parametrize("family, kind", product(FAMILIES, UNLABELLED))
 def test_so_it_is_with_images_without_labels(ranks, family, kind):
     losses, grads, *_ = step(build_unlabelled(family, kind), unlabelled=True)
@@ -186,8 +285,9 @@ def test_what_is_wrong_with_one_ranks_images_is_raised_on_both(ranks, name):
     kind, sentence = SENTENCES[name]
     (kind_of_others, told), (own_kind, own) = (rank[name] for rank in ranks)
     assert own_kind == kind and own.startswith(sentence)
-    assert kind_of_others == ("RuntimeError" if kind == "KeyError" else kind)
-    assert told == f"Rank 1: {own}"
+    known = kind != "KeyError"
+    assert kind_of_others == (kind if known else "RuntimeError")
+    assert told == (f"Rank 1: {own}" if known else f"Rank 1: KeyError: {own}")
 
 
 def test_a_term_that_is_not_finite_on_one_rank_stops_all(ranks):

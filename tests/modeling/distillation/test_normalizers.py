@@ -20,7 +20,10 @@ def assignment(positives=(2, 0, 0)):
 
 def compute(losses, regions, assignments, *, own=0.0, positives=(0.0, 0.0)):
     running = torch.tensor(positives, dtype=torch.float64)
-    return compute_normalizers(losses, regions, assignments, loss_normalizer=own, positives_per_image=running)
+    num_images = len(next(iter(assignments.values())).gt_boxes)
+    return compute_normalizers(
+        losses, regions, assignments, num_images=num_images, loss_normalizer=own, positives_per_image=running
+    )
 
 
 def normalizer(kind, *, source="student", region=REGION, positives=(0.0, 0.0), name="teacher_quality", **rest):

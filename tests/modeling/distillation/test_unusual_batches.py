@@ -60,3 +60,9 @@ def test_a_region_without_locations_gives_a_connected_zero():
     for name in losses:
         assert found[f"loss_kd_{name}"].item() == 0
         assert found[f"loss_kd_{name}"].requires_grad
+
+
+def test_a_batch_without_images_is_refused_where_no_other_rank_has_any():
+    model = distilled(build_detector("FCOS"), build_detector("FCOS", seed=1), "bckd")
+    with pytest.raises(ValueError, match="This batch has no images, expected at least one: look at the data loader"):
+        run_step(model, [])
