@@ -14,6 +14,8 @@ from detectron2.checkpoint import Checkpointer
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
+from d2kd.modeling.distillation.agreement import on_any_rank
+
 __all__ = ["StopOnSignal"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -40,10 +42,7 @@ class StopOnSignal(HookBase):
             self._before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
 
     def after_step(self) -> None:
-        received = self._received
-        if comm.get_world_size() > 1:
-            received = any(comm.all_gather(received))
-        if received:
+        if on_any_rank(self._received):
             self._save()
             comm.synchronize()  # a launcher ends the other ranks as soon as one has left
             raise KeyboardInterrupt(self._sentence())

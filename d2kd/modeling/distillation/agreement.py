@@ -10,7 +10,7 @@ import torch
 from detectron2.utils import comm
 from torch import Tensor
 
-__all__ = ["raised_on_all_ranks"]
+__all__ = ["on_any_rank", "raised_on_all_ranks"]
 
 #: Kinds of errors that keep their kind on the other ranks.
 _KINDS = {kind.__name__: kind for kind in (ValueError, TypeError, FloatingPointError, FileNotFoundError, OSError)}
@@ -56,6 +56,11 @@ def raised_on_all_ranks(device: torch.device | None = None) -> Iterator[Callable
             raise _KINDS.get(kind, RuntimeError)(f"Rank {rank}: {sentence}")
     if error is not None:
         raise error
+
+
+def on_any_rank(flag: bool) -> bool:
+    """Whether ``flag`` is true on any rank; every rank must call it. No rank waits for a device."""
+    return _read(flag, [], None)[0]
 
 
 def _told(error: Exception) -> tuple[str, str]:
