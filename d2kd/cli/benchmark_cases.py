@@ -26,7 +26,18 @@ from d2kd.modeling.distillation.teacher import Teacher
 from d2kd.regions import run_region
 from d2kd.structures import Assignment, DenseOutput
 
-__all__ = ["ENGINES", "STUDENT", "TEACHER", "Composition", "engine_case", "make_cases", "run_detector"]
+__all__ = [
+    "ENGINES",
+    "ITERATION",
+    "STUDENT",
+    "TEACHER",
+    "Composition",
+    "distill_pair",
+    "engine_case",
+    "losses_of",
+    "make_cases",
+    "run_detector",
+]
 
 STUDENT, TEACHER = "student step", "teacher forward"
 
@@ -68,13 +79,13 @@ def make_cases(
     student: DenseDetector, teacher: DenseDetector, batch: Batch, methods: Sequence[str]
 ) -> tuple[list[Case], dict[str, Composition]]:
     """All cases in the order in which a round runs them, and which of them are whose."""
-    build = partial(_distilled, student, deepcopy(teacher))  # what becomes of the copy must not reach the floor
+    build = partial(distill_pair, student, deepcopy(teacher))  # what becomes of the copy must not reach the floor
     models, compositions = {}, {}
     crossings: dict[str, int] = {}
     regions: dict[str, RegionKey] = {}
     different: dict[str, DictConfig] = {}
     for method in methods:
-        nodes = _losses(method, student)
+        nodes = losses_of(method, student)
         models[method] = build(nodes)
         step, floor, parts = f"step: {method}", [STUDENT, TEACHER], []
         for name, loss in models[method].losses.items():
@@ -107,7 +118,7 @@ def _register(known: dict[str, T], name: str, value: T, method: str) -> str:
     return found
 
 
-def _distilled(student: DenseDetector, teacher: DenseDetector, losses: Mapping[str, DictConfig]) -> DistilledDetector:
+def distill_pair(student: DenseDetector, teacher: DenseDetector, losses: Mapping[str, DictConfig]) -> DistilledDetector:
     model = DistilledDetector(student=student, teacher={"model": teacher}, losses=losses).train()
     model.load_teacher()
     return model
@@ -127,7 +138,7 @@ def engine_case(engine: str) -> str:
     return f"{TEACHER}, {engine}"
 
 
-def _losses(method: str, student: DenseDetector) -> dict[str, DictConfig]:
+def losses_of(method: str, student: DenseDetector) -> dict[str, DictConfig]:
     """A preset without what it turns off."""
     losses = get_losses(method, *preset_families(type(student)))
     depth = min(len(blocks) for blocks in get_adapter(student).towers(student.head).values())

@@ -1,0 +1,104 @@
+"""The parts of d2kd check --device, each in a process of its own: one that fails or hangs leaves the others alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from d2kd.cli.check_device_runs import check_benchmark, check_digits, check_tests
+from d2kd.cli.check_device_steps import check_ranks, check_steps
+from d2kd.cli.check_device_table import Part, Row
+from d2kd.experiments import write_json
+
+__all__ = ["LANES", "PARTS", "run_part"]
+
+
+@dataclass(frozen=True)
+class _Check:
+    """What a part runs, given the device and a folder for its files, and how many seconds it has."""
+
+    run: Callable[[torch.device, Path], list[Row]]
+    seconds: int
+
+
+PARTS: Mapping[str, _Check] = {
+    "benchmark": _Check(check_benchmark, 100),
+    "tests": _Check(check_tests, 150),
+    "steps": _Check(check_steps, 120),
+    "ranks": _Check(check_ranks, 100),
+    "digits": _Check(check_digits, 370),
+}
+#: Lists of parts that run one after the other, the lists of a tuple side by side: in all within 8 minutes. Nothing runs
+#: beside the benchmark, and training on small images takes little of a GPU.
+LANES: Sequence[Sequence[Sequence[str]]] = ((("benchmark",),), (("digits",), ("tests", "steps", "ranks")))
+
+
+def run_part(name: str, device: str, folder: Path) -> Part:
+    """
+    Run a part in a new process; its output goes to ``folder``/NAME.log.
+
+    Returns:
+        its rows; if it did not end well, or not in its time, one that says so.
+    """
+    seconds, start = PARTS[name].seconds, time.monotonic()
+    own, log = folder / name, folder / f"{name}.log"
+    own.mkdir(parents=True, exist_ok=True)
+    result = own / "rows.json"
+    result.unlink(missing_ok=True)
+    environ = os.environ | ({"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} if device == "cpu" else {})
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", __name__, name, device, str(own)],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environ,
+            start_new_session=True,  # so that all that it starts can be ended with it
+        )
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return _failed(name, f"not done after {seconds} s", log, start)
+        finally:
+            _end(process)
+    if process.returncode or not result.is_file():
+        lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        return _failed(name, lines[-1] if lines else f"exit status {process.returncode}", log, start)
+    return Part(seconds=time.monotonic() - start, rows=json.loads(result.read_text())["rows"])
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End all processes of its session that are left."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+
+
+def _failed(name: str, why: str, log: Path, start: float) -> Part:
+    row = Row(what=name, found=f"{why} (see {log})", limit="", ok=False)
+    return Part(seconds=time.monotonic() - start, rows=[row])
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the part ``argv[0]`` on the device ``argv[1]`` with the folder ``argv[2]``, in this process."""
+    name, device, folder = argv[0], torch.device(argv[1]), Path(argv[2])
+    try:
+        rows = PARTS[name].run(device, folder)
+    except subprocess.CalledProcessError:
+        return 1  # the command has said why, in the last line
+    write_json(folder / "rows.json", {"rows": rows})
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
