@@ -6,6 +6,8 @@ import os
 import pytest
 import torch
 
+from tests.cuda_device import CudaDevice
+
 # Without it cuBLAS refuses to run under torch.use_deterministic_algorithms(True).
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
@@ -31,9 +33,11 @@ DEVICES = ("pretended", *(["cuda"] if torch.cuda.is_available() else []))
 @pytest.fixture(params=[pytest.param(name, marks=pytest.mark.device) for name in DEVICES])
 def device(request):
     """Each of :data:`DEVICES` in turn; a test that takes it is marked ``device``. See tests/pretended_device.py."""
-    # Other tests have a torch without such a device.
-    from tests.cuda_device import CudaDevice  # noqa: PLC0415
-    from tests.pretended_device import PretendedDevice  # noqa: PLC0415
+    if request.param == "cuda":
+        found = CudaDevice()
+    else:
+        from tests.pretended_device import PretendedDevice  # noqa: PLC0415 - others have a torch without such a device
 
-    with {"pretended": PretendedDevice, "cuda": CudaDevice}[request.param]() as found:
+        found = PretendedDevice()
+    with found:
         yield found

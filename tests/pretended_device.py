@@ -9,11 +9,9 @@ Must not import detectron2.
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,9 +21,10 @@ from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+from tests.cuda_device import innermost_line
 from tests.pretended_backend import BACKEND, DEVICE
 
-__all__ = ["DEVICE", "PretendedDevice", "innermost_line"]
+__all__ = ["DEVICE", "PretendedDevice"]
 
 #: Operators that hand a number, or a size that hangs on numbers, to the host.
 _BLOCKING = (
@@ -55,8 +54,6 @@ _NOT_DETERMINISTIC = (
     "upsample_bilinear2d_backward",
     "_adaptive_avg_pool2d_backward",
 )
-#: Whose lines are named in counts.
-_PACKAGES = ("d2kd", "detectron2", "fvcore", "tests")
 
 
 class _OnDevice(Tensor):
@@ -281,15 +278,3 @@ def _own_random_numbers() -> Iterator[None]:
     finally:
         BACKEND.generator.set_state(torch.get_rng_state())
         torch.set_rng_state(before)
-
-
-def innermost_line() -> str:
-    """The innermost line of the project or of Detectron2 that is running."""
-    frame = sys._getframe()
-    while frame is not None:
-        parts = Path(frame.f_code.co_filename).parts
-        package = next((i for i in reversed(range(len(parts))) if parts[i] in _PACKAGES), None)
-        if package is not None and parts[-1] not in ("pretended_device.py", "cuda_device.py"):
-            return f"{'/'.join(parts[package:])}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]  # None after the last
-    return "torch"

@@ -13,7 +13,7 @@ import torch
 
 import d2kd
 from d2kd.cli.benchmark_data import title_of
-from d2kd.cli.check_device_table import Row, not_run
+from d2kd.cli.check_device_table import Row
 from d2kd.config import load_config
 from d2kd.experiments import quoted
 from d2kd.experiments.curves import COSTS, final_metrics, read_metrics
@@ -40,16 +40,16 @@ def check_tests(device: torch.device, folder: Path) -> list[Row]:
     what = f"tests marked device, on {kind}"
     clone = Path(d2kd.__file__).parents[1]
     if not (clone / "tests/pretended_device.py").is_file():
-        return not_run(what, "needs a clone: an installed d2kd has no tests")
+        return [Row(what=what, found="needs a clone: an installed d2kd has no tests", ok=None)]
     if find_spec("pytest") is None:
-        return not_run(what, "pytest is not installed")
+        return [Row(what=what, found="pytest is not installed", ok=None)]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "device", "-k", kind, "-p", "no:cacheprovider"]
     done = subprocess.run([*command, "tests"], cwd=clone, stdout=subprocess.PIPE, text=True)
     print(done.stdout)
     counts = re.findall(r"^=*\s*(\d+ .*) in [\d.]+s", done.stdout, re.MULTILINE)
     failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
     found = "; ".join([*counts[-1:], *(name.rpartition("/")[2] for name in failed[:3])])
-    return [Row(what=what, found=found or "no tests", limit="", ok=done.returncode == 0, figures={"failed": failed})]
+    return [Row(what=what, found=found or "no tests", ok=done.returncode == 0, figures={"failed": failed})]
 
 
 def check_benchmark(device: torch.device, folder: Path) -> list[Row]:
@@ -65,7 +65,7 @@ def check_benchmark(device: torch.device, folder: Path) -> list[Row]:
             for method, cost in pair["methods"].items()
         )
         what = f"{title_of(detector)}, {pair['detectors']}, {pair['size']}: a step, over the student's"
-        rows.append(Row(what=what, found=found, limit="", ok=True, figures=pair))
+        rows.append(Row(what=what, found=found, ok=True, figures=pair))
     return rows
 
 

@@ -3,49 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NotRequired, TypedDict
+from dataclasses import dataclass, field
+from typing import Any
 
 from d2kd.experiments import markdown_table
 
-__all__ = ["Part", "Row", "not_run", "to_markdown"]
+__all__ = ["Part", "Row", "to_markdown"]
 
 _SAID = {True: "ok", False: "FAILED", None: "not run"}
 
 
-class Row(TypedDict):
+@dataclass(frozen=True)
+class Row:
     """
     One thing that was checked.
 
     Attributes:
         what: was checked.
         found: the result, in words.
+        ok: whether it is within its limit; None: it was not run, and ``found`` says why.
         limit: of ``found``; "" without one.
-        ok: whether it is within; None: it was not run, and ``found`` says why.
         figures: behind ``found``, for the json.
     """
 
     what: str
     found: str
-    limit: str
     ok: bool | None
-    figures: NotRequired[dict[str, Any]]
+    limit: str = ""
+    figures: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Part(TypedDict):
+@dataclass(frozen=True)
+class Part:
     """The rows of a part, and how long it took."""
 
     seconds: float
     rows: list[Row]
 
-
-def not_run(what: str, why: str) -> list[Row]:
-    return [Row(what=what, found=why, limit="", ok=None)]
+    @property
+    def failed(self) -> bool:
+        return any(row.ok is False for row in self.rows)
 
 
 def to_markdown(parts: Mapping[str, Part]) -> str:
     rows: list[Sequence[str]] = [
-        [name, row["what"], row["found"], row["limit"], _SAID[row["ok"]]]
-        for name, part in parts.items()
-        for row in part["rows"]
+        [name, row.what, row.found, row.limit, _SAID[row.ok]] for name, part in parts.items() for row in part.rows
     ]
     return markdown_table(["part", "what", "found", "limit", ""], rows)
