@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from threading import Event
 
 import torch
 
@@ -50,23 +51,27 @@ def run(args: argparse.Namespace) -> int:
             "torch.version.cuda, or try the check itself with --device cpu."
         )
     found: dict[str, Part] = {}
+    stop = Event()
 
     def run_lane(names: Sequence[str]) -> None:
         for name in names:
-            if name in args.parts:
-                found[name] = run_part(name, device.type, FOLDER.resolve())
+            if name in args.parts and not stop.is_set():
+                found[name] = run_part(name, device.type, FOLDER.resolve(), stop)
                 print(f"{name}: {found[name].seconds:.0f} s", file=sys.stderr, flush=True)
 
     for lanes in LANES:
         with ThreadPoolExecutor() as pool:
-            list(pool.map(run_lane, lanes))
+            try:
+                list(pool.map(run_lane, lanes))
+            except KeyboardInterrupt:
+                stop.set()
+                raise
     parts = {name: found[name] for name in PARTS if name in found}
     machine = environment(device)
     if args.json:
         command = shlex.join(["d2kd", "check", "--device", device.type, "--parts", *args.parts])
-        write_json(
-            args.json, {"command": command, "environment": machine, "parts": {k: asdict(x) for k, x in parts.items()}}
-        )
+        figures = {name: asdict(part) for name, part in parts.items()}
+        write_json(args.json, {"command": command, "environment": machine, "parts": figures})
     print(f"{machine['device']}, torch {machine['torch']}, d2kd {machine['commit']}\n")
     print(to_markdown(parts))
     failed = [name for name, part in parts.items() if part.failed]

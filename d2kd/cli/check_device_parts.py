@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Event
 
 import torch
 
@@ -44,9 +45,9 @@ _ON_A_CPU = 4
 LANES: Sequence[Sequence[Sequence[str]]] = ((("benchmark",),), (("digits",), ("tests", "steps", "ranks")))
 
 
-def run_part(name: str, device: str, folder: Path) -> Part:
+def run_part(name: str, device: str, folder: Path, stop: Event) -> Part:
     """
-    Run a part in a new process; its output goes to ``folder``/NAME.log.
+    Run a part in a new process, until ``stop`` is set at the latest; its output goes to ``folder``/NAME.log.
 
     Returns:
         its rows; if it did not end well, or not in its time, one that says so.
@@ -65,15 +66,15 @@ def run_part(name: str, device: str, folder: Path) -> Part:
             env=environ,
             start_new_session=True,  # so that all that it starts can be ended with it
         )
-        try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return _failed(name, f"not done after {seconds:g} s", log, start)
-        finally:
-            _end(process)
-    if process.returncode or not result.is_file():
+        while process.poll() is None and time.monotonic() - start < seconds and not stop.is_set():
+            time.sleep(0.1)
+        status = process.poll()
+        _end(process)
+    if status is None:
+        return _failed(name, f"not done after {time.monotonic() - start:.0f} s", log, start)
+    if status or not result.is_file():
         lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        return _failed(name, lines[-1] if lines else f"exit status {process.returncode}", log, start)
+        return _failed(name, lines[-1] if lines else f"exit status {status}", log, start)
     return Part(seconds=time.monotonic() - start, rows=[Row(**row) for row in read_json(result)["rows"]])
 
 

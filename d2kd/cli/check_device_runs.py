@@ -46,9 +46,10 @@ def check_tests(device: torch.device, folder: Path) -> list[Row]:
     command = [sys.executable, "-m", "pytest", "-q", "-m", "device", "-k", kind, "-p", "no:cacheprovider"]
     done = subprocess.run([*command, "tests"], cwd=clone, stdout=subprocess.PIPE, text=True)
     print(done.stdout)
-    counts = re.findall(r"^=*\s*(\d+ .*) in [\d.]+s", done.stdout, re.MULTILINE)
+    *_, last = ["", *done.stdout.splitlines()]
+    counts = re.findall(r"\d+ (?:passed|failed|errors?|skipped)", last)
     failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
-    found = "; ".join([*counts[-1:], *(name.rpartition("/")[2] for name in failed[:3])])
+    found = ", ".join([*counts, *(name.rpartition("/")[2] for name in failed[:3])])
     return [Row(what=what, found=found or "no tests", ok=done.returncode == 0, figures={"failed": failed})]
 
 
