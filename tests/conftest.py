@@ -1,9 +1,15 @@
 """For all tests; must not import detectron2, which those of d2kd.losses and d2kd.regions do without."""
 
 import logging
+import os
 
 import pytest
 import torch
+
+from tests.cuda_device import CudaDevice
+
+# Without it cuBLAS refuses to run under torch.use_deterministic_algorithms(True).
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @pytest.fixture(autouse=True)
@@ -20,10 +26,18 @@ def caplog(caplog, monkeypatch):
     return caplog
 
 
-@pytest.fixture
-def pretended_device():
-    """A device with the rules of a GPU; see tests/pretended_device.py."""
-    from tests.pretended_device import PretendedDevice  # noqa: PLC0415 - other tests have a torch without such a device
+#: Devices with the rules of a GPU: the pretended one everywhere, and CUDA where there is a GPU.
+DEVICES = ("pretended", *(["cuda"] if torch.cuda.is_available() else []))
 
-    with PretendedDevice() as device:
-        yield device
+
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.device) for name in DEVICES])
+def device(request):
+    """Each of :data:`DEVICES` in turn; a test that takes it is marked ``device``. See tests/pretended_device.py."""
+    if request.param == "cuda":
+        found = CudaDevice()
+    else:
+        from tests.pretended_device import PretendedDevice  # noqa: PLC0415 - others have a torch without such a device
+
+        found = PretendedDevice()
+    with found:
+        yield found

@@ -60,7 +60,7 @@ class Size:
 SIZES = {
     "digits": Size(images=8, canvas=(96, 96), objects=2, classes=5, repeats=5),
     "small": Size(images=2, canvas=(320, 480), objects=8, depths=(18, 50)),
-    "coco": Size(images=2, canvas=(800, 1088), objects=8, depths=(50, 101)),
+    "coco": Size(images=2, canvas=(800, 1333), objects=8, depths=(50, 101)),
 }
 
 

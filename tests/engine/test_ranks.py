@@ -159,7 +159,9 @@ def test_a_folder_has_one_live_run(tmp_path):
     finally:
         first.kill()
         first.communicate()
-    third = start(*TRAIN, CONFIG, "--overwrite", f"train.output_dir={output}", "train.max_iter=1", "train.eval_period=0")
+    third = start(
+        *TRAIN, CONFIG, "--overwrite", f"train.output_dir={output}", "train.max_iter=1", "train.eval_period=0"
+    )
     stderr = third.communicate(timeout=300)[1]
     assert third.returncode == 0, stderr
 

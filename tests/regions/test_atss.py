@@ -183,16 +183,16 @@ def test_shapes(changed, message):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_golden_on_a_device(name, pretended_device):
+def test_golden_on_a_device(name, device):
     """Where invalid anchors are not counted, the assignment is the same, and the host does not wait."""
     anchors, boxes, valid, case = golden_case(name)
-    topk, device = int(case["topk"]), pretended_device.device
-    there = [x.to(device) for x in anchors], boxes.to(device)
-    known = valid.to(device)
-    pretended_device.reset()
+    topk = int(case["topk"])
+    there = [x.to(device.device) for x in anchors], boxes.to(device.device)
+    known = valid.to(device.device)
+    device.reset()
     matched = assign(*there, topk=topk, valid=known)
     thresholds = adaptive_thresholds(*there, topk=topk, valid=known)
-    assert not pretended_device.waits
+    assert not device.waits
     assert torch.equal(matched.cpu(), assign(anchors, boxes, topk=topk, valid=valid))
     expected = adaptive_thresholds(anchors, boxes, topk=topk, valid=valid)
     torch.testing.assert_close(thresholds.cpu(), expected, rtol=1e-5, atol=1e-6)
@@ -200,13 +200,13 @@ def test_golden_on_a_device(name, pretended_device):
 
 @pytest.mark.parametrize("topk", [2, 9, 60])
 @pytest.mark.parametrize("kept", [0.0, 0.02, 0.5])
-def test_few_valid_anchors_on_a_device(kept, topk, pretended_device):
+def test_few_valid_anchors_on_a_device(kept, topk, device):
     anchors, boxes, valid = random_scene(3)
     valid &= torch.rand(len(valid), generator=torch.Generator().manual_seed(0)) < kept
-    device = pretended_device.device
-    there = dict(topk=topk, valid=valid.to(device))
-    found = adaptive_thresholds([x.to(device) for x in anchors], boxes.to(device), **there)
+    there = [x.to(device.device) for x in anchors], boxes.to(device.device)
+    options = dict(topk=topk, valid=valid.to(device.device))
+    found = adaptive_thresholds(*there, **options)
     expected = adaptive_thresholds(anchors, boxes, topk=topk, valid=valid)
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-5, atol=1e-6)
-    matched = assign([x.to(device) for x in anchors], boxes.to(device), **there)
+    matched = assign(*there, **options)
     assert torch.equal(matched.cpu(), assign(anchors, boxes, topk=topk, valid=valid))

@@ -56,9 +56,10 @@ def cross_head(
             index = teacher_indices[branch]
             x = student_taps[branch, student_indices[branch]][i]
             if align:
+                if tap_projectors is not None:
+                    projector = tap_projectors[branch]
+                    x = projector(x if torch.is_autocast_enabled(x.device.type) else x.to(projector.weight.dtype))
                 with torch.autocast(x.device.type, enabled=False):
-                    if tap_projectors is not None:
-                        x = tap_projectors[branch](x.to(tap_projectors[branch].weight.dtype))
                     x = align_statistics(x, teacher_taps[branch, index][i], rectify=index > 0)
                 x = x.to(teacher_taps[branch, index][i].dtype)  # the precision of the layers that follow
             for block in blocks[index:]:

@@ -177,7 +177,8 @@ class AssignedDetector(DenseDetector):
             levels.append(Instances(image_size, pred_boxes=Boxes(decoded), scores=level_scores, pred_classes=classes))
         found = Instances.cat(levels)
         found.pred_boxes.clip(image_size)
-        keep = batched_nms(found.pred_boxes.tensor, found.scores, found.pred_classes, self.test_nms_thresh)
+        # Detectron2 makes the boxes fp32, and on a CPU the scores must be of the same type.
+        keep = batched_nms(found.pred_boxes.tensor, found.scores.float(), found.pred_classes, self.test_nms_thresh)
         return found[keep[: self.max_detections_per_image]]
 
     def _select(self, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:

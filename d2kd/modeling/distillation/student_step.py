@@ -10,6 +10,7 @@ from operator import add
 from typing import Any
 
 import torch
+from detectron2.modeling.meta_arch import RetinaNet
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils import comm
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from d2kd.modeling.adapters import Taps, check_lists, get_adapter, record_taps, tap_indices
+from d2kd.modeling.detectors import ATSS, GFL
 from d2kd.modeling.detectors.interface import (
     label_anchors_of,
     make_anchors,
@@ -28,7 +30,19 @@ from d2kd.modeling.distillation.monitors import warn_of_unlabelled
 from d2kd.modeling.distillation.overlap import Overlap
 from d2kd.structures import Assignment, DenseOutput
 
-__all__ = ["Prediction", "StudentStep", "blank_share", "images_of_use", "labels_of", "predict", "train_student"]
+__all__ = [
+    "Prediction",
+    "StudentStep",
+    "asserts_boxes",
+    "blank_share",
+    "images_of_use",
+    "labels_of",
+    "predict",
+    "train_student",
+]
+
+#: Losses without an assertion on boxes, which fvcore's IoU losses have: RetinaNet's may be one of these.
+_WITHOUT_ASSERTIONS = (RetinaNet.losses, GFL.losses, ATSS.losses)
 
 
 @dataclass
@@ -51,8 +65,8 @@ class Prediction:
     @property
     def is_finite(self) -> Tensor:
         """
-        Whether the boxes are: if not, they would fail an assertion in ``forward_training``. Class maps are left to the
-        losses.
+        Whether the boxes are: if not, they fail an assertion in ``forward_training`` of a detector that
+        :func:`asserts_boxes`. Class maps are left to the losses.
         """
         boxes = [*self.output.box_params, *(self.output.centerness or ())]
         return torch.isfinite(reduce(add, (x.detach().float().sum() for x in boxes)))
@@ -89,6 +103,12 @@ class StudentStep:
             assignment=assignment.with_classes(overlap.student_classes, self.common_objects),
             taps={key: [maps[level] for level in overlap.student_levels] for key, maps in self.taps.items()},
         )
+
+
+def asserts_boxes(detector: DenseDetector) -> bool:
+    """Whether ``forward_training`` may fail an assertion where boxes are not finite, instead of making such losses."""
+    known = getattr(type(detector), "losses", None) in _WITHOUT_ASSERTIONS
+    return not known or getattr(detector, "box_reg_loss_type", "smooth_l1") != "smooth_l1"
 
 
 def images_of_use(batched_inputs: Sequence[dict[str, Any]], takers: Sequence[str]) -> tuple[list[dict[str, Any]], int]:

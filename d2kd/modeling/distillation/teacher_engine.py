@@ -278,8 +278,11 @@ def _forward(detector: DenseDetector, images: Tensor) -> list[list[Tensor]]:
 
 
 def _largest_difference(detector: DenseDetector, plain: DenseDetector, images: Tensor) -> float:
-    expected = _forward(plain, images.to(pixel_statistics(plain)[0].dtype))
-    found = _forward(detector, images)
+    # On a GPU convolutions round their inputs to TF32 by default: more than the difference that is looked for.
+    kept = {name: getattr(torch.backends.cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
+    with torch.backends.cudnn.flags(**kept, allow_tf32=False):
+        expected = _forward(plain, images.to(pixel_statistics(plain)[0].dtype))
+        found = _forward(detector, images)
     return torch.stack([_difference(x, y) for x, y in zip(found, expected, strict=True)]).max().item()
 
 

@@ -1,8 +1,4 @@
-"""
-Training on a device: what lies where, and how often the host waits for it.
-
-The device is a pretended one (tests/pretended_device.py), so that these run everywhere.
-"""
+"""Training on a device: what lies where, and how often the host waits for it."""
 
 from collections import Counter
 
@@ -66,7 +62,7 @@ def student_alone(family, batch, device, **kwargs):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_method(family, pretended_device, deterministic):
+def test_every_method(family, device, deterministic):
     """The numbers are the CPU's, and the host waits twice, whatever the batch."""
     small, large = make_batch(), make_batch([(40, 48), (32, 60), (64, 33)], objects=[9, 0, 5], seed=3)
 
@@ -75,20 +71,39 @@ def test_every_method(family, pretended_device, deterministic):
         return distilled(student, teacher, all_losses(family)).train()
 
     expected = {name: value.detach() for name, value in step(build_pair(), large).items()}
-    model = build_pair().to(pretended_device.device)
+    model = build_pair().to(device.device)
     found = {name: value.detach().cpu() for name, value in step(model, large).items()}
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     for batch in (small, large):
-        alone = student_alone(family, batch, pretended_device)
-        assert beyond(waits_of(model, batch, pretended_device), alone) == ""
+        alone = student_alone(family, batch, device)
+        assert beyond(waits_of(model, batch, device), alone) == ""
+
+
+@pytest.mark.parametrize(
+    "family, options, expected",
+    [
+        ("GFL", {}, 1),
+        ("ATSS", {}, 1),
+        ("RetinaNet", {}, 1),
+        ("RetinaNet", dict(box_reg_loss_type="giou"), 2),
+        ("FCOS", {}, 2),
+    ],
+)
+def test_boxes_are_checked_where_an_assertion_would_fail(family, options, expected, device):
+    batch = make_batch()
+    student, teacher = (build_detector(family, seed=seed, **options) for seed in (0, 1))
+    model = distilled(student, teacher, preset("bckd", family)).to(device.device).train()
+    step(model, batch)  # the teacher is loaded
+    more = waits_of(model, batch, device) - student_alone(family, batch, device, **options)
+    assert more.total() == expected
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_student_that_is_on_the_device_already(family, pretended_device):
-    student, teacher = (build_detector(family, seed=seed).to(pretended_device.device) for seed in (0, 1))
+def test_a_student_that_is_on_the_device_already(family, device):
+    student, teacher = (build_detector(family, seed=seed).to(device.device) for seed in (0, 1))
     model = distilled(student, teacher, preset("ftpd_tid", family)).train()
-    assert {x.device.type for x in model.state_dict().values()} == {"pretended"}
+    assert {x.device.type for x in model.state_dict().values()} == {device.device.type}
     step(model, make_batch())
 
 
@@ -96,9 +111,8 @@ CROSSED = [("GFL", "RetinaNet"), ("RetinaNet", "FCOS"), ("FCOS", "ATSS"), ("ATSS
 
 
 @pytest.mark.parametrize("family, teacher", CROSSED)
-def test_families_that_cross_with_a_class_map(family, teacher, pretended_device):
+def test_families_that_cross_with_a_class_map(family, teacher, device):
     """A teacher in other anchors labels its own: what its own label_anchors waits for comes on top."""
-    device = pretended_device
     losses = preset("crosskd", teacher, tail=1)
     model = DistilledDetector(
         student=build_detector(family),
@@ -115,8 +129,7 @@ def test_families_that_cross_with_a_class_map(family, teacher, pretended_device)
 
 
 @pytest.mark.parametrize("method", ["bckd", "crosskd", "tid"])
-def test_a_class_map(method, pretended_device):
-    device = pretended_device
+def test_a_class_map(method, device):
     model = DistilledDetector(
         student=build_detector("GFL"),
         teacher=dict(model=build_detector("GFL", seed=1, num_classes=4), class_map={0: 0, 3: 2}, engine="eager"),
@@ -129,8 +142,8 @@ def test_a_class_map(method, pretended_device):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_images_without_labels(family, pretended_device):
-    device, batch = pretended_device, make_batch(objects=3)
+def test_images_without_labels(family, device):
+    batch = make_batch(objects=3)
     model = distilled(build_detector(family), build_detector(family, seed=1), preset("ftpd_tid", family))
     model.to(device.device).train()
     step(model, batch)  # the teacher is loaded
@@ -140,26 +153,26 @@ def test_images_without_labels(family, pretended_device):
     assert beyond(waits_of(model, batch, device), alone + labelling) == ""
 
 
-def test_projectors(pretended_device):
+def test_projectors(device):
     model = DistilledDetector(
         student=build_detector("FCOS"),
         teacher=dict(model=build_detector("FCOS", seed=1, conv_dims=(16, 16))),
         losses=preset("crosskd_pkd", "FCOS", tail=1),
         tap_projector_channels=[8, 16],
     ).train()
-    step(model.to(pretended_device.device), make_batch())
+    step(model.to(device.device), make_batch())
     assert all(p.grad.isfinite().all() for p in model.distillation.tap_projectors.parameters())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_evaluation(family, pretended_device):
+def test_evaluation(family, device):
     model = distilled(build_detector(family), build_detector(family, seed=1), preset("crosskd", family, tail=1)).eval()
     with torch.no_grad():
         expected = model(make_batch())
-        found = model.to(pretended_device.device)(make_batch())
+        found = model.to(device.device)(make_batch())
     for one, other in zip(found, expected, strict=True):
         boxes = one["instances"].pred_boxes.tensor
-        assert boxes.device.type == "pretended"
+        assert boxes.device.type == device.device.type
         torch.testing.assert_close(boxes.cpu(), other["instances"].pred_boxes.tensor)
 
 
@@ -184,8 +197,8 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("family", OTHERS)
-def test_what_no_preset_has(family, pretended_device):
-    device, batch = pretended_device, make_batch()
+def test_what_no_preset_has(family, device):
+    batch = make_batch()
     losses = {name: make() for name, make in OTHERS[family].items()}
     model = distilled(build_detector(family), build_detector(family, seed=1), losses).to(device.device).train()
     step(model, batch)  # the teacher is loaded
@@ -193,8 +206,8 @@ def test_what_no_preset_has(family, pretended_device):
 
 
 @pytest.mark.parametrize("detector", ["DistributionRetinaNet", "DistributionFCOS", "DistributionATSS"])
-def test_distributions(detector, pretended_device):
-    device, batch = pretended_device, make_batch()
+def test_distributions(detector, device):
+    batch = make_batch()
     losses = preset("ld", detector.removeprefix("Distribution")) | {"ftpd": DynamicLocalizationDistillation()}
     model = distilled(build(detector), build(detector, seed=1), losses).to(device.device).train()
     step(model, batch)  # the teacher is loaded
@@ -204,23 +217,23 @@ def test_distributions(detector, pretended_device):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_autocast(family, dtype, pretended_device):
+def test_autocast(family, dtype, device):
     """Convolutions in half precision, losses in fp32; no wait more."""
-    batch, device = make_batch(), pretended_device.device
+    batch = make_batch()
 
     def build_pair():
         losses = {name: x for name, x in all_losses(family).items() if name.startswith(("crosskd", "ftpd", "pkd"))}
         return distilled(build_detector(family), build_detector(family, seed=1), losses).train()
 
     expected = {name: value.item() for name, value in run_step(build_pair(), batch).items()}
-    model = build_pair().to(device)
+    model = build_pair().to(device.device)
     model.load_teacher()
-    with torch.autocast(device.type, dtype=dtype):
-        pretended_device.reset()
+    with torch.autocast(device.device.type, dtype=dtype):
+        device.reset()
         found = run_step(model, batch)
-    waits = pretended_device.waits
+    waits = device.waits
     sum(found.values()).backward()
     assert all(value.dtype == torch.float32 for value in found.values())
     assert {name: value.item() for name, value in found.items()} == pytest.approx(expected, rel=0.03)
     assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
-    assert beyond(waits, student_alone(family, batch, pretended_device)) == ""
+    assert beyond(waits, student_alone(family, batch, device)) == ""

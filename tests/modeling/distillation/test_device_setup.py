@@ -12,32 +12,29 @@ from tests.helpers import FAMILIES, build_detector, distilled, make_batch, prese
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_check_adapter(family, pretended_device):
-    on_device, on_cpu = (
-        str(d2kd.check_adapter(build_detector(family).to(x))) for x in (pretended_device.device, "cpu")
-    )
+def test_check_adapter(family, device):
+    on_device, on_cpu = (str(d2kd.check_adapter(build_detector(family).to(x))) for x in (device.device, "cpu"))
     assert on_device == on_cpu
 
 
-def test_weights_are_exported(tmp_path, pretended_device):
+def test_weights_are_exported(tmp_path, device):
     student = build_detector("GFL")
     model = distilled(student, build_detector("GFL", seed=1), preset("ld", "GFL"))
     expected = {name: value.clone() for name, value in student.state_dict().items()}
-    write_weights(d2kd.student(model.to(pretended_device.device)), tmp_path / "student.pth")
+    write_weights(d2kd.student(model.to(device.device)), tmp_path / "student.pth")
     saved = torch.load(tmp_path / "student.pth", weights_only=False)["model"]
     assert all(torch.equal(saved[name].cpu(), value) for name, value in expected.items())
 
 
-def test_the_device_s_random_numbers_are_left_alone(pretended_device):
+def test_the_device_s_random_numbers_are_left_alone(device):
     """A baseline of the same seed draws the same ones after this."""
-    device = pretended_device.device
-    random = torch.get_device_module(device)
-    for place in (contextlib.nullcontext(), device):
+    random = torch.get_device_module(device.device)
+    for place in (contextlib.nullcontext(), device.device):
         state, on_cpu = random.get_rng_state(), torch.get_rng_state()
-        with device:
+        with device.device:
             torch.rand(3)
         assert not torch.equal(random.get_rng_state(), state) and torch.equal(torch.get_rng_state(), on_cpu)
-        student, teacher = build_detector("FCOS").to(device), build_detector("FCOS", seed=1)
+        student, teacher = build_detector("FCOS").to(device.device), build_detector("FCOS", seed=1)
         state, on_cpu = random.get_rng_state(), torch.get_rng_state()
         with place:
             model = DistilledDetector(
@@ -51,12 +48,12 @@ def test_the_device_s_random_numbers_are_left_alone(pretended_device):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_built_on_the_default_device(family, pretended_device):
+def test_built_on_the_default_device(family, device):
     """The loader makes its batches in processes of its own, on the CPU."""
     batch = make_batch()
-    with pretended_device.device:
+    with device.device:
         model = distilled(build_detector(family), build_detector(family, seed=1), preset("ftpd_tid", family)).train()
-        assert {x.device.type for x in model.state_dict().values()} == {"pretended"}
+        assert {x.device.type for x in model.state_dict().values()} == {device.device.type}
         assert all(x.isfinite() for x in run_step(model, batch).values())
 
 

@@ -284,11 +284,33 @@ def test_losses_given_as_modules_or_none():
     assert list(model.losses) == ["bckd_cls", "bckd_loc"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_box_predictions_that_are_not_finite_are_named(family):
-    """Before forward_training, where an assertion would stop this rank alone."""
-    student = build_detector(family)
+class OwnLosses(RetinaNet):
+    """A detector whose losses may assert what they like."""
+
+    def losses(self, *args):
+        return super().losses(*args)
+
+
+NAMED = {
+    "FCOS": "the student's box predictions",
+    "RetinaNet": "loss_box_reg",
+    "GFL": "loss_cls, loss_box_reg, loss_dfl",
+    "ATSS": "loss_box_reg",
+}
+
+
+@pytest.mark.parametrize(
+    "family, options, named",
+    [
+        *((family, {}, named) for family, named in NAMED.items()),
+        ("RetinaNet", dict(box_reg_loss_type="giou"), "the student's box predictions"),
+        ("RetinaNet", dict(detector_class=OwnLosses), "the student's box predictions"),
+    ],
+)
+def test_box_predictions_that_are_not_finite_are_named(family, options, named):
+    """Before forward_training, if an assertion there could stop this rank alone."""
+    student = build_detector(family, **options)
     with torch.no_grad():
         student.head.bbox_pred.bias.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="Not finite: the student's box predictions"):
+    with pytest.raises(FloatingPointError, match=f"Not finite: {named}"):
         run_step(DistilledDetector(student=student), make_batch())

@@ -361,6 +361,19 @@ def test_what_folding_would_change_is_not_folded(precision, caplog):
     assert "backbone.shared" in remaining_norms(model.teacher.detector)
 
 
+def test_it_is_compared_without_tf32():
+    """With cuDNN's default, rounding would look like a difference."""
+    seen = []
+    teacher = build_teacher()
+    teacher.head.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    held = loaded(teacher)
+    at_load = len(seen)
+    run(held)
+    assert torch.backends.cudnn.allow_tf32
+    # The hook is copied with the module: the copy and the plain one, then the step itself.
+    assert not any(seen[:at_load]) and seen[at_load:] == [False, False, True]
+
+
 def test_what_differs_in_fp32_is_refused():
     model = model_with(build_teacher())
     model.load_teacher()
