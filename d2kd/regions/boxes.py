@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -24,6 +23,7 @@ from d2kd.structures import (
     DenseOutput,
     box_areas,
     box_centers,
+    image_chunks,
     intersection,
     iou,
     object_chunks,
@@ -101,24 +101,23 @@ def valuable_localization_region(
     """
     check_fraction("gamma", gamma)
     check_choice("weighting", weighting, ("iou", "mask"))
-    objects = torch.cat(list(gt_boxes)).float()
     if valid is None or (valid.device.type == "cpu" and bool(valid.all())):
-        thresholds = adaptive_thresholds(level_anchors, objects, topk=topk)
+        of_all = adaptive_thresholds(level_anchors, torch.cat(list(gt_boxes)), topk=topk)
+        thresholds = of_all.split([len(x) for x in gt_boxes])
     else:
         rows = zip(gt_boxes, valid)
-        thresholds = torch.cat([adaptive_thresholds(level_anchors, x, topk=topk, valid=row) for x, row in rows])
+        thresholds = tuple(adaptive_thresholds(level_anchors, x, topk=topk, valid=row) for x, row in rows)
     # Column by column, and objects first: all that is read for one object lies in a row.
     anchors = torch.cat([x.float() for x in level_anchors]).t().contiguous().t()
     weights = anchors.new_zeros(len(gt_boxes), len(anchors))
-    images = [n for n, boxes in enumerate(gt_boxes) for _ in boxes]
-    chunks = (object_chunks(x[:, None], len(anchors)) for x in (objects, thresholds))
-    for boxes, upper in zip(*chunks):
+    for chunk in image_chunks(gt_boxes, len(anchors)):
+        parts = [thresholds[n][part] for n, part in chunk]
+        upper = torch.cat(parts)[:, None]
+        boxes = torch.cat([gt_boxes[n][part] for n, part in chunk]).float()[:, None]
         overlap = central_overlap(anchors, boxes, metric=metric)
         inside = (overlap >= gamma * upper) & (overlap < upper)
         of_objects = iou(anchors, boxes) * inside if weighting == "iou" else inside.float()
-        counts = Counter(images[: len(boxes)])  # in the order of the images
-        images = images[len(boxes) :]
-        for n, of_image in zip(counts, of_objects.split(list(counts.values()))):
+        for (n, _), of_image in zip(chunk, of_objects.split([len(x) for x in parts])):
             weights[n] = torch.maximum(weights[n], of_image.amax(0))
     return _kept(weights, valid, excluded)
 
