@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from d2kd.regions import valuable_localization_region
+
 _GOLDEN = Path(__file__).parent / "golden"
 STRIDES = (8, 16, 32, 64, 128)
 #: Cases of 02_atss_vlr_cases.npz whose numbers do not hang on the order of equals.
@@ -121,3 +123,9 @@ def slow_assign(
             if inside and slow_iou(anchors[n], box) >= threshold:
                 claims[n][g] = slow_iou(anchors[n], box)
     return [max(claim, key=claim.get) if claim else -1 for claim in claims]
+
+
+def band_of_image(anchors: Sequence[Tensor], boxes: Tensor, **options: Tensor | float | str | None) -> Tensor:
+    """(R,) weights: ``valuable_localization_region`` of one image; ``valid`` and ``excluded`` are (R,)."""
+    rows = {name: value[None] if isinstance(value, Tensor) else value for name, value in options.items()}
+    return valuable_localization_region(anchors, [boxes], **rows)[0]

@@ -180,15 +180,23 @@ def alignment(data: Data) -> Kernel:
 
 
 def dynamic_box(data: Data) -> Kernel:
-    """FTPD's box term on RetinaNet. The textbook's is given T = 0.1; d2kd's finds a median first, and takes that T."""
+    """
+    FTPD's box term on RetinaNet, at the median distance of each coordinate.
+
+    The textbook's is ``torch.median`` of each level, without the weights: a weighted median is a sort in plain torch,
+    which alone takes as long as four times the rest. Bounds close to 0.1 give both the same T.
+    """
+    bounds = 0.1 - 1e-9, 0.1
 
     def formula(student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
         distance = (student - teacher).abs()
-        loss = 0.1 * (torch.exp(-distance / 0.1) + distance / 0.1 - 1)
+        medians = distance.detach().movedim(2, 0).flatten(1).median(dim=1).values
+        t = medians.clamp(*bounds).view(4, 1, 1)
+        loss = t * (torch.exp(-distance / t) + distance / t - 1)
         return (loss.mean(dim=2) * weight).sum()
 
     student, teacher = (data.maps(9, 4) for _ in range(2))
-    loss = DynamicBoxKD(t_min=0.1 - 1e-9, t_max=0.1).to(data.device)
+    loss = DynamicBoxKD(t_min=bounds[0], t_max=bounds[1]).to(data.device)
     return _kernel_of(loss, "box_params", (student, teacher), data.weights(9), formula)
 
 

@@ -66,12 +66,14 @@ def ld_regions(level_anchors: Sequence[Tensor], gt_boxes: Tensor) -> dict[str, l
         gt_boxes: (G, 4) xyxy objects.
     """
     positives = assign(level_anchors, gt_boxes) >= 0
+    code = valuable_localization_region(level_anchors, [gt_boxes])[0]
+    paper = valuable_localization_region(
+        level_anchors, [gt_boxes], metric="diou", weighting="mask", excluded=positives[None]
+    )[0]
     regions = {
         "main region:\npositives": positives.float(),
-        "valuable localisation\nregion, as in the code": valuable_localization_region(level_anchors, gt_boxes),
-        "valuable localisation\nregion, as in the paper": valuable_localization_region(
-            level_anchors, gt_boxes, metric="diou", weighting="mask", excluded=positives
-        ),
+        "valuable localisation\nregion, as in the code": code,
+        "valuable localisation\nregion, as in the paper": paper,
         "inside a box,\nnot positive": inside_box_region(torch.cat(list(level_anchors)), gt_boxes, excluded=positives),
     }
     sizes = [len(x) for x in level_anchors]

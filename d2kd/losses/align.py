@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from d2kd.losses.channels import STD_EPS, center, channel_blocks, take, through_statistics
+from d2kd.losses.channels import STD_EPS, center, center_again, channel_blocks, first_values, take, through_statistics
 from d2kd.losses.kernel import Context, check_floating, check_maps, compute_dtype
 
 __all__ = ["align_statistics"]
@@ -62,36 +62,39 @@ class _AlignStatistics(torch.autograd.Function):
     """
     The alignment with its analytic gradient, block by block of the channels.
 
-    It keeps the student's tap in the dtype it came in, and the channels' statistics. Autocast needs no guard: there
-    is nothing that it lowers.
+    It keeps the student's tap in the dtype it came in, the channels' statistics and, for the ReLU's slope, the result,
+    which the next layer keeps as well. Autocast needs no guard: there is nothing that it lowers.
     """
 
     @staticmethod
     def forward(ctx: Context, student: Tensor, teacher: Tensor, rectify: bool) -> Tensor:
         dtype = compute_dtype(student, teacher)
         aligned = torch.empty_like(student, dtype=dtype)
-        teacher_std = student.new_empty((1, student.shape[1], 1, 1), dtype=dtype)
-        for block in channel_blocks(student, teacher):
-            centered, _, student_std = center(take(student, block, dtype))
-            _, teacher_mean, teacher_std[:, block] = center(take(teacher, block, dtype))
-            result = centered.mul_(teacher_std[:, block] / (student_std + STD_EPS)).add_(teacher_mean)
-            aligned[:, block] = result.relu_() if rectify else result
-        ctx.save_for_backward(student, teacher_std, *([aligned] if rectify else []))
+        ctx.blocks = channel_blocks(student, teacher)
+        statistics = []
+        for block in ctx.blocks:
+            ours, theirs = (take(x, block, dtype) for x in (student, teacher))
+            centered, offset, std = center(ours)
+            _, teacher_offset, teacher_std = center(theirs)
+            scale = teacher_std / (std + STD_EPS)
+            mean = first_values(theirs) + teacher_offset
+            result = torch.addcmul(mean, centered, scale, out=aligned[:, block])
+            if rectify:
+                result.relu_()
+            statistics += [offset, std, scale]
+        ctx.save_for_backward(student, aligned if rectify else None, *statistics)
         return aligned
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Context, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        student, teacher_std, *rectified = ctx.saved_tensors
-        dtype = teacher_std.dtype
+        student, rectified, *statistics = ctx.saved_tensors
         grad = torch.empty_like(student)
-        for block in channel_blocks(student, grad_output):
-            centered, _, std = center(take(student, block, dtype))
-            result_grad = take(grad_output, block, dtype)
-            for result in rectified:
-                result_grad = (
-                    result_grad * take(result, block, dtype).sign()
-                )  # the ReLU's slope, faster than a comparison
-            scale = teacher_std[:, block] / (std + STD_EPS)
+        for i, block in enumerate(ctx.blocks):
+            offset, std, scale = statistics[3 * i : 3 * i + 3]
+            result_grad = take(grad_output, block, std.dtype)
+            if rectified is not None:
+                result_grad = torch.ops.aten.threshold_backward(result_grad, take(rectified, block, std.dtype), 0)
+            centered = center_again(take(student, block, std.dtype), offset)
             grad[:, block] = through_statistics(result_grad, centered, std, scale)
         return grad, None, None

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from d2kd.losses.base import LOSS_REGISTRY
 from d2kd.losses.channels import channel_blocks, take
 from d2kd.losses.feature import FeatureLoss
-from d2kd.losses.kernel import Context, check_inputs, check_maps, check_number, compute_dtype, weigh_and_reduce
+from d2kd.losses.kernel import check_inputs, check_maps, check_number, compute_dtype, weigh_and_reduce
+from d2kd.losses.one_pass import KnownGradient
 from d2kd.structures import DenseOutput
 
 __all__ = ["ChannelWiseKD", "channel_wise_kd"]
@@ -60,50 +60,43 @@ def channel_wise_kd(
     if reduction == "sum":
         ones = student.new_ones((student.shape[0], *student.shape[2:]), dtype=dtype)
         weight = weigh_and_reduce(caller, ones, weight, "none")
-        total: Tensor = _WeightedSum.apply(student, teacher.detach(), weight, temperature)
-        return total
+        needs_gradient = torch.is_grad_enabled() and student.requires_grad
+        total, gradient = _sum_and_gradient(student, teacher, weight, temperature, needs_gradient)
+        return total if gradient is None else KnownGradient.apply(student, total, gradient, 1)
     logits = (x.to(dtype).flatten(2) / temperature for x in (student, teacher.detach()))
     log_q, log_p = (x.log_softmax(dim=2).unflatten(2, student.shape[2:]) for x in logits)
     cells = (log_p.exp() * (log_p - log_q) - log_p.exp() + log_q.exp()).mean(dim=1) * temperature**2
     return weigh_and_reduce(caller, cells, weight, reduction)
 
 
-class _WeightedSum(torch.autograd.Function):
+@torch.no_grad()
+def _sum_and_gradient(
+    student: Tensor, teacher: Tensor, weight: Tensor, temperature: float, needs_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
     """
-    The sum of the weighted cells, with its gradient from the same two softmaxes, block by block of the channels.
+    The sum of the weighted cells, and its gradient from the same two softmaxes, block by block of the channels.
 
-    It keeps the gradient's map alone, in the student's dtype, but float32 for float16, which has no room for a
-    gradient that is not scaled yet. Autograd would keep three maps and compute the student's softmax once more.
-    Autocast needs no guard: it computes a softmax in float32, or float64, as this does.
+    The gradient is in the student's dtype, but float32 for float16, which has no room for one that is not scaled yet.
+    Autograd would keep three maps and compute the student's softmax once more. Autocast needs no guard: it computes a
+    softmax in float32, or float64, as this does.
     """
-
-    @staticmethod
-    def forward(ctx: Context, student: Tensor, teacher: Tensor, weight: Tensor, temperature: float) -> Tensor:
-        ctx.dtype = student.dtype
-        grad = None
-        if ctx.needs_input_grad[0]:
-            grad = torch.empty_like(student, dtype=torch.promote_types(student.dtype, torch.bfloat16))
-        weight = weight.unsqueeze(1) * (temperature / student.shape[1])
-        total = weight.new_zeros(())
-        for block in channel_blocks(student, teacher):
-            z, y = ((take(x, block, weight.dtype) / temperature).contiguous() for x in (student, teacher))
-            q, p = (x.flatten(2).softmax(dim=2).view(x.shape) for x in (z, y))
-            # ln(p / q) where p and q may underflow: ln p is y, less its largest value, plus the largest ln p.
-            log_ratio = y.sub_(_largest(y)).sub_(z.sub_(_largest(z))).add_((_largest(p) / _largest(q)).log_())
-            gap = q - p
-            total += p.mul_(log_ratio).add_(gap).mul_(weight).sum()
-            if grad is not None:
-                # By ln q, u = w T^2 (q - p); through the softmax, (u - q sum(u)) / T.
-                u = gap.mul_(weight)
-                torch.addcmul(u, q, u.sum(dim=(2, 3), keepdim=True), value=-1, out=grad[:, block])
-        ctx.save_for_backward(grad)
-        return total.mul_(temperature)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Context, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = ctx.saved_tensors
-        return (grad * grad_output).to(ctx.dtype), None, None, None
+    grad = None
+    if needs_gradient:
+        grad = torch.empty_like(student, dtype=torch.promote_types(student.dtype, torch.bfloat16))
+    weight = weight.unsqueeze(1) * (temperature / student.shape[1])
+    total = weight.new_zeros(())
+    for block in channel_blocks(student, teacher):
+        z, y = ((take(x, block, weight.dtype) / temperature).contiguous() for x in (student, teacher))
+        q, p = (x.flatten(2).softmax(dim=2).view(x.shape) for x in (z, y))
+        # ln(p / q) where p and q may underflow: ln p is y, less its largest value, plus the largest ln p.
+        log_ratio = y.sub_(_largest(y)).sub_(z.sub_(_largest(z))).add_((_largest(p) / _largest(q)).log_())
+        gap = q - p
+        total += p.mul_(log_ratio).add_(gap).mul_(weight).sum()
+        if grad is not None:
+            # By ln q, u = w T^2 (q - p); through the softmax, (u - q sum(u)) / T.
+            u = gap.mul_(weight)
+            torch.addcmul(u, q, u.sum(dim=(2, 3), keepdim=True), value=-1, out=grad[:, block])
+    return total.mul_(temperature), grad
 
 
 def _largest(x: Tensor) -> Tensor:

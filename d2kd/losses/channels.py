@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["STD_EPS", "channel_blocks", "center", "take", "through_statistics"]
+__all__ = ["STD_EPS", "center", "center_again", "channel_blocks", "first_values", "take", "through_statistics"]
 
 _OVER = (0, 2, 3)
 
@@ -42,6 +42,11 @@ def _is_channels_last(x: Tensor) -> bool:
     return x.stride(1) < x.stride(3)
 
 
+def first_values(features: Tensor) -> Tensor:
+    """Each channel's first value, (1, C, 1, 1)."""
+    return features[:1, :, :1, :1]
+
+
 def center(features: Tensor, correction: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     """
     Each channel less its mean over images and cells.
@@ -51,18 +56,21 @@ def center(features: Tensor, correction: int = 1) -> tuple[Tensor, Tensor, Tenso
         correction: 1: the unbiased standard deviation; 0: the population's.
 
     Returns:
-        a new tensor of the shape of ``features``, and each channel's mean and standard deviation, (1, C, 1, 1).
-        Of a channel that is constant or has one value, both the first and the deviation are exactly zero.
+        a new tensor of the shape of ``features``, and each channel's mean less its first value, and standard deviation,
+        (1, C, 1, 1). Of a channel that is constant or has one value, all three are exactly zero.
     """
     # Less one of its values first: this is exact for small deviations from a large mean, and zero for a constant
     # channel, which no computed mean is sure to be. One value that is not finite makes all of the channel NaN.
     # Not torch.std_mean, whose recurrence takes ten times as long on a CPU.
-    first = features[:1, :, :1, :1]
-    centered = features - first
-    mean = centered.mean(dim=_OVER, keepdim=True)
-    centered.sub_(mean)
-    variance = centered.square().sum(dim=_OVER, keepdim=True).div_(_degrees(features, correction))
-    return centered, first + mean, variance.sqrt_()
+    centered = features - first_values(features)
+    offset = centered.mean(dim=_OVER, keepdim=True)
+    variance = centered.sub_(offset).square().sum(dim=_OVER, keepdim=True).div_(_degrees(features, correction))
+    return centered, offset, variance.sqrt_()
+
+
+def center_again(features: Tensor, offset: Tensor) -> Tensor:
+    """What :func:`center` returned first, from what it returned second."""
+    return (features - first_values(features)).sub_(offset)
 
 
 def through_statistics(grad: Tensor, centered: Tensor, std: Tensor, scale: Tensor, correction: int = 1) -> Tensor:
@@ -72,11 +80,16 @@ def through_statistics(grad: Tensor, centered: Tensor, std: Tensor, scale: Tenso
 
         scale * (grad - mean(grad)) - centered * sum(grad * centered) * scale / (degrees * std * (std + STD_EPS))
     """
-    slope = (grad * centered).sum(dim=_OVER, keepdim=True).mul_(scale).div_(std * (std + STD_EPS))
-    # A constant channel's deviation has no slope: 0, not 0 / 0.
-    slope.div_(_degrees(grad, correction)).masked_fill_(std == 0, 0)
-    centered_grad = grad - grad.mean(dim=_OVER, keepdim=True)
-    return centered_grad.mul_(scale).addcmul_(centered, slope, value=-1)
+    # Batch norm's, w r (grad - mean(grad) - centered * mean(grad * centered) r^2), in one pass of torch's.
+    product = std * (std + STD_EPS)
+    r = (product * (_degrees(grad, correction) / grad[:, 0].numel())).rsqrt_()
+    # A constant channel's deviation has no slope: centered is 0, and must not meet 1 / 0.
+    r.masked_fill_(product == 0, 1)
+    weight, zero, r = ((scale / r).flatten(), torch.zeros_like(r).flatten(), r.flatten())
+    result: Tensor = torch.ops.aten.native_batch_norm_backward(
+        grad, centered, weight, None, None, zero, r, True, 0.0, [True, False, False]
+    )[0]
+    return result
 
 
 def _degrees(features: Tensor, correction: int) -> int:

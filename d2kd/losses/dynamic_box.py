@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from d2kd.losses.base import LOSS_REGISTRY, DistillationLoss
-from d2kd.losses.kernel import check_choice, check_number, compute_dtype, drop_unweighted, weigh_and_reduce
+from d2kd.losses.kernel import check_choice, check_number, compute_dtype, drop_unweighted
 from d2kd.losses.laplace_kl import laplace_kl
 from d2kd.regions.quality import QUALITY
 from d2kd.structures import DenseOutput, OutputSpec
@@ -24,37 +24,36 @@ _WEIGHT_UNIT = 2.0**-32
 
 
 @torch.no_grad()
-def weighted_median(values: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+def weighted_median(values: Tensor, weights: Tensor) -> Tensor:
     """
     The smallest value that with all smaller ones has half of the weight or more, over all processes, each of which must
     call this. Exact in float32 and the same in every run, on a GPU too.
 
     Args:
-        values: of each level, (C, M_l), C rows of numbers >= 0.
-        weights: of each level, (M_l,) of a row's values, >= 0, read to 2^-32.
+        values: (C, M), C rows of numbers >= 0.
+        weights: (M,) of a row's values, >= 0, read to 2^-32.
 
     Returns:
         (C,) float32; NaN where there is no weight.
     """
     # Not a sort, which takes twenty times as long. The bits of such numbers have their order: a count of the upper half
     # of the bits finds the median's, then a count of the numbers that share them finds the lower half.
-    codes = [x.float().contiguous().view(torch.int32) for x in values]
-    units = [(x.double() / _WEIGHT_UNIT).round_().long() for x in weights]
-    found = codes[0].new_zeros(len(codes[0]), 1)
+    codes = values.float().contiguous().view(torch.int32)
+    units = (weights.double() / _WEIGHT_UNIT).round_().long()
+    found = codes.new_zeros(len(codes), 1)
+    bins = codes.new_empty(codes.shape[1])  # of one row at a time, so that they stay in the processor's cache
     for shift, size in ((16, 1 << 15), (0, 1 << 16)):
-        lower = (found >> shift) - 1
         # The first bin is of all that is smaller, the last of all that is larger.
-        counts = torch.zeros(len(found), size + 2, dtype=torch.int64, device=found.device)
-        for code, unit in zip(codes, units):
-            bins = (code >> shift).clamp_(lower, lower + (size + 1)).sub_(lower)
-            for row, row_bins in zip(counts, bins):
-                row.index_add_(0, row_bins, unit)
+        counts = units.new_zeros(len(codes), size + 2)
+        for row, code, start in zip(counts, codes, found):
+            torch.sub(code, start, out=bins).bitwise_right_shift_(shift).clamp_(-1, size).add_(1)
+            row.index_add_(0, bins, units)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(counts)
         below = counts.cumsum(dim=1)
         total = below[:, -1:].contiguous()
-        index = torch.searchsorted(2 * below, total, out_int32=True).clamp_(max=size + 1)
-        found = (index + lower) << shift
+        index = torch.searchsorted(below, (total + 1) // 2, out_int32=True)
+        found += (index - 1) << shift
     return found.view(torch.float32).masked_fill_(total == 0, float("nan")).squeeze(1)
 
 
@@ -149,22 +148,24 @@ class DynamicBoxKD(DistillationLoss):
         return self._weighted_sum(*_read(source, teacher, level, region))
 
     def _weighted_sum(self, region: Tensor, student_params: Tensor, teacher_params: Tensor) -> Tensor:
-        temperature: float | Tensor = self.temperature
-        if self.kind == "residual":
-            # A copy: the next step writes on the buffer, maybe before this one's backward pass.
-            temperature = self.running_temperature.view(4, 1, 1).clone()
-        coordinates = laplace_kl(student_params, teacher_params, temperature=temperature)
-        # The mean over coordinates: mean() would write one more map in the backward pass.
-        return weigh_and_reduce(type(self).__name__, coordinates.sum(dim=2), region / 4, "sum")
+        # A copy: the next step writes on the buffer, maybe before this one's backward pass.
+        temperature = self.temperature if self.kind == "fixed" else self.running_temperature.clone()
+        # The mean over coordinates.
+        return laplace_kl(
+            student_params, teacher_params, temperature=temperature, weight=region / 4, dim=2, reduction="sum"
+        )
 
     @torch.no_grad()
     def _update_temperature(self, levels: Sequence[tuple[Tensor, ...]]) -> None:
         """Update the running mean of the median distance."""
-        distances = []
-        for _, ours, theirs in levels:
-            dtype = compute_dtype(ours, theirs)
-            distances.append((ours.to(dtype) - theirs.to(dtype)).abs_().movedim(2, 0).flatten(1))
-        median = weighted_median(distances, [region.flatten() for region, *_ in levels]).clamp_(self.t_min, self.t_max)
+        weights = [region.flatten() for region, *_ in levels]
+        sizes = [len(x) for x in weights]
+        dtype = compute_dtype(*(params for _, *pair in levels for params in pair))
+        distances = weights[0].new_empty(4, sum(sizes), dtype=dtype)
+        for (_, *pair), part in zip(levels, distances.split(sizes, dim=1)):
+            ours, theirs = (x.to(dtype).movedim(2, 0) for x in pair)
+            torch.sub(ours, theirs, out=part.view(ours.shape)).abs_()
+        median = weighted_median(distances, torch.cat(weights)).clamp_(self.t_min, self.t_max)
         old = self.running_temperature
         new = torch.where(old > 0, self.momentum * old + (1 - self.momentum) * median, median)
         old.copy_(torch.where(median.isnan(), old, new))  # NaN: an empty region

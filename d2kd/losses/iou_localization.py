@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from d2kd.losses.base import LOSS_REGISTRY, DistillationLoss
-from d2kd.losses.kernel import Context, check_choice, check_inputs, compute_dtype, weigh_and_reduce
+from d2kd.losses.kernel import check_choice, check_inputs, compute_dtype, weigh_and_reduce
+from d2kd.losses.one_pass import KnownGradient
 from d2kd.structures import DenseOutput
 
 __all__ = ["IoULocalizationKD", "iou_localization_kd", "iou_loss"]
@@ -73,7 +73,11 @@ def iou_localization_kd(
     """
     _check("iou_localization_kd", iou_type, student_boxes=student_boxes, teacher_boxes=teacher_boxes)
     dtype = compute_dtype(student_boxes, teacher_boxes)
-    loss = _IoULoss.apply(student_boxes.to(dtype), teacher_boxes.detach().to(dtype), iou_type)
+    boxes, targets = student_boxes.to(dtype), teacher_boxes.to(dtype)
+    needs_gradient = torch.is_grad_enabled() and boxes.requires_grad
+    loss, gradient = _loss_and_gradient(boxes, targets, iou_type, needs_gradient)
+    if gradient is not None:
+        loss = KnownGradient.apply(boxes, loss, gradient, -1)
     return weigh_and_reduce("iou_localization_kd", loss, weight, reduction)
 
 
@@ -140,69 +144,62 @@ def _check(caller: str, iou_type: str, **pair: Tensor) -> None:
         raise ValueError(f"{caller}: iou_type must be one of {', '.join(_IOU_TYPES)}, found {iou_type!r}")
 
 
-class _IoULoss(torch.autograd.Function):
+@torch.no_grad()
+def _loss_and_gradient(
+    boxes: Tensor, targets: Tensor, iou_type: str, needs_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
     """
-    :func:`iou_loss` with its gradient into the boxes, which is computed with the loss: one map is kept.
+    :func:`iou_loss` and its gradient into the boxes, which shares most of it.
 
     It works on pairs of x and y: fastest where the boxes' storage has one coordinate after the other.
     """
+    (low, high), (t_low, t_high) = _corners(boxes), _corners(targets)
+    sides, t_sides = high - low, t_high - t_low
+    inner = torch.min(high, t_high).sub_(torch.max(low, t_low))
+    overlap_sides = inner.clamp(min=0)
+    overlap = overlap_sides[0] * overlap_sides[1]
+    union = (sides[0] * sides[1]).add_(t_sides[0] * t_sides[1]).sub_(overlap)
+    union_passes = _above(union, _EPS)
+    union.clamp_(min=_EPS)
+    iou = overlap.div_(union)
 
-    @staticmethod
-    def forward(ctx: Context, boxes: Tensor, targets: Tensor, iou_type: str) -> Tensor:
-        (low, high), (t_low, t_high) = _corners(boxes), _corners(targets)
-        sides, t_sides = high - low, t_high - t_low
-        inner = torch.min(high, t_high).sub_(torch.max(low, t_low))
-        overlap_sides = inner.clamp(min=0)
-        overlap = overlap_sides[0] * overlap_sides[1]
-        union = (sides[0] * sides[1]).add_(t_sides[0] * t_sides[1]).sub_(overlap)
-        union_passes = _above(union, _EPS)
-        union.clamp_(min=_EPS)
-        iou = overlap.div_(union)
+    # The derivatives by overlap, union and enclosure, each as if it changed alone.
+    by_overlap = union.reciprocal().neg_()
+    if iou_type == "giou":
+        outer = torch.max(high, t_high).sub_(torch.min(low, t_low))
+        enclosure_sides = outer.clamp(min=0)
+        enclosure = enclosure_sides[0] * enclosure_sides[1]
+        by_enclosure = _above(enclosure, _EPS)
+        enclosure.clamp_(min=_EPS)
+        loss = 1 - (iou - (enclosure - union).div_(enclosure))
+        by_enclosure.mul_(union).div_(enclosure).div_(enclosure)
+        by_union = (iou * by_overlap).add_(enclosure.reciprocal_()).neg_()
+    else:
+        by_overlap.mul_(_above(iou, _EPS))
+        clamped = iou.clamp(min=_EPS)
+        loss = 1 - clamped
+        if iou_type == "neg_log_iou":
+            by_overlap.div_(clamped)
+            loss = clamped.log_().neg_()
+        by_union = (iou * by_overlap).neg_()
+    by_overlap.sub_(by_union.mul_(union_passes))
 
-        # The derivatives by overlap, union and enclosure, each as if it changed alone.
-        by_overlap = union.reciprocal().neg_()
-        if iou_type == "giou":
-            outer = torch.max(high, t_high).sub_(torch.min(low, t_low))
-            enclosure_sides = outer.clamp(min=0)
-            enclosure = enclosure_sides[0] * enclosure_sides[1]
-            by_enclosure = _above(enclosure, _EPS)
-            enclosure.clamp_(min=_EPS)
-            loss = 1 - (iou - (enclosure - union).div_(enclosure))
-            by_enclosure.mul_(union).div_(enclosure).div_(enclosure)
-            by_union = (iou * by_overlap).add_(enclosure.reciprocal_()).neg_()
-        else:
-            by_overlap.mul_(_above(iou, _EPS))
-            clamped = iou.clamp(min=_EPS)
-            loss = 1 - clamped
-            if iou_type == "neg_log_iou":
-                by_overlap.div_(clamped)
-                loss = clamped.log_().neg_()
-            by_union = (iou * by_overlap).neg_()
-        by_overlap.sub_(by_union.mul_(union_passes))
+    equal = (low == t_low).logical_and_(high == t_high).all(dim=0)
+    loss.masked_fill_(equal, 0)
+    loss.add_((sides + t_sides).sum(dim=0).mul_(0))  # as in iou_loss
+    if not needs_gradient:
+        return loss, None
 
-        equal = (low == t_low).logical_and_(high == t_high).all(dim=0)
-        loss.masked_fill_(equal, 0)
-        loss.add_((sides + t_sides).sum(dim=0).mul_(0))  # as in iou_loss
-        if not ctx.needs_input_grad[0]:
-            return loss
-
-        grad = torch.empty_like(boxes)
-        grad_low, grad_high = _corners(grad)
-        of_inner = overlap_sides.flip(0).mul_(by_overlap.masked_fill_(equal, 0)).mul_(_above(inner, 0))
-        of_outer = torch.zeros_like(of_inner)
-        if iou_type == "giou":
-            of_outer = enclosure_sides.flip(0).mul_(by_enclosure.masked_fill_(equal, 0)).mul_(_above(outer, 0))
-        of_sides = sides.flip(0).mul_(by_union.masked_fill_(equal, 0))
-        torch.lerp(of_outer, of_inner, _below(high, t_high), out=grad_high).add_(of_sides)
-        torch.lerp(of_inner, of_outer, _below(low, t_low), out=grad_low).add_(of_sides).neg_()
-        ctx.save_for_backward(grad)
-        return loss
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Context, grad_output: Tensor) -> tuple[Tensor, None, None]:
-        (grad,) = ctx.saved_tensors
-        return grad * grad_output.unsqueeze(-1), None, None
+    grad = torch.empty_like(boxes)
+    grad_low, grad_high = _corners(grad)
+    of_inner = overlap_sides.flip(0).mul_(by_overlap.masked_fill_(equal, 0)).mul_(_above(inner, 0))
+    of_outer = torch.zeros_like(of_inner)
+    if iou_type == "giou":
+        of_outer = enclosure_sides.flip(0).mul_(by_enclosure.masked_fill_(equal, 0)).mul_(_above(outer, 0))
+    of_sides = sides.flip(0).mul_(by_union.masked_fill_(equal, 0))
+    torch.lerp(of_outer, of_inner, _below(high, t_high), out=grad_high).add_(of_sides)
+    torch.lerp(of_inner, of_outer, _below(low, t_low), out=grad_low).add_(of_sides).neg_()
+    return loss, grad
 
 
 def _corners(boxes: Tensor) -> tuple[Tensor, Tensor]:

@@ -161,11 +161,9 @@ def drop_unweighted(region: Tensor, *maps: Tensor) -> tuple[Tensor, ...]:
         ``region`` and ``maps``: as they are, or with the M locations of weight along the first axis and every other
         axis of a location of size 1, (M, 1, 1, 1) and (M, 1, ..., 1, 1), so that the axes between keep their place.
     """
-    if region.device.type != "cpu":
+    if region.device.type != "cpu" or 4 * int(region.count_nonzero()) >= region.numel():
         return region, *maps
     index = region.nonzero(as_tuple=True)
-    if 4 * len(index[0]) >= region.numel():
-        return region, *maps
     rows = (_ReadLocations.apply(x, *index) for x in maps)
     return region[index][:, None, None, None], *(x[:, None, ..., None, None] for x in rows)
 
@@ -174,15 +172,27 @@ class _ReadLocations(torch.autograd.Function):
     """``x[image, anchor, ..., row, column]``, no location twice: its gradient is written, autograd would add it."""
 
     @staticmethod
-    def forward(ctx: Context, x: Tensor, image: Tensor, anchor: Tensor, row: Tensor, column: Tensor) -> Tensor:
-        ctx.save_for_backward(image, anchor, row, column)
+    def forward(ctx: Context, x: Tensor, *index: Tensor) -> Tensor:
+        ctx.save_for_backward(*index)
         ctx.shape = x.shape
-        return x[image, anchor, ..., row, column]
+        view, at = _with_few_axes(x, index)
+        return view[at]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Context, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        image, anchor, row, column = ctx.saved_tensors
         grad = grad_output.new_zeros(ctx.shape)
-        grad[image, anchor, ..., row, column] = grad_output
+        view, at = _with_few_axes(grad, ctx.saved_tensors)
+        view[at] = grad_output
         return grad, None, None, None, None
+
+
+def _with_few_axes(x: Tensor, index: Sequence[Tensor]) -> tuple[Tensor, tuple[Any, ...]]:
+    """A view of a map, and an index into it of as few axes as its layout permits: with four it takes three times as
+    long as with two."""
+    image, anchor, *cell = index
+    if x.stride(-2) == x.shape[-1] * x.stride(-1):
+        row, column = cell
+        cell = [row * x.shape[-1] + column]
+        x = x.flatten(-2)
+    return (x.squeeze(1), (image, ..., *cell)) if x.shape[1] == 1 else (x, (image, anchor, ..., *cell))

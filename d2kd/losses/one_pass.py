@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from d2kd.losses.kernel import Context, check_weight, compute_dtype
 
-__all__ = ["block_size", "blocks", "one_pass"]
+__all__ = ["KnownGradient", "block_size", "blocks", "one_pass"]
 
 
 def one_pass(
@@ -70,7 +70,7 @@ def one_pass(
         loss.mul_(weight)
         if reduction == "sum":
             loss = loss.sum()
-    return _KnownGradient.apply(logits, loss, maps[-1], dim) if needs_gradient else loss
+    return KnownGradient.apply(logits, loss, maps[-1], dim) if needs_gradient else loss
 
 
 def block_size(device: torch.device) -> int:
@@ -97,7 +97,7 @@ def blocks(maps: Sequence[Tensor], size: int, *, whole_axis: int | None = None) 
         yield from blocks(parts, size, whole_axis=whole_axis)
 
 
-class _KnownGradient(torch.autograd.Function):
+class KnownGradient(torch.autograd.Function):
     """
     ``value``, a scalar or one number a location, as a function of ``x``, from which it was made outside of autograd;
     with its gradient, at a location that of this location's number.

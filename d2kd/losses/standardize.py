@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from d2kd.losses.channels import STD_EPS, center, channel_blocks, take, through_statistics
+from d2kd.losses.channels import STD_EPS, center, center_again, channel_blocks, take, through_statistics
 from d2kd.losses.kernel import Context, check_inputs, check_maps, compute_dtype, weigh_and_reduce
 
 __all__ = ["standardized_difference"]
@@ -64,36 +64,41 @@ class _StandardizedDifference(torch.autograd.Function):
     """
     The per-cell loss with its analytic gradient, block by block of the channels.
 
-    It keeps the two inputs in the dtype they came in, and computes all else again: no map is made but the gradient.
+    It keeps the two inputs in the dtype they came in, and the channels' statistics: no map is made but the gradient.
     Autocast needs no guard: there is nothing that it lowers.
     """
 
     @staticmethod
     def forward(ctx: Context, student: Tensor, teacher: Tensor, correction: int) -> Tensor:
-        ctx.save_for_backward(student, teacher)
-        ctx.correction = correction
         dtype = compute_dtype(student, teacher)
         cells = student.new_zeros((student.shape[0], *student.shape[2:]), dtype=dtype)
-        for block in channel_blocks(student, teacher):
-            ours, theirs = (center(take(x, block, dtype), correction) for x in (student, teacher))
-            cells += _gap(ours, theirs).square_().sum(dim=1)
+        ctx.blocks = channel_blocks(student, teacher)
+        ctx.correction = correction
+        statistics = []
+        for block in ctx.blocks:
+            (ours, *of_ours), (theirs, *of_theirs) = (
+                center(take(x, block, dtype), correction) for x in (student, teacher)
+            )
+            cells += _gap(ours, of_ours[1], theirs, of_theirs[1]).square_().sum(dim=1)
+            statistics += [*of_ours, *of_theirs]
+        ctx.save_for_backward(student, teacher, *statistics)
         return cells.div_(2 * student.shape[1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Context, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        student, teacher = ctx.saved_tensors
+        student, teacher, *statistics = ctx.saved_tensors
         weight = grad_output.unsqueeze(1) / student.shape[1]
         grad = torch.empty_like(student)
-        for block in channel_blocks(student, teacher):
-            ours, theirs = (center(take(x, block, weight.dtype), ctx.correction) for x in (student, teacher))
-            centered, _, std = ours
-            gap = _gap(ours, theirs).mul_(weight)
+        for i, block in enumerate(ctx.blocks):
+            offset, std, teacher_offset, teacher_std = statistics[4 * i : 4 * i + 4]
+            centered = center_again(take(student, block, weight.dtype), offset)
+            theirs = center_again(take(teacher, block, weight.dtype), teacher_offset)
+            gap = _gap(centered, std, theirs, teacher_std).mul_(weight)
             grad[:, block] = through_statistics(gap, centered, std, (std + STD_EPS).reciprocal_(), ctx.correction)
         return grad, None, None
 
 
-def _gap(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> Tensor:
-    """The difference of the standard scores, from what :func:`center` gives."""
-    student, teacher = (centered / (std + STD_EPS) for centered, _, std in (ours, theirs))
-    return student.sub_(teacher)
+def _gap(student: Tensor, std: Tensor, teacher: Tensor, teacher_std: Tensor) -> Tensor:
+    """The difference of the standard scores of two centred maps; written over the teacher's."""
+    return torch.sub(student / (std + STD_EPS), teacher.div_(teacher_std + STD_EPS), out=teacher)

@@ -111,9 +111,9 @@ def flat_maps(maps: Sequence[Tensor]) -> Tensor:
     return torch.cat([x.permute(0, 2, 3, 1).flatten(1) for x in maps], dim=1)
 
 
-def level_maps(rows: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
-    """The inverse of :func:`flat_maps`: (R,) of each image -> per level, (N, A, H, W) of the sizes of ``like``."""
-    levels = torch.stack(list(rows)).split([x[0].numel() for x in like], dim=1)
+def level_maps(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """The inverse of :func:`flat_maps`: (N, R) -> per level, (N, A, H, W) of the sizes of ``like``."""
+    levels = flat.split([x[0].numel() for x in like], dim=1)
     return [
-        flat.unflatten(1, (x.shape[2], x.shape[3], x.shape[1])).permute(0, 3, 1, 2) for flat, x in zip(levels, like)
+        level.unflatten(1, (x.shape[2], x.shape[3], x.shape[1])).permute(0, 3, 1, 2) for level, x in zip(levels, like)
     ]

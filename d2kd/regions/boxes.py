@@ -23,6 +23,7 @@ from d2kd.structures import (
     DenseOutput,
     box_areas,
     box_centers,
+    image_chunks,
     intersection,
     iou,
     object_chunks,
@@ -66,7 +67,7 @@ def central_overlap(anchors: Tensor, boxes: Tensor, *, metric: str = "anchor_iof
 @torch.no_grad()
 def valuable_localization_region(
     level_anchors: Sequence[Tensor],
-    gt_boxes: Tensor,
+    gt_boxes: Sequence[Tensor],
     *,
     gamma: float = 0.25,
     metric: str = "anchor_iof",
@@ -76,9 +77,9 @@ def valuable_localization_region(
     excluded: Tensor | None = None,
 ) -> Tensor:
     """
-    LD's valuable localisation region of one image: the anchors n with gamma * t_g <= D(n, g) < t_g for an object g,
-    where t_g is the IoU that ATSS asks of g's anchors (:func:`d2kd.regions.atss.adaptive_thresholds`) and D
-    :func:`central_overlap`: too far off to be positives, near enough to say where an edge is.
+    LD's valuable localisation region of a batch: the anchors n with gamma * t_g <= D(n, g) < t_g for an object g of
+    their image, where t_g is the IoU that ATSS asks of g's anchors (:func:`d2kd.regions.atss.adaptive_thresholds`) and
+    D :func:`central_overlap`: too far off to be positives, near enough to say where an edge is.
 
     "Localization Distillation for Dense Object Detection" (CVPR 2022, arXiv:2102.12252). The defaults are those of the
     authors' code, behind their results; the paper describes DIoU and a region of weight 1 beside the positives, which
@@ -87,29 +88,37 @@ def valuable_localization_region(
 
     Args:
         level_anchors: per level, (R_l, 4).
-        gt_boxes: (G, 4) objects of the image.
+        gt_boxes: (G, 4) objects of each of the N images.
         gamma: lower end of the band, as a share of t_g, in [0, 1). 0: all that overlaps more than it is off centre.
         metric: "anchor_iof" or "diou".
         weighting: "iou": the largest IoU with an object whose band the anchor is in. "mask": 1.
         topk: candidates of a level and object, from which t_g is made; at least 2.
-        valid: (R,) booleans: others are neither candidates nor in the region.
-        excluded: (R,) booleans: not in the region. A positive can be in the band, of its own or another object.
+        valid: (N, R) booleans: others are neither candidates nor in the region.
+        excluded: (N, R) booleans: not in the region. A positive can be in the band, of its own or another object.
 
     Returns:
-        (R,) weights in [0, 1]; all 0 without objects.
+        (N, R) weights in [0, 1]; all 0 without objects.
     """
     check_fraction("gamma", gamma)
     check_choice("weighting", weighting, ("iou", "mask"))
-    thresholds = adaptive_thresholds(level_anchors, gt_boxes, topk=topk, valid=valid)
-    anchors = torch.cat([x.float() for x in level_anchors])[:, None]
-    weights = anchors.new_zeros(len(anchors))
-    chunks = (object_chunks(x, len(anchors)) for x in (gt_boxes.float(), thresholds))
-    for boxes, upper in zip(*chunks):
+    if valid is None or (valid.device.type == "cpu" and bool(valid.all())):
+        of_all = adaptive_thresholds(level_anchors, torch.cat(list(gt_boxes)), topk=topk)
+        thresholds = of_all.split([len(x) for x in gt_boxes])
+    else:
+        rows = zip(gt_boxes, valid)
+        thresholds = tuple(adaptive_thresholds(level_anchors, x, topk=topk, valid=row) for x, row in rows)
+    # Column by column, and objects first: all that is read for one object lies in a row.
+    anchors = torch.cat([x.float() for x in level_anchors]).t().contiguous().t()
+    weights = anchors.new_zeros(len(gt_boxes), len(anchors))
+    for chunk in image_chunks(gt_boxes, len(anchors)):
+        parts = [thresholds[n][part] for n, part in chunk]
+        upper = torch.cat(parts)[:, None]
+        boxes = torch.cat([gt_boxes[n][part] for n, part in chunk]).float()[:, None]
         overlap = central_overlap(anchors, boxes, metric=metric)
         inside = (overlap >= gamma * upper) & (overlap < upper)
-        weight = iou(anchors, boxes) * inside if weighting == "iou" else inside.float()
-        if len(boxes):
-            weights = torch.maximum(weights, weight.amax(1))
+        of_objects = iou(anchors, boxes) * inside if weighting == "iou" else inside.float()
+        for (n, _), of_image in zip(chunk, of_objects.split([len(x) for x in parts])):
+            weights[n] = torch.maximum(weights[n], of_image.amax(0))
     return _kept(weights, valid, excluded)
 
 
@@ -196,23 +205,19 @@ def valuable_localization(
     exclude_positives: bool = False,
     topk: int = 9,
 ) -> list[Tensor]:
-    """:func:`valuable_localization_region` of each image; ``exclude_positives`` leaves out the positives."""
+    """:func:`valuable_localization_region` of the batch; ``exclude_positives`` leaves out the positives."""
     check_bool("exclude_positives", exclude_positives)
-    anchors, valid, positives = flat_anchors(source), flat_maps(assignment.valid), flat_maps(assignment.positives)
-    rows = [
-        valuable_localization_region(
-            anchors,
-            boxes,
-            gamma=gamma,
-            metric=metric,
-            weighting=weighting,
-            topk=topk,
-            valid=valid[n],
-            excluded=positives[n] if exclude_positives else None,
-        )
-        for n, boxes in enumerate(assignment.gt_boxes)
-    ]
-    return level_maps(rows, assignment.labels)
+    weights = valuable_localization_region(
+        flat_anchors(source),
+        assignment.gt_boxes,
+        gamma=gamma,
+        metric=metric,
+        weighting=weighting,
+        topk=topk,
+        valid=flat_maps(assignment.valid),
+        excluded=flat_maps(assignment.positives) if exclude_positives else None,
+    )
+    return level_maps(weights, assignment.labels)
 
 
 @REGION_REGISTRY.register()
@@ -240,7 +245,7 @@ def inside_box(
     if weighting == "student_score":
         scores = flat_maps([max_score(x.detach(), source.class_dim) for x in source.logits])
         rows = [row * score for row, score in zip(rows, scores)]
-    return level_maps(rows, assignment.labels)
+    return level_maps(torch.stack(rows), assignment.labels)
 
 
 @REGION_REGISTRY.register()
@@ -253,4 +258,4 @@ def fine_grained(
         fine_grained_region(anchors, boxes, threshold=threshold, valid=valid[n])
         for n, boxes in enumerate(assignment.gt_boxes)
     ]
-    return level_maps(rows, assignment.labels)
+    return level_maps(torch.stack(rows), assignment.labels)

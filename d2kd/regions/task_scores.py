@@ -6,6 +6,7 @@ See :mod:`d2kd.regions.task_integration` for what of them is known of the paper.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -54,36 +55,36 @@ def classification_scores(probability: Tensor, hit: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def nearest_object(boxes: Tensor, gt_boxes: Tensor) -> tuple[Tensor, Tensor]:
+def nearest_object(boxes: Tensor, gt_boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """
-    The object that each box of one image has the largest IoU with, the first of equals.
+    The object of its image that each box has the largest IoU with, the first of equals.
 
     Goes through the objects in chunks: no table of all pairs is kept.
 
-        >>> boxes, objects = torch.tensor([[0.0, 0, 4, 4], [9, 9, 12, 12]]), torch.tensor([[0.0, 0, 8, 4]])
+        >>> boxes, objects = torch.tensor([[[0.0, 0, 4, 4], [9, 9, 12, 12]]]), [torch.tensor([[0.0, 0, 8, 4]])]
         >>> nearest_object(boxes, objects)
-        (tensor([0.5000, 0.0000]), tensor([ 0, -1]))
+        (tensor([[0.5000, 0.0000]]), tensor([[ 0, -1]]))
 
     Args:
-        boxes: (R, 4).
-        gt_boxes: (G, 4) objects.
+        boxes: (N, R, 4).
+        gt_boxes: (G, 4) objects of each of the N images.
 
     Returns:
-        (R,) fp32 IoUs, 0 where a box meets no object; and (R,) int64 indices of the objects, -1 there.
+        (N, R) fp32 IoUs, 0 where a box meets no object; and (N, R) int64 indices of the objects, -1 there.
     """
     # Column by column, objects first: all that is read for one object lies in a row.
-    columns = boxes.float().t().contiguous().t()
-    overlap = columns.new_zeros(len(columns))
+    columns = boxes.float().movedim(-1, 0).contiguous()
+    overlap = torch.zeros_like(columns[0])
     index = torch.full_like(overlap, -1, dtype=torch.int64)
-    offset = 0
-    for chunk in object_chunks(gt_boxes.float(), len(columns)):
-        if not len(chunk):  # what no objects at all are split into
-            break
-        best, which = iou(columns, chunk[:, None]).max(0)
-        better = best > overlap
-        overlap = torch.where(better, best, overlap)
-        index = torch.where(better, which + offset, index)
-        offset += len(chunk)
+    for n, objects in enumerate(gt_boxes):
+        offset = 0
+        # Image by image: areas are those of its boxes, not of pairs.
+        for chunk in object_chunks(objects.float(), boxes.shape[1]) if len(objects) else ():
+            best, which = iou(columns[:, n].t(), chunk[:, None]).max(0)
+            better = best > overlap[n]
+            overlap[n] = torch.where(better, best, overlap[n])
+            index[n] = torch.where(better, which.add_(offset), index[n])
+            offset += len(chunk)
     return overlap, index
 
 
@@ -104,14 +105,11 @@ def cell_scores(output: DenseOutput, assignment: Assignment, *, combine: str = "
         (N, M) scores of the M cells of all levels, (H, W) after (H, W).
     """
     sizes = [x[0].numel() for x in assignment.valid]
-    overlaps, indices, classes = [], [], []
-    for n, (gt_boxes, gt_classes) in enumerate(zip(assignment.gt_boxes, assignment.gt_classes)):
-        # In (A, H, W) order, which is that of the class maps: these are read where they lie.
-        overlap, index = nearest_object(torch.cat([level[n].flatten(0, 2) for level in output.boxes]), gt_boxes)
-        overlaps.append(overlap)
-        indices.append(index)
-        classes.append(gt_classes[index.clamp(min=0)] if len(gt_classes) else index.clamp(min=0))
-    flat = (torch.stack(rows).split(sizes, dim=1) for rows in (overlaps, indices, classes))
+    # In (A, H, W) order, which is that of the class maps: these are read where they lie.
+    overlap, index = nearest_object(torch.cat([level.flatten(1, 3) for level in output.boxes], 1), assignment.gt_boxes)
+    known = zip(assignment.gt_classes, index.clamp(min=0))
+    classes = torch.stack([of[row] if len(of) else row for of, row in known])
+    flat = (rows.split(sizes, dim=1) for rows in (overlap, index, classes))
     negative, positive = assignment.iou_thresholds or _IOU_THRESHOLDS
 
     cells = []

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor
 
-__all__ = ["box_areas", "box_centers", "intersection", "iou", "object_chunks", "squared_distance"]
+__all__ = ["box_areas", "box_centers", "image_chunks", "intersection", "iou", "object_chunks", "squared_distance"]
 
 # Anchors x objects looked at in one go on a CPU, whose cache holds 4 MiB a number in fp32; and how many times as many
 # elsewhere, where each chunk costs its launches and 32 MiB a number are few.
@@ -53,5 +55,31 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
 def object_chunks(objects: Tensor, num_anchors: int) -> tuple[Tensor, ...]:
     """(G, ...) in chunks small enough that a chunk times ``num_anchors`` is at most :data:`MAX_PAIRS`, 8 times that on
     a device."""
-    pairs = MAX_PAIRS if objects.device.type == "cpu" else MAX_PAIRS * _ON_A_DEVICE
-    return objects.split(max(1, pairs // max(1, num_anchors)))
+    return objects.split(_chunk_size(num_anchors, objects.device))
+
+
+def image_chunks(objects: Sequence[Tensor], num_anchors: int) -> Iterator[list[tuple[int, slice]]]:
+    """
+    The objects of several images, (G, ...) each, in the chunks of :func:`object_chunks`: of each chunk the images, and
+    which of their objects, at least one, are in it.
+    """
+    size = _chunk_size(num_anchors, objects[0].device)
+    chunk: list[tuple[int, slice]] = []
+    room = size
+    for image, of_image in enumerate(objects):
+        first = 0
+        while first < len(of_image):
+            part = slice(first, min(first + room, len(of_image)))
+            chunk.append((image, part))
+            room -= part.stop - first
+            first = part.stop
+            if not room:
+                yield chunk
+                chunk, room = [], size
+    if chunk:
+        yield chunk
+
+
+def _chunk_size(num_anchors: int, device: torch.device) -> int:
+    pairs = MAX_PAIRS if device.type == "cpu" else MAX_PAIRS * _ON_A_DEVICE
+    return max(1, pairs // max(1, num_anchors))

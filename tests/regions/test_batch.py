@@ -10,8 +10,8 @@ from d2kd.regions import (
     REGION_REGISTRY,
     fine_grained_region,
     inside_box_region,
-    valuable_localization_region,
 )
+from tests.assignment_scenes import band_of_image
 
 # N images, A anchors a cell and (H, W) of each level; K classes
 N, A, K = 3, 2, 4
@@ -89,7 +89,7 @@ def test_valuable_localization_of_a_batch(options):
     def expected(_, anchors, boxes, valid, positives):
         left = {name: value for name, value in options.items() if name != "exclude_positives"}
         excluded = positives if "exclude_positives" in options else None
-        return valuable_localization_region(anchors, boxes, valid=valid, excluded=excluded, **left)
+        return band_of_image(anchors, boxes, valid=valid, excluded=excluded, **left)
 
     check_images(region, source, assignment, expected)
 

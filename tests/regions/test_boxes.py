@@ -13,6 +13,7 @@ from d2kd.regions import (
 )
 from tests.assignment_scenes import (
     CASES,
+    band_of_image,
     golden_case,
     oracle_image,
     per_level,
@@ -34,12 +35,12 @@ def indices(region):
 @pytest.mark.parametrize("name", WITH_OBJECTS)
 def test_golden_valuable_localization(name):
     anchors, boxes, valid, case = golden_case(name)
-    weights = valuable_localization_region(anchors, boxes, topk=int(case["topk"]), valid=valid)
+    weights = band_of_image(anchors, boxes, topk=int(case["topk"]), valid=valid)
     assert weights.dtype == torch.float32
     assert indices(weights) == case["vlr_inds"].tolist()
     expected = torch.from_numpy(case["vlr_weight"])
     torch.testing.assert_close(weights[weights > 0], expected, rtol=1e-5, atol=1e-6)
-    mask = valuable_localization_region(anchors, boxes, topk=int(case["topk"]), valid=valid, weighting="mask")
+    mask = band_of_image(anchors, boxes, topk=int(case["topk"]), valid=valid, weighting="mask")
     assert torch.equal(mask, (weights > 0).float())
 
 
@@ -57,15 +58,15 @@ def test_golden_imitation_regions(name):
 @pytest.mark.parametrize("index", [0, 1])
 def test_closed_form_batch(index):
     anchors, boxes, valid, counts = oracle_image(index)
-    weights = valuable_localization_region(anchors, boxes, valid=valid)
+    weights = band_of_image(anchors, boxes, valid=valid)
     assert per_level(weights, anchors) == counts["vlr_per_level"]
     torch.testing.assert_close(weights.sum().item(), counts["vlr_sum"], rtol=1e-6, atol=0)
-    true_diou = valuable_localization_region(anchors, boxes, valid=valid, metric="diou")
+    true_diou = band_of_image(anchors, boxes, valid=valid, metric="diou")
     assert per_level(true_diou, anchors) == counts["vlr_true_diou_per_level"]
 
     positives = d2kd.regions.atss.assign(anchors, boxes, valid=valid) >= 0
     assert int((weights[positives] > 0).sum()) == counts["vlr_and_pos"] > 0
-    disjoint = valuable_localization_region(anchors, boxes, valid=valid, excluded=positives)
+    disjoint = band_of_image(anchors, boxes, valid=valid, excluded=positives)
     assert torch.equal(disjoint, weights * ~positives)
 
 
@@ -108,7 +109,7 @@ def test_valuable_localization_in_plain_python(seed, weighting, metric, gamma):
     scene = random_scene(seed)
     options = dict(gamma=gamma, metric=metric, weighting=weighting)
     anchors, boxes, valid = scene
-    weights = valuable_localization_region(anchors, boxes, valid=valid, **options)
+    weights = band_of_image(anchors, boxes, valid=valid, **options)
     torch.testing.assert_close(weights, slow_region(*scene, **options), rtol=1e-5, atol=1e-6)
     assert 0 < weights.count_nonzero() < valid.sum()
 
@@ -145,7 +146,7 @@ def test_the_band_has_its_lower_end_and_not_its_upper():
 
     def region(*sides, **options):
         anchors = torch.tensor([[32 - side / 2, 32 - side / 2, 32 + side / 2, 32 + side / 2] for side in sides])
-        return valuable_localization_region([anchors], box, **options)
+        return band_of_image([anchors], box, **options)
 
     # one candidate, so the threshold is its IoU
     assert region(64).tolist() == [0]  # D = 1, not below a threshold of 1
@@ -161,7 +162,7 @@ def test_the_band_has_its_lower_end_and_not_its_upper():
     lower = (0.25 / threshold).item()
     assert torch.tensor(lower) * threshold == 0.25
     for gamma, expected in ((lower, [0.25, 1]), (lower * (1 + 1e-6), [0, 1])):
-        assert valuable_localization_region(anchors, box, gamma=gamma).tolist() == expected
+        assert band_of_image(anchors, box, gamma=gamma).tolist() == expected
 
 
 @pytest.mark.parametrize("metric", ["anchor_iof", "diou"])
@@ -170,7 +171,7 @@ def test_no_objects_no_region(metric):
     for nothing in (torch.zeros(0, 4), torch.tensor([[5.0, 5, 5, 5]]), torch.tensor([[1e4, 1e4, 2e4, 2e4]])):
         for weighting in ("iou", "mask"):
             options = dict(gamma=0, metric=metric, weighting=weighting, valid=valid)
-            assert not valuable_localization_region(anchors, nothing, **options).any()
+            assert not band_of_image(anchors, nothing, **options).any()
         assert not inside_box_region(torch.cat(anchors), nothing).any()
         assert not fine_grained_region(torch.cat(anchors), nothing).any()
 
@@ -178,7 +179,7 @@ def test_no_objects_no_region(metric):
 def test_no_valid_anchors_no_region():
     anchors, boxes, valid = random_scene(0)
     nowhere = torch.zeros_like(valid)
-    assert not valuable_localization_region(anchors, boxes, valid=nowhere).any()
+    assert not band_of_image(anchors, boxes, valid=nowhere).any()
     assert not inside_box_region(torch.cat(anchors), boxes, valid=nowhere).any()
     assert not fine_grained_region(torch.cat(anchors), boxes, threshold=0, valid=nowhere).any()
 
@@ -189,8 +190,8 @@ def test_few_objects_at_a_time_change_nothing(monkeypatch, pairs):
 
     def regions():
         return [
-            valuable_localization_region(anchors, boxes, valid=valid),
-            valuable_localization_region(anchors, boxes, valid=valid, weighting="mask"),
+            band_of_image(anchors, boxes, valid=valid),
+            band_of_image(anchors, boxes, valid=valid, weighting="mask"),
             inside_box_region(torch.cat(anchors), boxes, valid=valid),
             fine_grained_region(torch.cat(anchors), boxes, valid=valid),
         ]
@@ -201,9 +202,27 @@ def test_few_objects_at_a_time_change_nothing(monkeypatch, pairs):
         assert region.any() and torch.equal(region, same)
 
 
+@pytest.mark.parametrize("pairs", [1, 200, 1 << 20])
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_batch_is_its_images_one_by_one(monkeypatch, padded, pairs):
+    """An image without objects among them; chunks of objects end within an image."""
+    monkeypatch.setattr(d2kd.structures.boxes, "MAX_PAIRS", pairs)
+    anchors, _, valid = random_scene(8)
+    boxes = [random_scene(seed, num_gt=count)[1] for seed, count in enumerate((3, 0, 4, 1))]
+    valid = torch.stack([valid if padded else torch.ones_like(valid), *[torch.ones_like(valid)] * 3])
+    excluded = torch.rand(valid.shape) < 0.2
+    weights = valuable_localization_region(anchors, boxes, valid=valid, excluded=excluded)
+    rows = zip(boxes, valid, excluded, strict=True)
+    expected = [band_of_image(anchors, x, valid=known, excluded=left_out) for x, known, left_out in rows]
+    assert torch.equal(weights, torch.stack(expected))
+    assert weights.any(dim=1).tolist() == [True, False, True, True]
+    nothing = valuable_localization_region(anchors, [boxes[1]] * 2, valid=valid[:2])
+    assert nothing.shape == valid[:2].shape and not nothing.any()
+
+
 def test_the_scenes_have_positives_in_the_band():
     """Else what is said of positives above would be empty."""
     anchors, boxes, valid = random_scene(1)
     matched = slow_assign([x.tolist() for x in anchors], valid.tolist(), boxes.tolist(), 9)
-    weights = valuable_localization_region(anchors, boxes, valid=valid)
+    weights = band_of_image(anchors, boxes, valid=valid)
     assert (weights[torch.tensor(matched) >= 0] > 0).any()

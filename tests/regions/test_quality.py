@@ -9,8 +9,8 @@ import torch
 from d2kd.regions import (
     REGION_REGISTRY,
     main_and_valuable_region,
-    valuable_localization_region,
 )
+from tests.assignment_scenes import band_of_image
 
 # N images, A anchors a cell and (H, W) of each level; K classes
 N, A, K = 3, 2, 4
@@ -80,7 +80,7 @@ def test_main_and_valuable_of_a_batch(options, branch):
     for n, boxes in enumerate(assignment.gt_boxes):
         anchors = [x.movedim(0, 2).flatten(0, 2) for x in source.anchors]
         valid = torch.cat([x[n].movedim(0, 2).flatten() for x in assignment.valid])
-        band = valuable_localization_region(anchors, boxes, valid=valid).split([h * w * A for h, w in SIZES])
+        band = band_of_image(anchors, boxes, valid=valid).split([h * w * A for h, w in SIZES])
         bands.append([x.view(h, w, A) for x, (h, w) in zip(band, SIZES, strict=True)])
     counts = {"positive": 0, "band": 0, "both": 0}
 

@@ -111,7 +111,9 @@ def test_nearest_object():
     objects[:, 2:] += 10
     objects[4] = objects[2]  # of equals the first
     boxes[0] = torch.tensor([90.0, 90, 95, 95])
-    overlap, index = nearest_object(boxes, objects)
+    overlaps, indices = nearest_object(torch.stack([boxes, boxes]), [objects[:0], objects])
+    assert not overlaps[0].any() and (indices[0] == -1).all()
+    overlap, index = overlaps[1], indices[1]
     table = np.array([[iou(b, o) for o in objects.tolist()] for b in boxes.tolist()])
     np.testing.assert_allclose(overlap.numpy(), table.max(1), rtol=1e-5, atol=1e-7)
     assert index.tolist() == [-1 if row.max() == 0 else int(row.argmax()) for row in table]
