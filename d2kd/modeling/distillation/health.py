@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
@@ -30,6 +30,7 @@ PATIENCE = 50
 #: Gradient shares are measured at iteration 19 and every so many after it: those are logged by Detectron2's trainers.
 SHARE_PERIOD = 100
 _FIRST_SHARE = 19
+_SHARE = "_gradient_share"
 
 #: A term that pulls so many times as hard as the detection losses, or as weakly, in two measurements is warned of.
 _FAR = 30
@@ -93,61 +94,62 @@ class Health:
             if self._teacher is None or self._teacher.detector is not teacher:
                 self._teacher = TeacherWatch(teacher)
             self._teacher.check()
-        trained = {name: x for name, x in student.named_parameters() if x.requires_grad}
-        if not trained:
+        if not any(x.requires_grad for x in student.parameters()):
             raise ValueError(
                 "No parameter of the student requires gradient, so that nothing would be trained: something froze it "
                 "(freeze_at, requires_grad_(False)); unfreeze what is to be trained."
             )
-        self._check_storage(trained, losses, iteration)
-        self._check_optimizer(trained, distillation)
+        self._check_storage(student, losses, iteration)
+        self._check_optimizer(student, distillation)
 
-    def _check_storage(
-        self, trained: Mapping[str, Tensor], losses: Mapping[str, DistillationLoss], iteration: int
-    ) -> None:
+    def _check_storage(self, student: nn.Module, losses: Mapping[str, DistillationLoss], iteration: int) -> None:
         if iteration != self._iteration:
             self._iteration, self._same_iteration, self._still = iteration, 0, None
             return
         self._same_iteration += 1
         if self._same_iteration == 1:
-            self._still = Snapshot(trained, copies=_COPIES)
-        scheduled = [name for name, loss in losses.items() if _reads_iteration(loss)]
-        if scheduled and self._still is not None and self._same_iteration % PATIENCE == 0 and self._still.has_moved():
+            self._still = Snapshot(_trained(student), copies=_COPIES)
+        if self._still is None or self._same_iteration % PATIENCE:
+            return
+        scheduled = [f"model.losses.{name}" for name, loss in losses.items() if _reads_iteration(loss)]
+        if scheduled and self._still.has_moved():  # else gradients of many forward passes are summed up
             raise ValueError(
                 f"The event storage has been at iteration {iteration} for {self._same_iteration} steps that changed "
-                f"the student, and the schedule of {', '.join(f'model.losses.{name}' for name in scheduled)} reads it: "
-                "call storage.step() after each step, as Detectron2's trainers do, or set "
-                f"model.losses.{scheduled[0]}.schedule=null."
+                f"the student, and {', '.join(scheduled)} would never leave the beginning of a schedule: call "
+                "storage.step() of Detectron2's EventStorage after each step, as its trainers do."
             )
 
-    def _check_optimizer(self, trained: Mapping[str, Tensor], distillation: nn.Module) -> None:
-        beside = {f"distillation.{name}": x for name, x in distillation.named_parameters() if x.requires_grad}
-        if not beside:
-            return
+    def _check_optimizer(self, student: nn.Module, distillation: nn.Module) -> None:
         if self._steps == 0:
-            self._start = Snapshot(trained, copies=_COPIES), Snapshot(beside, copies=len(beside))
-        elif self._start is not None and self._steps >= self._check_at:
+            beside = _trained(distillation)
+            copies = Snapshot(_trained(student), _COPIES), Snapshot(beside, len(beside))
+            self._start = copies if beside else None
+        elif self._start is not None and self._steps == self._check_at:
+            self._check_at *= 2
             of_student, of_distillation = self._start
-            if of_student.has_moved():  # else gradients of many forward passes are summed up: look again later
+            if of_student.has_moved():  # else look again later, as above
+                self._start = None
                 unmoved = of_distillation.unmoved()
                 if unmoved:
                     raise ValueError(
-                        f"{len(unmoved)} of the {len(beside)} parameters that distillation trains ({unmoved[0]}, ...) "
-                        f"did not change in {self._steps} steps, in which the student's did: they are in no optimizer "
-                        "group. Build the optimizer over the DistilledDetector itself, not over d2kd.student(model)."
+                        f"{len(of_distillation) - len(unmoved)} of the {len(of_distillation)} parameters that are "
+                        f"trained beside the student (distillation.*) changed in {self._steps} steps that changed the "
+                        f"student; distillation.{unmoved[0]} did not: is it in no optimizer group? Build the optimizer "
+                        "over the DistilledDetector itself, not over d2kd.student(model)."
                     )
-                self._start = None
-            self._check_at *= 2
         self._steps += 1
 
     def shares(self, losses: Mapping[str, Tensor], features: Sequence[Tensor], iteration: int) -> dict[str, Tensor]:
-        """``kd/<name>_gradient_share`` of each term, in a step that measures them; see :func:`gradient_shares`."""
+        """
+        ``kd/<name>_gradient_share`` of each term, in a step that measures them; see :func:`gradient_shares`. NaN where
+        they cannot be measured.
+        """
         due = iteration % SHARE_PERIOD == _FIRST_SHARE and iteration != self._measured_at
         if not due or not torch.is_grad_enabled():
             return {}
         self._measured_at = iteration
         try:
-            return {_share_key(name): share for name, share in gradient_shares(losses, features).items()}
+            shares = gradient_shares(losses, features)
         except (RuntimeError, ValueError) as error:
             log_first_n(
                 logging.WARNING,
@@ -155,13 +157,15 @@ class Health:
                 name=_LOGGER,
                 key="caller",
             )
-            return {}
+            terms = [name.removeprefix("loss_kd_") for name in losses if name.startswith("loss_kd_")]
+            shares = dict.fromkeys(terms, features[0].new_full((), torch.nan))
+        return {_share_key(name): share for name, share in shares.items()}
 
     def end(
         self,
         active: Mapping[str, DistillationLoss],
         values: dict[str, float],
-        nonzero: Collection[str],
+        nonzero: set[str],
         iteration: int,
     ) -> None:
         """
@@ -185,11 +189,9 @@ class Health:
                     raise ValueError(_empty_region(name, loss, iteration))
                 if self._zero[name] == PATIENCE:
                     raise ValueError(_zero_term(name, loss, values, iteration))
-        shares = {name: values[key] for name in active if (key := _share_key(name)) in values}
-        for name, share in shares.items():
-            if math.isnan(share):
-                del values[_share_key(name)]
-        self._tell(active, {name: share for name, share in shares.items() if not math.isnan(share)}, iteration)
+        for key in [key for key, value in values.items() if key.endswith(_SHARE) and math.isnan(value)]:
+            del values[key]
+        self._tell(active, {name: values[key] for name in active if (key := _share_key(name)) in values}, iteration)
 
     def _tell(self, active: Mapping[str, DistillationLoss], shares: Mapping[str, float], iteration: int) -> None:
         """Log the shares, and warn, once a term, of one that is far from the detection losses' twice in a row."""
@@ -224,7 +226,11 @@ class Health:
 
 
 def _share_key(name: str) -> str:
-    return f"kd/{name}_gradient_share"
+    return f"kd/{name}{_SHARE}"
+
+
+def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: x for name, x in module.named_parameters() if x.requires_grad}
 
 
 def _reads_iteration(loss: DistillationLoss) -> bool:
@@ -235,9 +241,9 @@ def _empty_region(name: str, loss: DistillationLoss, iteration: int) -> str:
     regions = " and ".join(spec.name for spec in loss.regions)
     return (
         f"At iteration {iteration} the region of model.losses.{name} ({regions}) had been empty on all ranks for "
-        f"{PATIENCE} steps with objects, so that it trains nothing: do the labels' boxes fit the images, do student and "
-        f"teacher have the levels in common on which the objects lie (see the log's first lines), and are the options "
-        f"of model.losses.{name}.region meant? model.losses.{name}=null switches it off."
+        f"{PATIENCE} steps with objects, so that it trains nothing: check that the labels' boxes fit the images, that "
+        "student and teacher have the levels in common on which the objects lie (see the log's first lines), and the "
+        f"options of model.losses.{name}.region; model.losses.{name}=null switches it off."
     )
 
 

@@ -23,6 +23,9 @@ class Snapshot:
         smallest = sorted(parameters, key=lambda name: parameters[name].numel())[:copies]
         self._copies = {name: parameters[name].detach().clone() for name in smallest}
 
+    def __len__(self) -> int:
+        return len(self._now)
+
     def unmoved(self) -> list[str]:
         """Names of those that are what they were. Waits for the device, if some have not changed by count."""
         same = [name for name, x in self._now.items() if _version(x) == self._versions[name]]
