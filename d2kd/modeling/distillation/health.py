@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
-from detectron2.utils.logger import log_first_n
 from torch import Tensor, nn
 
 from d2kd.losses import DistillationLoss
@@ -18,18 +17,17 @@ from d2kd.modeling.distillation.gradient_shares import gradient_shares
 from d2kd.modeling.distillation.step_regions import region_keys
 from d2kd.modeling.distillation.watched_tensors import Snapshot, TeacherWatch
 
-__all__ = ["OBJECTS", "PATIENCE", "SHARE_PERIOD", "Health"]
+__all__ = ["FIRST_SHARE", "OBJECTS", "PATIENCE", "SHARE_PERIOD", "Health"]
 
 # Below Detectron2's logger: whichever trainer runs has set that one up.
-_LOGGER = f"detectron2.{__name__}"
-logger = logging.getLogger(_LOGGER)
+logger = logging.getLogger(f"detectron2.{__name__}")
 
 #: Steps in a row in which something useless has to be seen before training stops.
 PATIENCE = 50
 
-#: Gradient shares are measured at iteration 19 and every so many after it: those are logged by Detectron2's trainers.
+#: Gradient shares are first measured at this iteration, of those that trainers log by default, then every so many.
+FIRST_SHARE = 19
 SHARE_PERIOD = 100
-_FIRST_SHARE = 19
 _SHARE = "_gradient_share"
 
 #: A term that pulls so many times as hard as the detection losses, or as weakly, in two measurements is warned of.
@@ -55,6 +53,7 @@ class Health:
         self._warned: set[str] = set()
         self._far: Counter[str] = Counter()
         self._measured_at = -1
+        self._unmeasured = False
 
     def forget(self) -> None:
         """Begin anew with the tensors that the model has now: it was moved or cast."""
@@ -144,19 +143,16 @@ class Health:
         ``kd/<name>_gradient_share`` of each term, in a step that measures them; see :func:`gradient_shares`. NaN where
         they cannot be measured.
         """
-        due = iteration % SHARE_PERIOD == _FIRST_SHARE and iteration != self._measured_at
-        if not due or not torch.is_grad_enabled():
+        due = iteration >= FIRST_SHARE and (iteration - FIRST_SHARE) % SHARE_PERIOD == 0
+        if not due or iteration == self._measured_at or not torch.is_grad_enabled():
             return {}
         self._measured_at = iteration
         try:
             shares = gradient_shares(losses, features)
         except (RuntimeError, ValueError) as error:
-            log_first_n(
-                logging.WARNING,
-                f"The distillation terms' gradient shares are not measured: {error}",
-                name=_LOGGER,
-                key="caller",
-            )
+            if not self._unmeasured:
+                logger.warning("The distillation terms' gradient shares are not measured: %s", error)
+            self._unmeasured = True
             terms = [name.removeprefix("loss_kd_") for name in losses if name.startswith("loss_kd_")]
             shares = dict.fromkeys(terms, features[0].new_full((), torch.nan))
         return {_share_key(name): share for name, share in shares.items()}
