@@ -93,7 +93,8 @@ class Health:
             if self._teacher is None or self._teacher.detector is not teacher:
                 self._teacher = TeacherWatch(teacher)
             self._teacher.check()
-        if not any(x.requires_grad for x in student.parameters()):
+        flags = {x.requires_grad for x in student.parameters()}
+        if flags == {False}:
             raise ValueError(
                 "No parameter of the student requires gradient, so that nothing would be trained: something froze it "
                 "(freeze_at, requires_grad_(False)); unfreeze what is to be trained."
