@@ -47,15 +47,14 @@ def run(args: argparse.Namespace) -> int:
     if isinstance(model, DistilledDetector):
         model.load_teacher()
     model = model.to(device).train()
-    # Loading copies in place, into the student alone.
-    problem = model.load_state_dict(step.weights, strict=False)
-    if problem.missing_keys or problem.unexpected_keys:
+    ours, theirs = ({name: x.shape for name, x in state.items()} for state in (model.state_dict(), step.weights))
+    differing = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
+    if differing:
         raise ValueError(
-            f"{args.replay} has weights of another model than {args.config_file}: "
-            f"{len(problem.missing_keys)} missing, {len(problem.unexpected_keys)} unexpected (first "
-            f"{[*problem.missing_keys, *problem.unexpected_keys][0]!r}): give the config of the run, "
-            "train.output_dir/config.yaml."
+            f"{args.replay} has weights of another model than {args.config_file}: {len(differing)} differ (first "
+            f"{differing[0]!r}), so give the config of the run, train.output_dir/config.yaml."
         )
+    model.load_state_dict(step.weights)
     print(f"{args.replay}: iteration {step.iteration}, rank {step.rank}, {len(step.batch)} images")
     print(f"training said: {step.error}")
     faults = label_faults(step.batch)

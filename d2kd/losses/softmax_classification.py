@@ -110,5 +110,5 @@ class SoftmaxClassificationKD(DistillationLoss):
         return loss if self.tuned_for_classes is None else loss * (num_classes / self.tuned_for_classes)
 
     def extra_repr(self) -> str:
-        tuned = "" if self.tuned_for_classes is None else f", tuned_for_classes={self.tuned_for_classes}"
-        return f"{super().extra_repr()}, temperature={self.temperature}{tuned}"
+        own = f"temperature={self.temperature}, tuned_for_classes={self.tuned_for_classes}"
+        return f"{super().extra_repr()}, {own}"
