@@ -43,7 +43,10 @@ def run(args: argparse.Namespace) -> None:
     if len(set(files)) < len(files):
         raise ValueError("A run is named twice, expected each once.")
     output = Path(args.output) if args.output else files[0].with_name("plot.png")
-    plot_runs(output, {str(file.parent): read_metrics(file) for file in files})
+    names = [file.parent.resolve().name for file in files]
+    if len(set(names)) < len(names):
+        names = [str(file.parent) for file in files]
+    plot_runs(output, {name: read_metrics(file) for name, file in zip(names, files)})
     print(output)
 
 

@@ -22,7 +22,7 @@ __all__ = ["plot_runs"]
 Records = Mapping[int, Mapping[str, Any]]
 
 _COST = "cost/wall_seconds"
-_GREY = "#444444"
+_GREY = "#8a8a8a"
 _LINES: tuple[tuple[float, tuple[float, ...]], ...] = ((0, ()), (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
 _TERM, _SHARE, _DETECTION = "loss_kd_", "_gradient_share", "detection losses, summed"
 
@@ -48,15 +48,15 @@ def plot_runs(path: str | Path, runs: Mapping[str, Records]) -> None:
     rows: list[tuple[str, dict[str, str], bool]] = [  # title, metric -> label of its line, logarithmic
         (f"{metric_name(metric or '')} on dataloader.test", {metric: ""} if metric else {}, False),
         ("value of the losses", {**{_TERM + x: x for x in terms}, _DETECTION: _DETECTION}, False),
-        ("gradient at the FPN outputs\n(detection losses = 1)", {f"kd/{x}{_SHARE}": x for x in terms}, True),
+        ("gradient at the student's FPN,\ndetection losses = 1", {f"kd/{x}{_SHARE}": x for x in terms}, True),
         ("learning rate", {"lr": ""}, False),
     ]
     rows = [(title, {k: v for k, v in lines.items() if k in keys}, log) for title, lines, log in rows]
     rows = [row for row in rows if row[1]]
     if not rows:
         raise ValueError("These runs have logged neither AP nor losses nor a learning rate: there is nothing to draw.")
-    colors = {**dict(zip(terms, cycle(PALETTE))), _DETECTION: _GREY, "": _GREY}
-    columns = ["training iterations"] + ["seconds of training"] * (_COST in keys)
+    colors = {**dict(zip(terms, cycle(PALETTE))), _DETECTION: _GREY, "": "black"}
+    columns = ["training iterations"] + ["seconds of training (wall clock)"] * (_COST in keys)
     figure = Figure(figsize=(1 + 5 * len(columns), 0.6 + 2.5 * len(rows)), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(rows), len(columns), squeeze=False, sharey="row", sharex="col")
@@ -77,7 +77,7 @@ def plot_runs(path: str | Path, runs: Mapping[str, Records]) -> None:
     else:
         figure.suptitle(next(iter(runs)))
     if handles:
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, handlelength=3.5)
     with whole_file(path) as partial:
         figure.savefig(partial, format="png")
 
@@ -108,7 +108,17 @@ def _plot_row(
     for panel in panels:
         if log:
             panel.set_yscale("log")
-            panel.axhline(1, color=_GREY, linewidth=0.8)
+            panel.yaxis.set_major_formatter("{x:g}")
+            panel.axhline(1, color="black", linewidth=0.8)
+            panel.annotate(
+                "as strong as the detection losses",
+                (0.99, 1),
+                xycoords=("axes fraction", "data"),
+                xytext=(0, 3),
+                textcoords="offset points",
+                ha="right",
+                fontsize=8,
+            )
         else:
             panel.set_ylim(bottom=0)
         panel.set_xlim(left=0)
