@@ -15,6 +15,7 @@ COMMANDS = {
     "train": ("train", "train or evaluate the model of a config, distilled or plain"),
     "check-adapter": ("check", "check that d2kd reads your detector correctly"),
     "compare": ("compare", "train methods x seeds of one config and compare them"),
+    "plot": ("plot", "draw what runs have logged: AP, terms, gradient shares, learning rate"),
     "benchmark": ("benchmark", "measure time and memory of a distilled training step"),
     "export": ("export", "get the student out of a distilled run"),
     "convert": ("convert", "convert an OpenMMLab checkpoint to a Detectron2 one"),

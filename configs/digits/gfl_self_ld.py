@@ -7,5 +7,4 @@ from ..common.recipes.digits import dataloader, lr_multiplier, optimizer, train
 
 model = distill(model, teacher=model, teacher_checkpoint="output/digits/gfl_baseline/model_final.pth", method="ld")
 model.losses.ld_main.weight, model.losses.ld_vlr.weight = 4 * 0.25, 4 * 0.25 / 4  # these as in gfl_ld.py
-model.losses.ld_main_kd.weight = 10 * 5 / 80
 train.output_dir = "output/digits/gfl_self_ld"

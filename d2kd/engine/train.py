@@ -34,7 +34,13 @@ from d2kd.engine.defaults import (
     resolve_device,
 )
 from d2kd.engine.evaluation import evaluate, teacher_predictor
-from d2kd.engine.hooks import BestCheckpointer, PeriodicCheckpointer, SeedEachIteration, TrainingCost
+from d2kd.engine.hooks import (
+    BestCheckpointer,
+    OptimizerWatch,
+    PeriodicCheckpointer,
+    SeedEachIteration,
+    TrainingCost,
+)
 from d2kd.engine.metrics_file import cut_metrics
 from d2kd.engine.run_folder import clear_run_folder
 from d2kd.engine.stop import StopOnSignal
@@ -85,6 +91,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
         amp_dtype=amp_dtype(train.amp),
         clip_grad=train.clip_grad,
         accumulate=train.accumulate,
+        output_dir=train.output_dir,
         **train.trainer,
     )
     results: Results = {}
@@ -101,6 +108,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
         hooks.IterationTimer(),
         TrainingCost(),
         SeedEachIteration(train.seed),
+        OptimizerWatch(model, trainer.optimizer),
         hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
     ]
     saving, writing = [], []

@@ -32,21 +32,27 @@ class CurvePoint(NamedTuple):
     value: float
 
 
-def read_metrics(path: str | Path, max_iter: int) -> dict[int, dict[str, Any]]:
+def read_metrics(path: str | Path, max_iter: int | None = None) -> dict[int, dict[str, Any]]:
     """
     What a run has logged to its ``metrics.json``; empty if there is no such file.
 
     Args:
         path: the file; after a resume, its later lines replace the earlier ones of the same iteration.
-        max_iter: length of the run.
+        max_iter: length of the run; None: what it has logged so far.
 
     Returns:
         Number of finished iterations -> scalars, in ascending order.
     """
+    lines = list(_lines(path))
+    if max_iter is None and lines:
+        last = max(record["iteration"] for record in lines)
+        # After the last step only evaluation and cost are logged.
+        trained = any(record["iteration"] == last and "total_loss" in record for record in lines)
+        max_iter = last + 1 if trained else last
     records: dict[int, dict[str, Any]] = {}
-    for record in _lines(path):
+    for record in lines:
         # A step's own index is logged, except after the last step: there it is the number of steps.
-        done = min(record["iteration"] + 1, max_iter)
+        done = record["iteration"] + 1 if max_iter is None else min(record["iteration"] + 1, max_iter)
         records[done] = {**records.get(done, {}), **record}
     return dict(sorted(records.items()))
 

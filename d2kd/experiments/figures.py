@@ -22,12 +22,15 @@ from d2kd.experiments.metrics import metric_name
 from d2kd.experiments.plan import TEACHER, method_label, stretched_for
 from d2kd.structures import iou
 
-__all__ = ["Box", "draw_sheet", "line_style", "mark", "place_label", "plot_curves"]
+__all__ = ["PALETTE", "Box", "draw_sheet", "line_style", "mark", "place_label", "plot_curves"]
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; markers differ as well.
 _ORANGE, _SKY, _GREY = "#E69F00", "#56B4E9", "#6b6b6b"
 _OTHERS = [("#0072B2", "s"), ("#009E73", "D"), ("#CC79A7", "^"), ("#D55E00", "v"), (_SKY, "P"), ("#000000", "X")]
 _OTHERS += [("#8C564B", "*"), ("#5B3A8C", "<")]  # beside theirs, since their yellow does not show on white
+
+#: The colours of curves, in their order.
+PALETTE = tuple(color for color, _ in _OTHERS)
 
 
 @dataclass(frozen=True)

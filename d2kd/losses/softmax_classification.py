@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from d2kd.losses.base import LOSS_REGISTRY, DistillationLoss
-from d2kd.losses.kernel import check_number, drop_unweighted
+from d2kd.losses.kernel import check_integer, check_number, drop_unweighted
 from d2kd.losses.temperature_kl import temperature_kl
 from d2kd.structures import DenseOutput, OutputSpec
 
@@ -74,15 +74,20 @@ class SoftmaxClassificationKD(DistillationLoss):
 
     Args:
         temperature: T > 0; 2 in LD.
+        tuned_for_classes: the number of classes for which the weight was tuned: the mean over K classes is multiplied
+            by K over this, since with fewer classes a location's mean is larger, not its sum. None: it is not.
         kwargs: see :class:`DistillationLoss`.
     """
 
     task = "cls"
 
-    def __init__(self, *, temperature: float = 2.0, **kwargs: Any) -> None:
+    def __init__(self, *, temperature: float = 2.0, tuned_for_classes: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         check_number(type(self).__name__, "temperature", temperature)
+        if tuned_for_classes is not None:
+            check_integer(type(self).__name__, "tuned_for_classes", tuned_for_classes, at_least=1)
         self.temperature = temperature
+        self.tuned_for_classes = tuned_for_classes
 
     def check_pair(self, source: OutputSpec, teacher: OutputSpec) -> None:
         if source.num_classes == 1:
@@ -92,8 +97,9 @@ class SoftmaxClassificationKD(DistillationLoss):
             )
 
     def level_loss(self, source: DenseOutput, teacher: DenseOutput, level: int, region: Tensor) -> Tensor:
+        num_classes = source.logits[level].shape[source.class_dim]
         region, student_logits, teacher_logits = drop_unweighted(region, source.logits[level], teacher.logits[level])
-        return softmax_classification_kd(
+        loss = softmax_classification_kd(
             student_logits,
             teacher_logits,
             temperature=self.temperature,
@@ -101,6 +107,8 @@ class SoftmaxClassificationKD(DistillationLoss):
             dim=source.class_dim,
             reduction="sum",
         )
+        return loss if self.tuned_for_classes is None else loss * (num_classes / self.tuned_for_classes)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, temperature={self.temperature}"
+        own = f"temperature={self.temperature}, tuned_for_classes={self.tuned_for_classes}"
+        return f"{super().extra_repr()}, {own}"

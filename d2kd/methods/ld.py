@@ -14,9 +14,12 @@ from d2kd.methods.base import SAME_LOCATIONS, Method
 def _losses(
     *, main: float = 0.25, vlr: float, vlr_region: dict[str, Any], kd_temperature: float = 2.0
 ) -> dict[str, DictConfig]:
-    """LD's four weights, {main, vlr} x {ld, kd}. Weights are of the mean over a box's four sides."""
+    """
+    LD's four weights, {main, vlr} x {ld, kd}. Those of ld are of the mean over a box's four sides, those of kd of a
+    mean over COCO's 80 classes.
+    """
     ld = dict(temperature=10.0, bin_reduction="mean", normalizer="images")
-    kd = dict(temperature=kd_temperature, normalizer="level_locations")
+    kd = dict(temperature=kd_temperature, tuned_for_classes=80, normalizer="level_locations")
     return dict(
         ld_main=L(LocalizationDistillation)(weight=main, region="main", **ld),
         ld_vlr=L(LocalizationDistillation)(weight=vlr, region=vlr_region, **ld),

@@ -6,7 +6,10 @@ import torch
 from detectron2.engine import HookBase, SimpleTrainer, hooks
 from torch import nn
 
-from d2kd.engine import BestCheckpointer, SeedEachIteration, TrainingCost
+import d2kd
+from d2kd.engine import BestCheckpointer, OptimizerWatch, SeedEachIteration, TrainingCost
+from d2kd.losses import FeatureImitation
+from tests.helpers import build_detector, distilled
 
 
 class Draw(nn.Module):
@@ -131,3 +134,35 @@ def test_best_checkpoint_of_a_new_run_starts_over(tmp_path):
 
 def test_best_checkpoint_passes_over_nan(tmp_path):
     assert best(tmp_path, [float("nan"), 0.0, float("nan")])[0] == 1.0
+
+
+# ---- OptimizerWatch --------------------------------------------------------------------------------------------------
+
+
+def idle(rates, model=None, parameters=None):
+    """Run as many steps as there are learning rates."""
+    model = model or Draw()
+    optimizer = torch.optim.SGD(parameters or model.parameters(), lr=0.1)
+    trainer = SimpleTrainer(model, [None] * len(rates), optimizer)
+    setter = hooks.CallbackHook(before_step=lambda x: optimizer.param_groups[0].update(lr=rates[x.iter]))
+    trainer.register_hooks([setter, OptimizerWatch(model, optimizer)])
+    trainer.train(0, len(rates))
+
+
+def test_a_learning_rate_of_zero_stops():
+    with pytest.raises(ValueError, match="At iteration 52 the learning rate had been 0 for 50 steps"):
+        idle([0.1] * 3 + [0.0] * 60)
+    idle([0.0] * 49 + [0.1] + [0.0] * 49)  # a warm-up from 0, a schedule down to 0
+
+
+def test_an_optimizer_of_other_parameters_stops_before_the_first_step():
+    with pytest.raises(ValueError, match="None of the model's own trainable parameters is in the optimizer"):
+        idle([0.1], parameters=Draw().parameters())
+
+
+def test_projectors_in_no_group_stop_before_the_first_step():
+    losses = {"features": FeatureImitation(region="inside_box", projector_channels=[8, 8])}
+    model = distilled(build_detector("FCOS"), build_detector("FCOS", seed=1), losses)
+    told = r"0 of the 2 parameters .* distillation.losses.features.projector.\w+ is in no group: .* over d2kd.student"
+    with pytest.raises(ValueError, match=told):
+        idle([0.1], model, d2kd.student(model).parameters())

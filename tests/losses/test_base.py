@@ -85,7 +85,7 @@ def test_a_printed_model_shows_what_each_term_is():
     )
     assert repr(SoftmaxClassificationKD(region="positives")) == (
         "SoftmaxClassificationKD(weight=1.0, source=student, region=positives, normalizer=positives, "
-        "skip_empty_levels=False, temperature=2.0)"
+        "skip_empty_levels=False, temperature=2.0, tuned_for_classes=None)"
     )
 
 

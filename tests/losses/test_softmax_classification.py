@@ -107,3 +107,17 @@ def test_one_class_is_warned_of_once(caplog):
 def test_a_temperature_that_means_nothing_is_named():
     with pytest.raises(ValueError, match="SoftmaxClassificationKD.temperature is -2, expected"):
         SoftmaxClassificationKD(temperature=-2)
+
+
+def test_a_weight_that_was_tuned_for_another_number_of_classes():
+    """It is then one of the sum over classes: as many classes as it was tuned for change nothing, not by a bit."""
+    student, teacher, region = random_maps(1, 2, 8, 4, 4), random_maps(1, 2, 8, 4, 4, seed=1), sparse_region(1, 2, 4, 4)
+
+    def value(tuned_for_classes):
+        loss = SoftmaxClassificationKD(tuned_for_classes=tuned_for_classes)
+        return loss.level_loss(output(logits=[student]), output(logits=[teacher]), 0, region)
+
+    assert torch.equal(value(8), value(None)) and value(None) > 0
+    torch.testing.assert_close(value(80), value(None) / 10)
+    with pytest.raises(ValueError, match="SoftmaxClassificationKD.tuned_for_classes is 0"):
+        SoftmaxClassificationKD(tuned_for_classes=0)

@@ -111,7 +111,8 @@ def test_ld(family, main, vlr, temperature, region, exclude_positives):
         assert loss.source == "student" and where(loss)[1] == "images"
     for name in ("ld_main_kd", "ld_vlr_kd"):
         loss = losses[name]
-        assert isinstance(loss, SoftmaxClassificationKD) and loss.temperature == temperature
+        assert isinstance(loss, SoftmaxClassificationKD)
+        assert (loss.temperature, loss.tuned_for_classes) == (temperature, 80)
         assert loss.source == "student" and where(loss)[1] == "level_locations"
     assert where(losses["ld_main"])[0] == "main" and where(losses["ld_main_kd"])[0] == "positives"
     assert where(losses["ld_vlr"])[0] == where(losses["ld_vlr_kd"])[0] == region

@@ -17,7 +17,9 @@ _KINDS = {kind.__name__: kind for kind in (ValueError, TypeError, FloatingPointE
 
 
 @contextmanager
-def raised_on_all_ranks(device: torch.device | None = None) -> Iterator[Callable[[Tensor, Exception], None]]:
+def raised_on_all_ranks(
+    device: torch.device | None = None,
+) -> Iterator[Callable[[Tensor, Callable[[], Exception]], None]]:
     """
     Every rank enters it at the same place; an error that one of them raises inside is raised on all. Nothing inside
     may wait for other ranks.
@@ -27,8 +29,8 @@ def raised_on_all_ranks(device: torch.device | None = None) -> Iterator[Callable
             backend.
 
     Yields:
-        ``raise_if(flag, error)``: raise ``error`` on leaving if ``flag``, a boolean on the device, is true. All flags
-        are read at once, there.
+        ``raise_if(flag, make_error)``: raise what ``make_error`` returns on leaving if ``flag``, a boolean on the
+        device, is true. All flags are read at once, there.
 
     Raises:
         Exception: on a rank without an error of its own, the first other rank's: its number and its sentence, as a
@@ -36,11 +38,11 @@ def raised_on_all_ranks(device: torch.device | None = None) -> Iterator[Callable
     """
     error: Exception | None = None
     flags: list[Tensor] = []
-    errors: list[Exception] = []
+    makers: list[Callable[[], Exception]] = []
 
-    def raise_if(flag: Tensor, later: Exception) -> None:
+    def raise_if(flag: Tensor, make_error: Callable[[], Exception]) -> None:
         flags.append(flag)
-        errors.append(later)
+        makers.append(make_error)
 
     try:
         yield raise_if
@@ -48,7 +50,7 @@ def raised_on_all_ranks(device: torch.device | None = None) -> Iterator[Callable
         error = raised
     failed, own = _read(error is not None, flags, device)
     if error is None:
-        error = next((later for flag, later in zip(own, errors) if flag), None)
+        error = next((make_error() for flag, make_error in zip(own, makers) if flag), None)
     if failed and comm.get_world_size() > 1:
         told = comm.all_gather(None if error is None else _told(error))
         if error is None:

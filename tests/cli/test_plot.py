@@ -1,0 +1,70 @@
+"""d2kd plot."""
+
+import json
+
+from PIL import Image
+
+from d2kd.cli.plot import main
+from d2kd.experiments.curves import read_metrics
+
+
+def write(folder, *, terms=("a", "b"), cost=True, steps=100, period=20):
+    """The metrics.json of a run, as Detectron2's writer has it."""
+    folder.mkdir()
+    lines = []
+    for step in range(period - 1, steps, period):
+        line = {"iteration": step, "lr": 0.1, "total_loss": 3.0 + len(terms), "loss_cls": 3.0}
+        line |= {f"loss_kd_{name}": 1.0 for name in terms}
+        if step == period - 1:
+            line |= {f"kd/{name}_gradient_share": 0.5 for name in terms}
+        if cost:
+            line["cost/wall_seconds"] = (step + 1) / 10
+        lines.append(line)
+    lines.append({"iteration": steps, "bbox/AP": 30.0, **({"cost/wall_seconds": steps / 10} if cost else {})})
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metrics.json").write_text(text + '{"iteration": 4')  # half a line of a run that was killed
+    return folder
+
+
+def test_one_run(tmp_path, capsys):
+    folder = write(tmp_path / "run")
+    assert main([str(folder)]) == 0
+    assert capsys.readouterr().out.strip() == str(folder / "plot.png")
+    assert Image.open(folder / "plot.png").size[1] > 1000  # four rows
+
+
+def test_several_runs_and_a_file(tmp_path):
+    runs = [write(tmp_path / "one"), write(tmp_path / "alone", terms=(), cost=False)]
+    output = tmp_path / "new" / "both.png"
+    assert main([str(runs[0]), str(runs[1] / "metrics.json"), "--output", str(output)]) == 0
+    assert Image.open(output).size[0] > 1000  # two columns
+
+
+def test_without_costs_there_is_one_column_and_without_terms_there_are_fewer_rows(tmp_path):
+    sizes = []
+    for index, kwargs in enumerate(({}, {"cost": False}, {"terms": ()})):
+        folder = write(tmp_path / str(index), **kwargs)
+        assert main([str(folder)]) == 0
+        sizes.append(Image.open(folder / "plot.png").size)
+    assert sizes[1][0] < sizes[0][0] and sizes[2][1] < sizes[0][1]
+
+
+def test_the_length_of_a_run_is_read_off_its_last_line(tmp_path):
+    folder = write(tmp_path / "run")
+    records = read_metrics(folder / "metrics.json")
+    assert list(records) == [20, 40, 60, 80, 100]
+    assert records[100]["bbox/AP"] == 30 and records[100]["total_loss"] == 5
+    running = tmp_path / "running.json"
+    running.write_text("".join(x + "\n" for x in (folder / "metrics.json").read_text().splitlines()[:3]))
+    assert list(read_metrics(running)) == [20, 40, 60]
+
+
+def test_what_cannot_be_drawn_is_named(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 2
+    assert f"{tmp_path} has no metrics.json" in capsys.readouterr().err
+    folder = write(tmp_path / "run")
+    assert main([str(folder), str(folder)]) == 2
+    assert "named twice" in capsys.readouterr().err
+    (folder / "metrics.json").write_text('{"iteration": 3, "time": 1.0}\n')
+    assert main([str(folder)]) == 2
+    assert "nothing to draw" in capsys.readouterr().err
