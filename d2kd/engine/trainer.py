@@ -117,11 +117,11 @@ class Trainer(SimpleTrainer):
                     raise
                 path = save_failed_step(self.output_dir, self._detector, _images(data), self.iter, str(error))
                 raise NonFiniteError(
-                    f"{error} The batch is saved: `d2kd check --replay {path} --config-file FILE` runs it again."
+                    f"{error} The batch is saved: `d2kd check --replay {path} --config-file "
+                    f"{self.output_dir}/config.yaml` runs it again."
                 ) from error
 
     def _run_step(self, data: Any, data_time: float) -> None:
-
         if self.zero_grad_before_forward:
             self.optimizer.zero_grad()
         with (

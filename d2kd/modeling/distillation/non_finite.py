@@ -72,15 +72,16 @@ class StepEvidence:
                     f"the teacher's {' and '.join(outputs)} are not finite, though its weights and the labels are: set "
                     "model.teacher.precision=fp32, and look at these images and the teacher's pixel_mean and pixel_std."
                 )
-        weights = _not_finite(self.student.state_dict().items())
-        of_weights = (
-            f"{len(weights)} of the student's weights or statistics are not finite (first {weights[0]!r})"
+        # Not the statistics of batch norm: this step has changed them already.
+        weights = _not_finite(self.student.named_parameters())
+        found = (
+            f"{len(weights)} of the student's weights are not finite (first {weights[0]!r})"
             if weights
-            else "the labels" + (", the teacher" if self.teacher is not None else "") + " and the student's weights are"
+            else f"the labels{', the teacher' if self.teacher is not None else ''} and the student's weights are in order"
         )
         return (
-            f"{of_weights}: lower the learning rate (optimizer.lr), clip gradients (train.clip_grad) or train without "
-            "fp16 (train.amp)."
+            f"{found}: lower the learning rate (optimizer.lr), clip gradients (train.clip_grad) or train without fp16 "
+            "(train.amp)."
         )
 
 
