@@ -163,8 +163,6 @@ def test_an_optimizer_of_other_parameters_stops_before_the_first_step():
 def test_projectors_in_no_group_stop_before_the_first_step():
     losses = {"features": FeatureImitation(region="inside_box", projector_channels=[8, 8])}
     model = distilled(build_detector("FCOS"), build_detector("FCOS", seed=1), losses)
-    told = (
-        r"0 of the 2 parameters .* distillation.losses.features.projector.\w+ is in no group: .* over d2kd.student"
-    )
+    told = r"0 of the 2 parameters .* distillation.losses.features.projector.\w+ is in no group: .* over d2kd.student"
     with pytest.raises(ValueError, match=told):
         idle([0.1], model, d2kd.student(model).parameters())
