@@ -74,11 +74,10 @@ class StepEvidence:
                 )
         # Not the statistics of batch norm: this step has changed them already.
         weights = _not_finite(self.student.named_parameters())
-        found = (
-            f"{len(weights)} of the student's weights are not finite (first {weights[0]!r})"
-            if weights
-            else f"the labels{', the teacher' if self.teacher is not None else ''} and the student's weights are in order"
-        )
+        of_teacher = ", the teacher" if self.teacher is not None else ""
+        found = f"the labels{of_teacher} and the student's weights are in order"
+        if weights:
+            found = f"{len(weights)} of the student's weights are not finite (first {weights[0]!r})"
         return (
             f"{found}: lower the learning rate (optimizer.lr), clip gradients (train.clip_grad) or train without fp16 "
             "(train.amp)."

@@ -15,8 +15,14 @@ from d2kd.modeling.distillation import health
 from tests.helpers import FAMILIES, build_detector, distilled, make_batch, make_losses, preset, run_step
 from tests.nodes import pair
 
-STEPS = health.PATIENCE + 2
+PATIENCE = 6  # here, instead of 50 steps
+STEPS = PATIENCE + 2
 BATCH = make_batch(sizes=((32, 32),), objects=2)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(health, "PATIENCE", PATIENCE)
 
 
 def bckd(seed=1, **fields):
@@ -24,7 +30,7 @@ def bckd(seed=1, **fields):
 
 
 def train(model, optimizer=None, steps=STEPS, step_storage=True, batch=BATCH, accumulate=1):
-    """A loop of one's own: the storage's last values and the weights."""
+    """A loop of one's own; what was logged last, with its iteration."""
     optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     logged = {}
     with EventStorage(0) as storage:
@@ -75,8 +81,8 @@ def test_a_term_that_is_exactly_zero(cause):
     batch = make_batch(sizes=((32, 32),))
     batch[0]["instances"].gt_classes.zero_()
     rate = 0.0 if cause == "the same network" else 1e-3
-    with stopped(f"At iteration {health.PATIENCE - 1} ", "exactly 0 on all ranks for 50 steps with objects", *told):
-        model.eval().train()
+    with stopped(f"At iteration {PATIENCE - 1} ", "exactly 0 on all ranks for 6 steps with objects", *told):
+        model.train()
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.eval()  # as the teacher's
@@ -91,7 +97,7 @@ def test_steps_without_objects_do_not_count():
 def test_an_empty_region():
     batch = make_batch(sizes=((32, 32),))
     batch[0]["instances"].gt_boxes.tensor.sub_(200.0)
-    with stopped("the region of model.losses.bckd_cls (inside_box) had been empty on all ranks", "for 50 steps"):
+    with stopped("the region of model.losses.bckd_cls (inside_box) had been empty on all ranks", "for 6 steps"):
         train(bckd(region="inside_box"), batch=batch)
 
 
@@ -100,7 +106,7 @@ def scheduled():
 
 
 def test_a_storage_that_nobody_steps():
-    with stopped("at iteration 0 for 50 steps that changed the student", "bckd_cls", "storage.step()"):
+    with stopped("at iteration 0 for 6 steps that changed the student", "bckd_cls", "storage.step()"):
         train(scheduled(), step_storage=False)
 
 
@@ -115,7 +121,7 @@ def test_without_a_schedule_nobody_needs_to_step_it():
 
 
 def test_gradients_of_many_steps_are_summed_up():
-    train(scheduled(), accumulate=health.PATIENCE + 1)
+    train(scheduled(), accumulate=PATIENCE + 1)
     train(with_projector(), accumulate=2 * STEPS)
 
 
@@ -170,8 +176,7 @@ def test_a_model_that_is_moved_or_copied_is_watched_anew():
     model = with_projector()
     run_step(model, BATCH)
     model.double()
-    batch = [dict(item, image=item["image"]) for item in BATCH]
-    run_step(model.float(), batch)
+    run_step(model.float(), BATCH)
     copied = copy.deepcopy(model)
     with pytest.raises(RuntimeError, match="copies have no teacher"):
         run_step(copied, BATCH)
