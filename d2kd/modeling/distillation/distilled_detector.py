@@ -20,6 +20,7 @@ from d2kd.modeling.distillation.monitors import gap_at_positives, not_finite, re
 from d2kd.modeling.distillation.normalizers import check_countable, compute_normalizers
 from d2kd.modeling.distillation.overlap import Overlap
 from d2kd.modeling.distillation.pairing import check_pairing, warn_of_stacked_terms
+from d2kd.modeling.distillation.preflight import Preflight
 from d2kd.modeling.distillation.state import DistillationState, build_losses, make_tap_projectors
 from d2kd.modeling.distillation.step_regions import make_regions, region_sizes, stack_regions
 from d2kd.modeling.distillation.student_step import images_of_use, labels_of, predict, train_student
@@ -50,8 +51,8 @@ class DistilledDetector(nn.Module):
         student: the ``DenseDetector`` to train, or its config node.
         teacher: ``{"model": node or module, "checkpoint": path or URL, "input_format": None | "BGR" | "RGB",
             "class_map": None | {teacher id: student id}, "precision": "fp32" | "bf16" | "fp16", "engine": "eager" |
-            "folded" | "compile"}``: the arguments of :class:`Teacher`. Built and loaded by :meth:`load_teacher`, before
-            the first step at the latest, and not at all in evaluation or without losses.
+            "folded" | "compile", "preflight": "on" | "off"}``: the arguments of :class:`Teacher`. Built and loaded by
+            :meth:`load_teacher`, before the first step at the latest, and not at all in evaluation or without losses.
         losses: name -> config node or :class:`DistillationLoss`; a name mapped to None is off. None or empty: the
             plain student, the baseline of every comparison.
         input_format: channel order of the student's images; None: its own ``input_format``, else "BGR".
@@ -103,6 +104,7 @@ class DistilledDetector(nn.Module):
         self.tap_projector_channels = tap_projector_channels
         self._teacher = Teacher(**teacher) if built and teacher is not None else None
         self._overlap: Overlap | None = None  # until the pair was checked
+        self._preflight = Preflight()
         warn_of_stacked_terms(built)
 
     # ---- student and teacher ---------------------------------------------------------------------------------
@@ -186,7 +188,7 @@ class DistilledDetector(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_teacher": None}
+        return {**self.__dict__, "_teacher": None, "_preflight": Preflight()}
 
     # ---- one step --------------------------------------------------------------------------------------------
 
@@ -203,12 +205,16 @@ class DistilledDetector(nn.Module):
 
         Raises:
             FloatingPointError: a loss is not finite on some rank; raised on all ranks, naming the terms.
+            ValueError: the teacher does not know this data (:class:`Preflight`); on all ranks.
         """
         if not self.training:
             return self.student(batched_inputs)
 
         if any(loss.weight > 0 for loss in self.losses.values()):
             self.load_teacher()
+            self._preflight.see(
+                self.student, self._held_teacher(), self.overlap, batched_inputs, input_format=self.input_format
+            )
         active = self._active_losses()
         takers = [name for name, loss in active.items() if any(spec.label_free for spec in loss.regions)]
         batched_inputs, num_labelled = images_of_use(batched_inputs, takers)

@@ -10,7 +10,7 @@ from torch import nn
 
 from d2kd.losses import BinaryClassificationKD
 from d2kd.modeling import DistilledDetector
-from tests.helpers import build_detector, distilled, gradients, make_batch, run_step
+from tests.helpers import PIXELS, build_detector, distilled, gradients, make_batch, run_step
 
 
 def node(family="FCOS", **kwargs):
@@ -94,7 +94,7 @@ def test_keys_that_hold_nothing_trained_may_be_missing_or_left_over(tmp_path):
     def change(weights):
         for key in [k for k in weights if k.endswith("num_batches_tracked")]:
             del weights[key]
-        weights["pixel_mean"] = weights["pixel_std"] = torch.ones(3, 1, 1)
+        weights["pixel_mean"], weights["pixel_std"] = torch.tensor([PIXELS["pixel_mean"], PIXELS["pixel_std"]])
         weights["anchor_generator.cell_anchors.0"] = torch.zeros(1, 4)
         weights["distillation.loss_normalizer_0"] = torch.tensor(5.0)
         weights["distillation.losses.kd.scale"] = torch.tensor(5.0)

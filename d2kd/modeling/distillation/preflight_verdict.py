@@ -1,0 +1,195 @@
+"""What an examination of the teacher means, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from d2kd.modeling.distillation.class_order import find_class_order
+from d2kd.modeling.distillation.examination import Examination
+from d2kd.modeling.distillation.knowledge import Knowledge
+
+__all__ = ["Verdict", "describe", "judge"]
+
+#: No verdict on fewer objects: the bounds of what is measured would say nothing.
+LEAST_OBJECTS = 20
+
+#: The skill, 0 at chance and 1 without error, up to which a teacher knows nothing. Detectors that are of use have 0.5
+#: and more on their own training data, those of COCO included: fewer than 0.8 of that is worth a warning.
+NOTHING, POOR = 0.25, 0.8 * 0.5
+
+#: Present accuracy over that with other pixels, below which training stops.
+FAR_BELOW = 0.8
+
+_OFF = "model.teacher.preflight=off (in a yacs config: TEACHER_PREFLIGHT=False) trains all the same."
+
+
+@dataclass
+class Verdict:
+    """
+    Attributes:
+        summary: what was measured, in one sentence.
+        stop: why no run should be spent on this teacher; None: there is no reason.
+        warnings: what else to look at.
+    """
+
+    summary: str
+    stop: str | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+def judge(
+    examination: Examination,
+    *,
+    has_class_map: bool = False,
+    initial_norms: int = 0,
+    names: Sequence[str] | None = None,
+) -> Verdict:
+    """
+    Args:
+        has_class_map: whether ``model.teacher.class_map`` is set.
+        initial_norms: how many of the teacher's batch norms have the statistics that they were made with.
+        names: of the student's classes.
+    """
+    seen = examination.teacher.num_seen
+    verdict = Verdict(
+        f"On {examination.num_images} images the teacher {describe(examination.teacher, examination)}; the student "
+        f"{describe(examination.student, examination)}; gap {examination.gap:.2f}."
+    )
+    if seen < LEAST_OBJECTS:
+        verdict.summary = (
+            f"No verdict on the teacher: {seen} labelled objects were seen on {examination.num_images} images, fewer "
+            f"than {LEAST_OBJECTS}."
+        )
+        return verdict
+    reasons = (
+        _another_order(examination, has_class_map, names),
+        _other_pixels(examination, verdict),
+        _nothing(examination, initial_norms),
+    )
+    verdict.stop = next((f"{reason} {_OFF}" for reason in reasons if reason is not None), None)
+    if verdict.stop is None:
+        verdict.warnings += [x for x in (_poor(examination), _behind(examination)) if x is not None]
+    return verdict
+
+
+def describe(knowledge: Knowledge, examination: Examination) -> str:
+    """Its figures, as the end of a sentence that begins with the detector."""
+    if not knowledge.num_seen:
+        return "has no location that answers for one of their objects"
+    return (
+        f"gives {knowledge.mean(knowledge.right):.2f} of {knowledge.num_seen} objects the right class "
+        f"({_by_chance(knowledge, examination):.2f} by chance), with a mean score of "
+        f"{knowledge.mean(knowledge.score):.2f}, {knowledge.mean(knowledge.contrast):.2f} of the time above the "
+        f"background's (0.50 by chance), and finds {knowledge.recall:.2f} of them (IoU 0.5)"
+    )
+
+
+def _by_chance(knowledge: Knowledge, examination: Examination) -> float:
+    """Share of objects that get the right class if names are given by lot, as often as the teacher gives them."""
+    columns = examination.teacher_classes
+    if knowledge is examination.student:
+        columns = examination.student_classes
+    votes = knowledge.votes(len(columns))[:, list(columns)]
+    total = votes.sum()
+    if not total:
+        return 1 / len(columns)
+    return float((votes.sum(0) * votes.sum(1)).sum() / total**2)
+
+
+def _skill(examination: Examination) -> tuple[float, float]:
+    """The teacher's skill, and twice its standard error. Of one class alone that is to tell it from the background."""
+    teacher = examination.teacher
+    if len(examination.teacher_classes) > 1:
+        value, chance = teacher.mean(teacher.right), _by_chance(teacher, examination)
+    else:
+        value, chance = teacher.mean(teacher.contrast), 0.5
+    spread = max(value * (1 - value), chance * (1 - chance))
+    rest = max(1 - chance, 1e-6)
+    return (value - chance) / rest, 2 * (spread / teacher.num_seen) ** 0.5 / rest
+
+
+def _another_order(examination: Examination, has_class_map: bool, names: Sequence[str] | None) -> str | None:
+    columns, students = examination.teacher_classes, examination.student_classes
+    votes = examination.teacher.votes(len(columns))
+    order = find_class_order(votes, columns)
+    if order is None:
+        return None
+
+    def name(row: int) -> str:
+        return f"{students[row]} ({names[students[row]]})" if names else f"{students[row]}"
+
+    def share(of: dict[int, int]) -> float:
+        return float(sum(votes[row, column] for row, column in of.items()) / votes.sum())
+
+    moved = [row for row, column in order.items() if column != columns[row]]
+    told = ", ".join(f"{name(row)} by its class {order[row]}" for row in moved[:8]) + (", ..." if moved[8:] else "")
+    pairs = ",".join(f"{column}:{students[row]}" for row, column in sorted(order.items(), key=lambda x: x[1]))
+    first = "model.teacher.class_map=null " if has_class_map else ""
+    left = [name(row) for row in range(len(columns)) if row not in order]
+    return (
+        f"The teacher's classes have another order than the labels': it names objects of class {told}. With "
+        f'{first}"model.teacher.class_map={{{pairs}}}" it gives {share(order):.2f} of them the right class, now '
+        f"{share(dict(enumerate(columns))):.2f} (in a yacs config: MODEL.DISTILLATION.CLASS_MAP)"
+        + (f"; class {', '.join(left)} was seen too seldom to be placed: add it." if left else ".")
+    )
+
+
+def _other_pixels(examination: Examination, verdict: Verdict) -> str | None:
+    best = examination.best_other
+    if best is None:
+        return None
+    present, other = examination.teacher, examination.others[best]
+    key = "right" if len(examination.teacher_classes) > 1 else "score"
+    now, then = (x.mean(getattr(x, key)) for x in (present, other))
+    sentence = (
+        f"The teacher knows these images better with {' '.join(best.beside(examination.present))} than with "
+        f"{' '.join(examination.present.beside(best))}: {other.mean(other.right):.2f} of {other.num_seen} objects get "
+        f"the right class and a mean score of {other.mean(other.score):.2f}, now {present.mean(present.right):.2f} and "
+        f"{present.mean(present.score):.2f}. Set what it was trained with, in model.teacher.model or its own config "
+        "file (the order, where its class has none: model.teacher.input_format)."
+    )
+    if now < FAR_BELOW * then:
+        return sentence
+    verdict.warnings.append(sentence)
+    return None
+
+
+def _nothing(examination: Examination, initial_norms: int) -> str | None:
+    skill, bound = _skill(examination)
+    teacher = examination.teacher
+    found = torch.tensor(teacher.recall).clamp(0, 1)
+    # Without other classes to take an object for, a network that was not trained may still tell objects by their edges.
+    finds_none = len(examination.teacher_classes) == 1 and float(found) + 2 / teacher.num_seen < 0.1
+    if skill + bound >= NOTHING and not finds_none:
+        return None
+    norms = f" {initial_norms} of its batch norms have the statistics of a new network." if initial_norms else ""
+    return (
+        f"The teacher is about as good as chance on this data: it {describe(teacher, examination)}.{norms} See that "
+        "model.teacher.checkpoint is the trained file, trained on these classes and such images; d2kd check shows more."
+    )
+
+
+def _poor(examination: Examination) -> str | None:
+    skill, _ = _skill(examination)
+    if skill >= POOR and examination.teacher.recall >= POOR:
+        return None
+    return (
+        f"The teacher knows little of this data: it {describe(examination.teacher, examination)}. One that teaches "
+        "something is well above half of what chance leaves; see what it detects with d2kd check, and its AP with "
+        "d2kd train --check-teacher."
+    )
+
+
+def _behind(examination: Examination) -> str | None:
+    key = "right" if len(examination.teacher_classes) > 1 else "score"
+    lead, error = examination.student.gain(examination.teacher, key)
+    if lead < max(0.05, 3 * error):
+        return None
+    return (
+        f"The student knows more of this data than its teacher: it {describe(examination.student, examination)}; the "
+        f"teacher {describe(examination.teacher, examination)}. Distillation would pull it back: train it without "
+        "(model.losses=null), or with a better teacher."
+    )
