@@ -208,7 +208,7 @@ def _read(
 
 @contextmanager
 def _in_eval(detector: DenseDetector) -> Iterator[None]:
-    """Inside, its modules are in eval mode; not by ``eval()``, which a module may override, so as to undo it exactly."""
+    """Inside, its modules are in eval mode; not by ``eval()``, which modules may override, so as to undo it exactly."""
     before = {module: module.training for module in detector.modules()}
     try:
         for module in before:

@@ -118,8 +118,8 @@ class Teacher:
             apart_from: the student's parameters.
 
         Raises:
-            ValueError: a checkpoint with missing, unexpected or mismatched keys, or values that are not finite; they are
-                listed. Or one with other pixel statistics than the model's, or parameters that the student has too.
+            ValueError: a checkpoint with missing, unexpected or mismatched keys, or values that are not finite, all
+                listed; or with other pixel statistics than the model's, or parameters that the student has too.
             TypeError: a model that no adapter reads, or one with its own ``preprocess_image``.
         """
         detector = instantiate(self._model)
@@ -281,7 +281,7 @@ def _check_pixels(detector: DenseDetector, left_over: Mapping[str, object], chec
         a, b = ([round(x, 3) for x in torch.as_tensor(values).flatten().tolist()] for values in (theirs, ours))
         if a != b:
             raise ValueError(
-                f"{checkpoint} was trained with {name} {a}, but model.teacher.model.{name} is {b}: set it to the former "
+                f"{checkpoint} was trained with {name} {a}, but model.teacher.model.{name} is {b}: take the former "
                 "(in a yacs config: MODEL.PIXEL_MEAN and MODEL.PIXEL_STD of the teacher's own file)."
             )
 
