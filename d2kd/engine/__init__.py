@@ -10,7 +10,7 @@ from d2kd.engine.defaults import (
     resolve_device,
 )
 from d2kd.engine.evaluation import evaluate, teacher_predictor
-from d2kd.engine.hooks import BestCheckpointer, SeedEachIteration, TrainingCost
+from d2kd.engine.hooks import BestCheckpointer, OptimizerWatch, SeedEachIteration, TrainingCost
 from d2kd.engine.ranks import Ranks, launch_ranks, names_the_wait, ranks_of
 from d2kd.engine.run_lock import locked
 from d2kd.engine.train import do_eval, do_test, do_train
@@ -19,6 +19,7 @@ from d2kd.engine.trainer import Trainer
 __all__ = [
     "BestCheckpointer",
     "ConfigError",
+    "OptimizerWatch",
     "Ranks",
     "SeedEachIteration",
     "Trainer",

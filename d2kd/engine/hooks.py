@@ -1,4 +1,4 @@
-"""Hooks that Detectron2 lacks: the cost of training, the best weights across resumes, resumable randomness."""
+"""Hooks that Detectron2 lacks: cost, the best weights across resumes, resumable randomness, a useless optimizer."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from d2kd.data.loader import derive_seed
+from d2kd.modeling.distillation.health import PATIENCE
 
-__all__ = ["BestCheckpointer", "SeedEachIteration", "TrainingCost"]
+__all__ = ["BestCheckpointer", "OptimizerWatch", "SeedEachIteration", "TrainingCost"]
 
 
 class TrainingCost(HookBase):
@@ -76,6 +77,57 @@ class SeedEachIteration(HookBase):
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
+
+
+class OptimizerWatch(HookBase):
+    """
+    Stops a run whose optimizer trains nothing, or not all of a :class:`d2kd.modeling.DistilledDetector`: a learning
+    rate of 0 for ``PATIENCE`` steps in a row, or parameters in no group.
+
+    Args:
+        model: that is trained, not wrapped.
+        optimizer: that trains it.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self._model = model
+        self._optimizer = optimizer
+        self._idle = 0
+
+    def before_train(self) -> None:
+        """
+        Raises:
+            ValueError: no parameter of the model, or not every trainable one of ``distillation``, is in a group.
+        """
+        held = {id(x) for group in self._optimizer.param_groups for x in group["params"]}
+        trainable = {name: x for name, x in self._model.named_parameters() if x.requires_grad}
+        if not any(id(x) in held for name, x in trainable.items() if not name.startswith("distillation.")):
+            raise ValueError(
+                "None of the model's own trainable parameters is in the optimizer, so that nothing would be trained: "
+                "build the optimizer over this model, after it was moved to its device."
+            )
+        beside = [name for name in trainable if name.startswith("distillation.")]
+        missing = [name for name in beside if id(trainable[name]) not in held]
+        if missing:
+            raise ValueError(
+                f"{len(beside) - len(missing)} of the {len(beside)} parameters that are trained beside the student "
+                f"(distillation.*) are in the optimizer; {missing[0]} is in no group: build the optimizer over the "
+                "DistilledDetector itself, not over d2kd.student(model)."
+            )
+
+    def before_step(self) -> None:
+        """
+        Raises:
+            ValueError: the learning rate of each group was 0 in ``PATIENCE`` steps in a row.
+        """
+        rates = [group["lr"] for group in self._optimizer.param_groups]
+        # A rate that is a tensor may lie on a GPU, and reading it would wait for it.
+        self._idle = self._idle + 1 if all(isinstance(x, (int, float)) and x == 0 for x in rates) else 0
+        if self._idle == PATIENCE:
+            raise ValueError(
+                f"At iteration {self.trainer.iter} the learning rate had been 0 for {PATIENCE} steps, so that nothing "
+                "is trained: look at optimizer.lr and lr_multiplier (its warmup_factor and its values)."
+            )
 
 
 class _WeightsCheckpointer(DetectionCheckpointer):

@@ -31,7 +31,7 @@ from d2kd.engine.defaults import (
     resolve_device,
 )
 from d2kd.engine.evaluation import evaluate, teacher_predictor
-from d2kd.engine.hooks import BestCheckpointer, SeedEachIteration, TrainingCost
+from d2kd.engine.hooks import BestCheckpointer, OptimizerWatch, SeedEachIteration, TrainingCost
 from d2kd.engine.trainer import Trainer
 from d2kd.modeling import DistilledDetector
 
@@ -76,6 +76,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False, check_teacher: bool = Fal
         amp_dtype=amp_dtype(train.amp),
         clip_grad=train.clip_grad,
         accumulate=train.accumulate,
+        output_dir=train.output_dir,
         **train.trainer,
     )
     results: Results = {}
@@ -91,6 +92,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False, check_teacher: bool = Fal
             hooks.IterationTimer(),
             TrainingCost(),
             SeedEachIteration(train.seed),
+            OptimizerWatch(model, trainer.optimizer),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
             hooks.EvalHook(train.eval_period, test),
         ]

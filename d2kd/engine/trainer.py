@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from d2kd.engine.failed_step import save_failed_step
 from d2kd.engine.ranks import names_the_wait
 from d2kd.modeling import DistilledDetector
 from d2kd.modeling.backbones import FrozenStatisticsBatchNorm2d
 from d2kd.modeling.distillation.monitors import read_step
+from d2kd.modeling.distillation.non_finite import NonFiniteError, StepEvidence
 
 __all__ = ["Trainer"]
 
@@ -44,6 +46,7 @@ class Trainer(SimpleTrainer):
         gather_metric_period: iterations from one gathering of the ranks' metrics to the next.
         async_write_metrics: gather and write metrics in a thread, while training goes on.
         zero_grad_before_forward: not between forward and backward.
+        output_dir: where the batch and the weights of a step that is not finite are saved; None: they are not.
 
     Raises:
         ValueError: float16 on a CPU, another dtype, a ``clip_grad`` without a positive ``max_norm``, an ``accumulate``
@@ -63,6 +66,7 @@ class Trainer(SimpleTrainer):
         gather_metric_period: int = 1,
         zero_grad_before_forward: bool = False,
         async_write_metrics: bool = False,
+        output_dir: str | None = None,
     ) -> None:
         for key, value in {"accumulate": accumulate, "trainer.gather_metric_period": gather_metric_period}.items():
             if not isinstance(value, int) or value < 1:
@@ -89,23 +93,32 @@ class Trainer(SimpleTrainer):
             raise ValueError(f"train.clip_grad is {dict(clip_grad)}, expected None or max_norm > 0 and norm_type.")
         self.amp_dtype = amp_dtype
         self.clip_grad = clip_grad
-        detector = model.module if isinstance(model, DistributedDataParallel) else model
+        self.output_dir = output_dir
+        self._detector = model.module if isinstance(model, DistributedDataParallel) else model
         self.accumulate = accumulate
-        self.backbone = _backbone_for_parts(detector) if accumulate > 1 else None
-        self.checks_losses = not isinstance(detector, DistilledDetector)  # which checks its own
+        self.backbone = _backbone_for_parts(self._detector) if accumulate > 1 else None
+        self.checks_losses = not isinstance(self._detector, DistilledDetector)  # which checks its own
         # Disabled, unless the dtype is float16, it changes nothing.
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=amp_dtype == torch.float16)
 
     def run_step(self) -> None:
         with names_the_wait(f"iteration {self.iter}"):
-            self._run_step()
+            if not self.model.training:
+                raise RuntimeError("The model was changed to eval mode during training: a hook must set it back.")
+            start = time.perf_counter()
+            data = next(self._data_loader_iter)
+            data_time = time.perf_counter() - start
+            try:
+                self._run_step(data, data_time)
+            except NonFiniteError as error:
+                if self.output_dir is None:
+                    raise
+                path = save_failed_step(self.output_dir, self._detector, _images(data), self.iter, str(error))
+                raise NonFiniteError(
+                    f"{error} The batch is saved: `d2kd check --replay {path} --config-file FILE` runs it again."
+                ) from error
 
-    def _run_step(self) -> None:
-        if not self.model.training:
-            raise RuntimeError("The model was changed to eval mode during training: a hook must set it back.")
-        start = time.perf_counter()
-        data = next(self._data_loader_iter)
-        data_time = time.perf_counter() - start
+    def _run_step(self, data: Any, data_time: float) -> None:
 
         if self.zero_grad_before_forward:
             self.optimizer.zero_grad()
@@ -114,6 +127,7 @@ class Trainer(SimpleTrainer):
             _in_parts(self.backbone, self.accumulate),
         ):
             loss_dict = self.model(data)
+        evidence = StepEvidence(_images(data), self.iter, self._detector)
         losses = sum(loss_dict.values())
         if not self.zero_grad_before_forward:
             self.optimizer.zero_grad()
@@ -128,17 +142,20 @@ class Trainer(SimpleTrainer):
         # Before the step: a non-finite loss raises here and leaves the weights as they were. (Detectron2 raises on the
         # main rank only, and only where it gathers metrics.)
         if self.checks_losses:
-            read_step(loss_dict, {})
+            read_step(loss_dict, {}, evidence)
         if self.async_write_metrics:
             self.concurrent_executor.submit(self._write_metrics, loss_dict, data_time, iter=self.iter)
         else:
             self._write_metrics(loss_dict, data_time)
         if self.clip_grad is not None and not self.grad_scaler.is_enabled() and not torch.isfinite(norm):
             # Clipping by an infinite norm makes every weight NaN. (With loss scaling, the scaler skips the step.)
-            raise FloatingPointError(
-                f"The gradient's norm is {norm.item()} though the losses are finite. The weights are those before this "
-                "step: lower the learning rate or a loss's weight."
-            )
+            names = [
+                name
+                for name, x in self._detector.named_parameters()
+                if x.grad is not None and not x.grad.isfinite().all()
+            ]
+            first = f" (of {len(names)} parameters, first {names[0]!r})" if names else ""
+            raise evidence.error(f"the gradient's norm{first}", "the losses are finite; ")
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
@@ -154,6 +171,11 @@ class Trainer(SimpleTrainer):
         # Empty if the checkpoint's run did not scale losses: this run then begins with the default scale.
         if state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+def _images(data: object) -> list[Mapping[str, Any]]:
+    """Of what the model is given, the items of Detectron2's data loaders."""
+    return [item for item in data if isinstance(item, Mapping)] if isinstance(data, Sequence) else []
 
 
 def _backbone_for_parts(model: nn.Module) -> nn.Module:

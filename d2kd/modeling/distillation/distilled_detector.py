@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -16,7 +17,9 @@ from d2kd.losses import DistillationLoss
 from d2kd.modeling.adapters import get_adapter, input_format_of
 from d2kd.modeling.distillation.agreement import raised_on_all_ranks
 from d2kd.modeling.distillation.crossing import crossed_assignment, crossed_output
-from d2kd.modeling.distillation.monitors import gap_at_positives, not_finite, read_step
+from d2kd.modeling.distillation.health import OBJECTS, Health
+from d2kd.modeling.distillation.monitors import read_step, scores_at_positives
+from d2kd.modeling.distillation.non_finite import StepEvidence
 from d2kd.modeling.distillation.normalizers import check_countable, compute_normalizers
 from d2kd.modeling.distillation.overlap import Overlap
 from d2kd.modeling.distillation.pairing import check_pairing, warn_of_stacked_terms
@@ -105,6 +108,7 @@ class DistilledDetector(nn.Module):
         self._teacher = Teacher(**teacher) if built and teacher is not None else None
         self._overlap: Overlap | None = None  # until the pair was checked
         self._preflight = Preflight()
+        self._health = Health()
         warn_of_stacked_terms(built)
 
     # ---- student and teacher ---------------------------------------------------------------------------------
@@ -185,10 +189,11 @@ class DistilledDetector(nn.Module):
         super()._apply(fn, recurse)
         if self._teacher is not None:
             self._teacher.apply_to_tensors(fn)
+        self._health.forget()
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_teacher": None, "_preflight": Preflight()}
+        return {**self.__dict__, "_teacher": None, "_health": Health(), "_preflight": Preflight()}
 
     # ---- one step --------------------------------------------------------------------------------------------
 
@@ -204,8 +209,9 @@ class DistilledDetector(nn.Module):
             distillation loss, the same keys at every step; in eval mode, the student's detections.
 
         Raises:
-            FloatingPointError: a loss is not finite on some rank; raised on all ranks, naming the terms.
-            ValueError: the teacher does not know this data (:class:`Preflight`); on all ranks.
+            FloatingPointError: a loss is not finite on some rank; raised on all ranks, naming the terms, the rank, its
+                images and the likely cause.
+            ValueError: what :class:`Preflight` and :class:`Health` find, among others; on all ranks.
         """
         if not self.training:
             return self.student(batched_inputs)
@@ -222,7 +228,10 @@ class DistilledDetector(nn.Module):
 
         self.distillation.restore_normalizer(self.student)
         teacher = None
-        with raised_on_all_ranks(self.device):  # what may be wrong with one rank's images
+        iteration = get_event_storage().iter
+        loaded = self._teacher.detector if self._teacher is not None and self._teacher.is_loaded else None
+        with raised_on_all_ranks(self.device):  # what may be wrong with one rank
+            self._health.begin(self.student, self.distillation, self.losses, loaded, iteration)
             check_countable(active, len(batched_inputs) - num_labelled)
             # One copy for student and teacher, made without waiting for the device.
             batched_inputs = [
@@ -239,9 +248,10 @@ class DistilledDetector(nn.Module):
                     active.values(),
                     input_format=self.input_format,
                 )
+        evidence = StepEvidence(batched_inputs, iteration, self, loaded, None if teacher is None else teacher.output)
         prediction = predict(self.student, images, tails)  # where synchronised batch norm waits for other ranks
         with raised_on_all_ranks(self.device) as raise_if:
-            raise_if(~prediction.is_finite, FloatingPointError(not_finite("the student's box predictions")))
+            raise_if(~prediction.is_finite, partial(evidence.error, "the student's box predictions"))
         student = train_student(
             self.student,
             images,
@@ -283,11 +293,14 @@ class DistilledDetector(nn.Module):
                     sums = loss(sources[loss.source_key], teacher.output, stack_regions(regions[name]))
                     losses[f"loss_kd_{name}"] += loss.scheduled_weight * (sums / normalizers[name]).sum()
             monitors = region_sizes(active, regions, len(batched_inputs), num_labelled)
+            monitors[OBJECTS] = self.pixel_mean.new_full((), sum(map(len, student.assignment.gt_boxes)))
             if self.overlap.same_anchors and teacher.output.logits:
-                monitors["kd/gap_at_positives"] = gap_at_positives(student.output, teacher.output, student.assignment)
+                monitors |= scores_at_positives(student.output, teacher.output, student.assignment)
+            monitors |= self._health.shares(losses, prediction.output.features or [], iteration)
         if takers and num_labelled < len(batched_inputs):
             monitors["kd/unlabeled_images"] = self.pixel_mean.new_full((), len(batched_inputs) - num_labelled)
-        values = read_step(losses, monitors)
+        values, nonzero = read_step(losses, monitors, evidence)
+        self._health.end(active, values, nonzero, iteration)
         if values:
             get_event_storage().put_scalars(**values, smoothing_hint=True)
         return losses

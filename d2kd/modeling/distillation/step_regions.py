@@ -14,7 +14,7 @@ from d2kd.losses import DistillationLoss
 from d2kd.regions import run_region
 from d2kd.structures import Assignment, DenseOutput
 
-__all__ = ["make_regions", "region_sizes", "stack_regions"]
+__all__ = ["make_regions", "region_keys", "region_sizes", "stack_regions"]
 
 
 def make_regions(
@@ -62,6 +62,11 @@ def stack_regions(regions: Sequence[Sequence[Tensor]]) -> Sequence[Tensor]:
     return regions[0] if len(regions) == 1 else [torch.stack(levels) for levels in zip(*regions, strict=True)]
 
 
+def region_keys(name: str, loss: DistillationLoss) -> list[str]:
+    """``kd/<loss>_locations``, or ``kd/<loss>_<region>_locations`` of each region where the loss has several."""
+    return [f"kd/{name}_{spec.label}_locations" if spec.label else f"kd/{name}_locations" for spec in loss.regions]
+
+
 def region_sizes(
     losses: Mapping[str, DistillationLoss],
     regions: Mapping[str, Sequence[Sequence[Tensor]]],
@@ -69,8 +74,8 @@ def region_sizes(
     num_labelled: int,
 ) -> dict[str, Tensor]:
     """
-    ``kd/<loss>_locations`` for each loss, or ``kd/<loss>_<region>_locations`` where it has several regions: how many
-    locations of an image it distils, each counted with its region's weight. A scalar each, to be logged.
+    By :func:`region_keys`, how many locations of an image each loss distils, each counted with its region's weight. A
+    scalar each, to be logged.
 
     Args:
         losses: the losses of this step by name.
@@ -80,8 +85,7 @@ def region_sizes(
     """
     sizes = {}
     for name, loss in losses.items():
-        for spec, region in zip(loss.regions, regions[name], strict=True):
+        for key, spec, region in zip(region_keys(name, loss), loss.regions, regions[name], strict=True):
             images = num_images if spec.label_free else max(num_labelled, 1)
-            label = f"{spec.label}_" if spec.label else ""
-            sizes[f"kd/{name}_{label}locations"] = reduce(add, (weight.sum() for weight in region)) / images
+            sizes[key] = reduce(add, (weight.sum() for weight in region)) / images
     return sizes

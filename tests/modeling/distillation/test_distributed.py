@@ -52,7 +52,7 @@ SENTENCES = {
     "too large": ("ValueError", "The teacher pads to squares of 32 pixels, but the student's canvas is 48x64"),
     "unknown class": ("ValueError", "An object of b.png has class 99, but the student's classes are 0 to"),
     "no image": ("KeyError", "'image'"),
-    "not finite": ("FloatingPointError", "Not finite: the student's box predictions"),
+    "not finite": ("NonFiniteError", "Not finite: the student's box predictions"),
 }
 
 
@@ -186,7 +186,7 @@ def test_what_is_wrong_with_one_ranks_images_is_raised_on_both(ranks, name):
     kind, sentence = SENTENCES[name]
     (kind_of_others, told), (own_kind, own) = (rank[name] for rank in ranks)
     assert own_kind == kind and own.startswith(sentence)
-    assert kind_of_others == ("RuntimeError" if kind == "KeyError" else kind)
+    assert kind_of_others == {"KeyError": "RuntimeError", "NonFiniteError": "FloatingPointError"}.get(kind, kind)
     assert told == f"Rank 1: {own}"
 
 
