@@ -56,6 +56,23 @@ class Examination:
         theirs = replace(self.teacher, objects=torch.where(self.student.right.isnan(), 0, self.teacher.objects))
         return theirs.mean((self.teacher.score - self.student.score).abs())
 
+    def by_chance(self, knowledge: Knowledge) -> float:
+        """Share of objects that get the right class if a detector gives its names by lot, each as often as it does."""
+        columns = list(self.student_classes if knowledge is self.student else self.teacher_classes)
+        votes = knowledge.votes(len(columns))[:, columns]
+        total = votes.sum()
+        return float((votes.sum(0) * votes.sum(1)).sum() / total**2) if total else 1 / len(columns)
+
+    def figures(self, knowledge: Knowledge) -> dict[str, float]:
+        """What is reported of a detector's knowledge; NaN where no object has a positive."""
+        means = {key: knowledge.mean(getattr(knowledge, key)) for key in ("right", "score", "contrast")}
+        return {
+            "objects": knowledge.num_seen,
+            **means,
+            "right_by_chance": self.by_chance(knowledge),
+            "recall": knowledge.recall,
+        }
+
     @property
     def best_other(self) -> PixelSetting | None:
         """Of the other ways the best, if it is clearly better than the present one; of equals the nearest to it."""

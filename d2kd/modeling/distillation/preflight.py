@@ -31,6 +31,7 @@ class Preflight:
 
     def __init__(self) -> None:
         self._batches = 0
+        self._done = False
         self._kept: list[Mapping[str, Any]] = []
 
     def see(
@@ -51,12 +52,13 @@ class Preflight:
             ValueError: the teacher knows nothing of these images, or is read in a wrong way: on all ranks, in the step
                 of the verdict.
         """
-        if self._batches == BATCHES or not teacher.preflight:
+        if self._done or not teacher.preflight:
             return
-        self._kept += pick_images(batched_inputs, IMAGES - len(self._kept), BATCHES - self._batches)
-        self._batches += 1
         if self._batches < BATCHES:
+            self._kept += pick_images(batched_inputs, IMAGES - len(self._kept), BATCHES - self._batches)
+            self._batches += 1
             return
+        self._done = True
         kept, self._kept = self._kept, []
         verdict = judge(
             examine(student, teacher, overlap, kept, input_format=input_format),

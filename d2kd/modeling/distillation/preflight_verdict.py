@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
-
 from d2kd.modeling.distillation.class_order import find_class_order
 from d2kd.modeling.distillation.examination import Examination
 from d2kd.modeling.distillation.knowledge import Knowledge
 
-__all__ = ["Verdict", "describe", "judge"]
+__all__ = ["LEAST_OBJECTS", "Verdict", "judge"]
 
 #: No verdict on fewer objects: the bounds of what is measured would say nothing.
 LEAST_OBJECTS = 20
@@ -55,8 +53,8 @@ def judge(
     """
     seen = examination.teacher.num_seen
     verdict = Verdict(
-        f"On {examination.num_images} images the teacher {describe(examination.teacher, examination)}; the student "
-        f"{describe(examination.student, examination)}; gap {examination.gap:.2f}."
+        f"On {examination.num_images} images the teacher {_describe(examination.teacher, examination)}; the student "
+        f"{_describe(examination.student, examination)}; gap {examination.gap:.2f}."
     )
     if seen < LEAST_OBJECTS:
         verdict.summary = (
@@ -75,35 +73,24 @@ def judge(
     return verdict
 
 
-def describe(knowledge: Knowledge, examination: Examination) -> str:
+def _describe(knowledge: Knowledge, examination: Examination) -> str:
     """Its figures, as the end of a sentence that begins with the detector."""
     if not knowledge.num_seen:
         return "has no location that answers for one of their objects"
+    known = examination.figures(knowledge)
     return (
-        f"gives {knowledge.mean(knowledge.right):.2f} of {knowledge.num_seen} objects the right class "
-        f"({_by_chance(knowledge, examination):.2f} by chance), with a mean score of "
-        f"{knowledge.mean(knowledge.score):.2f}, {knowledge.mean(knowledge.contrast):.2f} of the time above the "
-        f"background's (0.50 by chance), and finds {knowledge.recall:.2f} of them (IoU 0.5)"
+        f"gives {known['right']:.2f} of {known['objects']} objects the right class "
+        f"({known['right_by_chance']:.2f} by chance), with a mean score of {known['score']:.2f}, "
+        f"{known['contrast']:.2f} of the time above the background's (0.50 by chance), and finds "
+        f"{known['recall']:.2f} of them (IoU 0.5)"
     )
-
-
-def _by_chance(knowledge: Knowledge, examination: Examination) -> float:
-    """Share of objects that get the right class if names are given by lot, as often as the teacher gives them."""
-    columns = examination.teacher_classes
-    if knowledge is examination.student:
-        columns = examination.student_classes
-    votes = knowledge.votes(len(columns))[:, list(columns)]
-    total = votes.sum()
-    if not total:
-        return 1 / len(columns)
-    return float((votes.sum(0) * votes.sum(1)).sum() / total**2)
 
 
 def _skill(examination: Examination) -> tuple[float, float]:
     """The teacher's skill, and twice its standard error. Of one class alone that is to tell it from the background."""
     teacher = examination.teacher
     if len(examination.teacher_classes) > 1:
-        value, chance = teacher.mean(teacher.right), _by_chance(teacher, examination)
+        value, chance = teacher.mean(teacher.right), examination.by_chance(teacher)
     else:
         value, chance = teacher.mean(teacher.contrast), 0.5
     spread = max(value * (1 - value), chance * (1 - chance))
@@ -160,14 +147,13 @@ def _other_pixels(examination: Examination, verdict: Verdict) -> str | None:
 def _nothing(examination: Examination, initial_norms: int) -> str | None:
     skill, bound = _skill(examination)
     teacher = examination.teacher
-    found = torch.tensor(teacher.recall).clamp(0, 1)
     # Without other classes to take an object for, a network that was not trained may still tell objects by their edges.
-    finds_none = len(examination.teacher_classes) == 1 and float(found) + 2 / teacher.num_seen < 0.1
+    finds_none = len(examination.teacher_classes) == 1 and teacher.recall + 2 / teacher.num_seen < 0.1
     if skill + bound >= NOTHING and not finds_none:
         return None
     norms = f" {initial_norms} of its batch norms have the statistics of a new network." if initial_norms else ""
     return (
-        f"The teacher is about as good as chance on this data: it {describe(teacher, examination)}.{norms} See that "
+        f"The teacher is about as good as chance on this data: it {_describe(teacher, examination)}.{norms} See that "
         "model.teacher.checkpoint is the trained file, trained on these classes and such images; d2kd check shows more."
     )
 
@@ -177,7 +163,7 @@ def _poor(examination: Examination) -> str | None:
     if skill >= POOR and examination.teacher.recall >= POOR:
         return None
     return (
-        f"The teacher knows little of this data: it {describe(examination.teacher, examination)}. One that teaches "
+        f"The teacher knows little of this data: it {_describe(examination.teacher, examination)}. One that teaches "
         "something is well above half of what chance leaves; see what it detects with d2kd check, and its AP with "
         "d2kd train --check-teacher."
     )
@@ -189,7 +175,7 @@ def _behind(examination: Examination) -> str | None:
     if lead < max(0.05, 3 * error):
         return None
     return (
-        f"The student knows more of this data than its teacher: it {describe(examination.student, examination)}; the "
-        f"teacher {describe(examination.teacher, examination)}. Distillation would pull it back: train it without "
+        f"The student knows more of this data than its teacher: it {_describe(examination.student, examination)}; the "
+        f"teacher {_describe(examination.teacher, examination)}. Distillation would pull it back: train it without "
         "(model.losses=null), or with a better teacher."
     )

@@ -5,7 +5,7 @@ import re
 import pytest
 
 import d2kd
-from d2kd.cli.check import main
+from d2kd.cli.check_adapter import main
 from tests.helpers import build_detector
 
 MODEL = """
