@@ -137,14 +137,11 @@ class Report:
             return f"{', '.join(still)} {'does' if len(still) == 1 else 'do'} not pull: see the regions in the picture."
         far = {name: share for name, share in shares.items() if not 1 / _MUCH <= share <= _MUCH}
         if far:
-            told = ", ".join(
-                f"{name} {share:.2g} (equal at weight {self._equal(name, share)})" for name, share in far.items()
-            )
-            return f"far from the detection losses' gradient: {told}."
-        return f"pull with {min(shares.values()):.2g} to {max(shares.values()):.2g} of the detection losses' gradient."
-
-    def _equal(self, name: str, share: float) -> str:
-        return f"{self.model.losses[name].weight / share:.2g}"
+            told = [
+                f"{x} {y:.2g} times (equal at weight {self.model.losses[x].weight / y:.2g})" for x, y in far.items()
+            ]
+            return f"far from the detection losses' gradient: {', '.join(told)}."
+        return f"pull with {_range(shares.values())} times the detection losses' gradient."
 
 
 def class_names(cfg: DictConfig) -> list[str] | None:
@@ -251,12 +248,11 @@ def describe_pair(model: DistilledDetector) -> list[tuple[str, tuple[str, ...]]]
         ("images", (model.input_format, teacher.input_format)),
     ]
     levels, classes = overlap.student_levels, overlap.student_classes
-    rows.append(
-        ("in common", (f"{len(levels)} levels", "all classes" if classes is None else f"{len(classes)} classes"))
-    )
-    rows.append(("same anchors", ("yes", "yes") if overlap.same_anchors else ("no", overlap.anchor_difference or "")))
+    common = "all" if classes is None else str(len(classes))
+    rows.append(("in common", (f"{len(levels)} levels", f"{common} classes")))
+    rows.append(("same anchors", (overlap.anchor_difference or "yes",)))
     projectors = [name for name, x in model.distillation.named_modules() if isinstance(x, nn.Conv2d)]
-    rows.append(("projectors", (str(len(projectors)), ", ".join(projectors))))
+    rows.append(("projectors", (", ".join(projectors) or "none",)))
     return rows
 
 
@@ -294,9 +290,8 @@ def to_text(report: Report) -> str:
     lines += ["", "A step (forward and backward)", *_columns("", "alone", "distilled")]
     lines += _columns("seconds", f"{cost.baseline_seconds:.3f}", f"{cost.seconds:.3f}")
     lines += _columns("peak memory above weights", *megabytes)
-    lines += _columns(
-        "data, seconds", f"{cost.data_seconds:.3f}", "in the training process" if cost.data_seconds else ""
-    )
+    if cost.data_seconds:
+        lines += _columns("its data, without workers", *2 * [f"{cost.data_seconds:.3f}"])
     return "\n".join(line.rstrip() for line in [*lines, "", *report.lines()])
 
 

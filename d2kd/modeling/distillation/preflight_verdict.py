@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from d2kd.modeling.distillation.class_order import find_class_order
-from d2kd.modeling.distillation.examination import Examination
+from d2kd.modeling.distillation.examination import KNOWS, Examination
 from d2kd.modeling.distillation.knowledge import Knowledge
 
 __all__ = ["LEAST_OBJECTS", "Verdict", "judge"]
@@ -14,9 +14,8 @@ __all__ = ["LEAST_OBJECTS", "Verdict", "judge"]
 #: No verdict on fewer objects: the bounds of what is measured would say nothing.
 LEAST_OBJECTS = 20
 
-#: The skill, 0 at chance and 1 without error, up to which a teacher knows nothing. Detectors that are of use have 0.5
-#: and more on their own training data, those of COCO included: fewer than 0.8 of that is worth a warning.
-NOTHING, POOR = 0.25, 0.8 * 0.5
+#: The skill, 0 at chance and 1 without error, up to which a teacher knows nothing.
+NOTHING = 0.25
 
 #: Present accuracy over that with other pixels, below which training stops.
 FAR_BELOW = 0.8
@@ -62,13 +61,18 @@ def judge(
             f"than {LEAST_OBJECTS}."
         )
         return verdict
-    reasons = (
-        _another_order(examination, has_class_map, names),
-        _other_pixels(examination, verdict),
-        _nothing(examination, initial_norms),
-    )
-    verdict.stop = next((f"{reason} {_OFF}" for reason in reasons if reason is not None), None)
-    if verdict.stop is None:
+    order, gained = _another_order(examination, has_class_map, names)
+    pixels, accuracy = _other_pixels(examination)
+    if order and pixels:  # colours that are classes: what explains more
+        order, pixels = (order, None) if gained >= accuracy - 0.02 else (None, pixels)
+    reason = order or pixels
+    if pixels and not _is_far_better(examination):
+        verdict.warnings.append(pixels)
+        reason = None
+    reason = reason or _nothing(examination, initial_norms)
+    if reason:
+        verdict.stop = f"{reason} {_OFF}"
+    else:
         verdict.warnings += [x for x in (_poor(examination), _behind(examination)) if x is not None]
     return verdict
 
@@ -86,24 +90,15 @@ def _describe(knowledge: Knowledge, examination: Examination) -> str:
     )
 
 
-def _skill(examination: Examination) -> tuple[float, float]:
-    """The teacher's skill, and twice its standard error. Of one class alone that is to tell it from the background."""
-    teacher = examination.teacher
-    if len(examination.teacher_classes) > 1:
-        value, chance = teacher.mean(teacher.right), examination.by_chance(teacher)
-    else:
-        value, chance = teacher.mean(teacher.contrast), 0.5
-    spread = max(value * (1 - value), chance * (1 - chance))
-    rest = max(1 - chance, 1e-6)
-    return (value - chance) / rest, 2 * (spread / teacher.num_seen) ** 0.5 / rest
-
-
-def _another_order(examination: Examination, has_class_map: bool, names: Sequence[str] | None) -> str | None:
+def _another_order(
+    examination: Examination, has_class_map: bool, names: Sequence[str] | None
+) -> tuple[str | None, float]:
+    """The sentence, and the share of objects in the right class with that order."""
     columns, students = examination.teacher_classes, examination.student_classes
     votes = examination.teacher.votes(len(columns))
     order = find_class_order(votes, columns)
     if order is None:
-        return None
+        return None, 0.0
 
     def name(row: int) -> str:
         return f"{students[row]} ({names[students[row]]})" if names else f"{students[row]}"
@@ -116,37 +111,44 @@ def _another_order(examination: Examination, has_class_map: bool, names: Sequenc
     pairs = ",".join(f"{column}:{students[row]}" for row, column in sorted(order.items(), key=lambda x: x[1]))
     first = "model.teacher.class_map=null " if has_class_map else ""
     left = [name(row) for row in range(len(columns)) if row not in order]
-    return (
+    sentence = (
         f"The teacher's classes have another order than the labels': it names objects of class {told}. With "
         f'{first}"model.teacher.class_map={{{pairs}}}" it gives {share(order):.2f} of them the right class, now '
         f"{share(dict(enumerate(columns))):.2f} (in a yacs config: MODEL.DISTILLATION.CLASS_MAP)"
         + (f"; class {', '.join(left)} was seen too seldom to be placed: add it." if left else ".")
     )
+    return sentence, share(order)
 
 
-def _other_pixels(examination: Examination, verdict: Verdict) -> str | None:
+def _other_pixels(examination: Examination) -> tuple[str | None, float]:
+    """The sentence, and the share of objects in the right class with those pixels."""
     best = examination.best_other
     if best is None:
-        return None
-    present, other = examination.teacher, examination.others[best]
-    key = "right" if len(examination.teacher_classes) > 1 else "score"
-    now, then = (x.mean(getattr(x, key)) for x in (present, other))
+        return None, 0.0
+    now, then = (examination.figures(x) for x in (examination.teacher, examination.others[best]))
     sentence = (
         f"The teacher knows these images better with {' '.join(best.beside(examination.present))} than with "
-        f"{' '.join(examination.present.beside(best))}: {other.mean(other.right):.2f} of {other.num_seen} objects get "
-        f"the right class and a mean score of {other.mean(other.score):.2f}, now {present.mean(present.right):.2f} and "
-        f"{present.mean(present.score):.2f}. Set what it was trained with, in model.teacher.model or its own config "
-        "file (the order, where its class has none: model.teacher.input_format)."
+        f"{' '.join(examination.present.beside(best))}: {then['right']:.2f} of {then['objects']} objects get the right "
+        f"class and a mean score of {then['score']:.2f}, now {now['right']:.2f} and {now['score']:.2f}. Set what it "
+        "was trained with, in model.teacher.model or its own config file (the order, where its class has none: "
+        "model.teacher.input_format)."
     )
-    if now < FAR_BELOW * then:
-        return sentence
-    verdict.warnings.append(sentence)
-    return None
+    return sentence, then["right"]
+
+
+def _is_far_better(examination: Examination) -> bool:
+    """Whether with the best other pixels the teacher knows so much more that the present ones are no choice."""
+    best = examination.best_other
+    if best is None:
+        return False
+    key = "right" if len(examination.teacher_classes) > 1 else "score"
+    now, then = (examination.figures(x)[key] for x in (examination.teacher, examination.others[best]))
+    return now < FAR_BELOW * then
 
 
 def _nothing(examination: Examination, initial_norms: int) -> str | None:
-    skill, bound = _skill(examination)
     teacher = examination.teacher
+    skill, bound = examination.skill(teacher)
     # Without other classes to take an object for, a network that was not trained may still tell objects by their edges.
     finds_none = len(examination.teacher_classes) == 1 and teacher.recall + 2 / teacher.num_seen < 0.1
     if skill + bound >= NOTHING and not finds_none:
@@ -159,8 +161,8 @@ def _nothing(examination: Examination, initial_norms: int) -> str | None:
 
 
 def _poor(examination: Examination) -> str | None:
-    skill, _ = _skill(examination)
-    if skill >= POOR and examination.teacher.recall >= POOR:
+    skill, _ = examination.skill(examination.teacher)
+    if skill >= KNOWS and examination.teacher.recall >= KNOWS:
         return None
     return (
         f"The teacher knows little of this data: it {_describe(examination.teacher, examination)}. One that teaches "
