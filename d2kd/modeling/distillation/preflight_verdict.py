@@ -73,7 +73,7 @@ def judge(
     if reason:
         verdict.stop = f"{reason} {_OFF}"
     else:
-        verdict.warnings += [x for x in (_poor(examination), _behind(examination)) if x is not None]
+        verdict.warnings += [x for x in (_poor(examination, initial_norms), _behind(examination)) if x is not None]
     return verdict
 
 
@@ -149,25 +149,31 @@ def _is_far_better(examination: Examination) -> bool:
 def _nothing(examination: Examination, initial_norms: int) -> str | None:
     teacher = examination.teacher
     skill, bound = examination.skill(teacher)
+    # Few objects leave the classes open; what is scored above the background is then the second witness.
+    at_chance = skill <= bound and teacher.mean(teacher.contrast) < FAR_BELOW
     # Without other classes to take an object for, a network that was not trained may still tell objects by their edges.
     finds_none = len(examination.teacher_classes) == 1 and teacher.recall + 2 / teacher.num_seen < 0.1
-    if skill + bound >= NOTHING and not finds_none:
+    if skill + bound >= NOTHING and not at_chance and not finds_none:
         return None
-    norms = f" {initial_norms} of its batch norms have the statistics of a new network." if initial_norms else ""
     return (
-        f"The teacher is about as good as chance on this data: it {_describe(teacher, examination)}.{norms} See that "
+        f"The teacher is about as good as chance on this data: it {_describe(teacher, examination)}."
+        f"{_norms(initial_norms)} See that "
         "model.teacher.checkpoint is the trained file, trained on these classes and such images; d2kd check shows more."
     )
 
 
-def _poor(examination: Examination) -> str | None:
+def _norms(initial: int) -> str:
+    return f" {initial} of its batch norms have the statistics of a new network." if initial else ""
+
+
+def _poor(examination: Examination, initial_norms: int) -> str | None:
     skill, _ = examination.skill(examination.teacher)
     if skill >= KNOWS and examination.teacher.recall >= KNOWS:
         return None
     return (
-        f"The teacher knows little of this data: it {_describe(examination.teacher, examination)}. One that teaches "
-        "something is well above half of what chance leaves; see what it detects with d2kd check, and its AP with "
-        "d2kd train --check-teacher."
+        f"The teacher knows little of this data: it {_describe(examination.teacher, examination)}."
+        f"{_norms(initial_norms)} Detectors that teach something get more than half right of what chance gets wrong: "
+        "see what it detects with d2kd check, and its AP with d2kd train --check-teacher."
     )
 
 
