@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from torch import Tensor
 
 from d2kd.modeling.distillation.examination import examine
 from d2kd.modeling.distillation.overlap import Overlap
@@ -80,7 +81,9 @@ def pick_images(batched_inputs: Sequence[Mapping[str, Any]], wanted: int, batche
     labelled = (
         item
         for item in batched_inputs
-        if not item.get("unlabeled", False) and "instances" in item and len(item["instances"])
+        if not item.get("unlabeled", False)
+        and len(item.get("instances", ()))
+        and isinstance(item.get("image"), Tensor)  # what is none is refused by the step, on all ranks
     )
     share = -(-wanted // batches)
     return [{**item, "image": item["image"].clone()} for item, _ in zip(labelled, range(share))]

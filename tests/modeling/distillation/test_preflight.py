@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch import multiprocessing
 
 from d2kd.losses import BinaryClassificationKD
 from d2kd.modeling import DistilledDetector
@@ -248,3 +249,30 @@ def test_under_autocast_gradients_are_those_without_it(short):
             losses = run_step(model, make_batch(step), step)
     sum(losses.values()).backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def worker(rank, folder):
+    """Ranks of which the second sees no objects."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    preflight.BATCHES = 4
+    student = build_detector("FCOS", backbone_norm="naiveSyncBN")  # whose statistics are those of both
+    model, steps, sentence = model_of(build_detector("FCOS", seed=9), student=student), 0, ""
+    try:
+        for seed in range(preflight.BATCHES + 1):
+            batch = make_batch(seed, images=3)
+            for item in batch if rank else ():
+                item["instances"] = item["instances"][:0]
+            sum(run_step(model, batch, seed).values()).backward()
+            steps += 1
+    except ValueError as error:
+        sentence = str(error)
+    torch.save((steps, sentence), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_ranks_come_to_one_verdict_in_one_step(tmp_path):
+    multiprocessing.spawn(worker, args=(str(tmp_path),), nprocs=2)
+    (steps, sentence), other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert (steps, sentence) == other
+    assert steps == 4 and "of 24 objects the right class" in sentence
