@@ -1,6 +1,7 @@
 """Images that a tiny detector learns in seconds: squares whose colour is their class. Not a test."""
 
 from functools import cache
+from itertools import count
 
 import torch
 from detectron2.structures import Boxes, Instances
@@ -56,3 +57,8 @@ def teacher(family="FCOS", change=None, **kwargs):
         change(weights)
     detector.load_state_dict(weights)
     return detector.eval()
+
+
+def make_batches():
+    """A loader without end."""
+    return (make_batch(1000 + seed) for seed in count())
