@@ -32,6 +32,9 @@ KNOWS = 0.8 * 0.5
 #: Images in one pass: as few as the smallest batches have, so that it takes no more memory than a step.
 _CHUNK = 2
 
+#: On how many images of each rank other pixel statistics and channel orders are tried.
+_TRIED = 16
+
 
 @dataclass
 class Examination:
@@ -43,7 +46,8 @@ class Examination:
         num_images: how many images there were.
         teacher_classes, student_classes: for each class that both have, its number among their own.
         present: how the teacher's images are made.
-        others: the other ways that were tried, with what the teacher knows then.
+        others: the other ways that were tried on some of the images, with what the teacher knows then.
+        compared: what the teacher knows of these images as they are made at present.
     """
 
     teacher: Knowledge
@@ -53,6 +57,7 @@ class Examination:
     student_classes: tuple[int, ...]
     present: PixelSetting
     others: dict[PixelSetting, Knowledge]
+    compared: Knowledge
 
     @property
     def gap(self) -> float:
@@ -95,7 +100,7 @@ class Examination:
         better = {
             setting: x
             for setting, x in self.others.items()
-            if self.skill(x)[0] >= KNOWS and _is_better(x, self.teacher)
+            if self.skill(x)[0] >= KNOWS and _is_better(x, self.compared)
         }
         quality = {setting: x.mean(x.right) + x.mean(x.contrast) for setting, x in better.items()}
         equals = [setting for setting, value in quality.items() if value > max(quality.values()) - 0.02]
@@ -130,12 +135,13 @@ def examine(
         items: images with labels, as of a batch; none are needed on this rank.
         input_format: their channel order.
     """
-    mean, std = (tuple(round(x, 4) for x in values.flatten().tolist()) for values in pixel_statistics(teacher.detector))
+    detector = teacher.detector
+    mean, std = (tuple(round(x, 4) for x in values.flatten().tolist()) for values in pixel_statistics(detector))
     present = PixelSetting(teacher.input_format, mean, std)
     device = student.device
-    shared: dict[PixelSetting | None, Knowledge] = {}  # None: the student's
 
-    def look(scenes: Sequence[_Scene], settings: Sequence[PixelSetting | None]) -> None:
+    def look(scenes: Sequence[_Scene], settings: Sequence[PixelSetting | None]) -> dict[PixelSetting | None, Knowledge]:
+        """What the student (None) and the teacher with each setting know of these images, on all ranks."""
         found: dict[PixelSetting | None, Knowledge] = {}
         with raised_on_all_ranks(device):
             for setting in settings:
@@ -145,34 +151,36 @@ def examine(
                     else _of_teacher(teacher, overlap, scene, input_format, setting, present)
                     for scene in scenes
                 ]
-                detector = student if setting is None else teacher.detector
-                found[setting] = Knowledge.cat([Knowledge.empty(num_classes_of(detector)), *parts])
+                num_classes = num_classes_of(student if setting is None else detector)
+                found[setting] = Knowledge.cat([Knowledge.empty(num_classes), *parts])
         ranks = comm.all_gather(found)
-        shared.update({setting: Knowledge.cat([rank[setting] for rank in ranks]) for setting in settings})
-
-    def examination() -> Examination:
-        others = {setting: x for setting, x in shared.items() if setting not in (None, present)}
-        return Examination(
-            teacher=shared[present],
-            student=shared[None],
-            num_images=num_images,
-            teacher_classes=overlap.teacher_classes or tuple(range(num_classes_of(teacher.detector))),
-            student_classes=overlap.student_classes or tuple(range(num_classes_of(student))),
-            present=present,
-            others={setting: x for setting, x in others.items() if setting is not None},
-        )
+        return {setting: Knowledge.cat([rank[setting] for rank in ranks]) for setting in settings}
 
     autocast = torch.autocast(device.type, enabled=False)
     with kept_random_state(device), torch.no_grad(), autocast, _in_eval(student):
         with raised_on_all_ranks(device):
             scenes = list(_scenes(student, overlap, items))
         num_images = sum(comm.all_gather(len(items)))
-        look(scenes, [None, present, *reorder(present), *known_settings(present)])
-        best = examination().best_other
+        tried = scenes[: _TRIED // _CHUNK]
+        some = look(tried, [None, present, *reorder(present), *known_settings(present)])
+        rest = look(scenes[len(tried) :], [None, present])
+        compared, ours = some.pop(present), some.pop(None)
+        examination = Examination(
+            teacher=Knowledge.cat([compared, rest[present]]),
+            student=Knowledge.cat([ours, rest[None]]),
+            num_images=num_images,
+            teacher_classes=overlap.teacher_classes or tuple(range(num_classes_of(detector))),
+            student_classes=overlap.student_classes or tuple(range(num_classes_of(student))),
+            present=present,
+            others={setting: x for setting, x in some.items() if setting is not None},
+            compared=compared,
+        )
+        best = examination.best_other
         if best is not None:  # with the other order, or other statistics, as well
             tries = reorder(best) if best.input_format == present.input_format else known_settings(best)
-            look(scenes, [x for x in tries if x not in shared and not x.is_near(present)])
-    return examination()
+            more = look(tried, [x for x in tries if x not in some and not x.is_near(present)])
+            examination.others |= {setting: x for setting, x in more.items() if setting is not None}
+    return examination
 
 
 def _is_better(other: Knowledge, present: Knowledge) -> bool:
