@@ -13,7 +13,8 @@ from d2kd import __version__
 #: Subcommand -> its module in d2kd.cli, and what it does.
 COMMANDS = {
     "train": ("train", "train or evaluate the model of a config, distilled or plain"),
-    "check-adapter": ("check", "check that d2kd reads your detector correctly"),
+    "check": ("check", "see what the teacher knows of your data, and what the run will cost, in a minute"),
+    "check-adapter": ("check_adapter", "check that d2kd reads your detector correctly"),
     "compare": ("compare", "train methods x seeds of one config and compare them"),
     "plot": ("plot", "draw what runs have logged: AP, terms, gradient shares, learning rate"),
     "benchmark": ("benchmark", "measure time and memory of a distilled training step"),

@@ -25,11 +25,11 @@ class Loaded:
     What a checkpoint holds beside the weights that were loaded.
 
     Attributes:
-        ignored: keys of its model that were left over.
+        ignored: what of its model was left over, by its keys.
         rest: its other entries, such as the optimizer's.
     """
 
-    ignored: list[str] = field(default_factory=list)
+    ignored: dict[str, Any] = field(default_factory=dict)
     rest: dict[str, Any] = field(default_factory=dict)
 
 
@@ -40,11 +40,16 @@ class _StrictCheckpointer(WholeCheckpointer):
         super().__init__(model)
         self._refusal = refusal
         self._harmless = harmless
-        self.ignored: list[str] = []
+        self.ignored: dict[str, Any] = {}
+        self._given: dict[str, Any] = {}
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        self._given = checkpoint["model"]  # which Detectron2 takes out
+        return super()._load_model(checkpoint)
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:  # fvcore's type of it is private
         mismatched = {k for k, _, _ in incompatible.incorrect_shapes}
-        self.ignored = [k for k in incompatible.unexpected_keys if self._harmless.search(k)]
+        self.ignored = {k: self._given.get(k) for k in incompatible.unexpected_keys if self._harmless.search(k)}
         found = {
             "missing": [k for k in incompatible.missing_keys if k not in mismatched and not self._harmless.search(k)],
             "unexpected": [k for k in incompatible.unexpected_keys if k not in self.ignored],

@@ -119,7 +119,8 @@ def _register(known: dict[str, T], name: str, value: T, method: str) -> str:
 
 
 def distill_pair(student: DenseDetector, teacher: DenseDetector, losses: Mapping[str, DictConfig]) -> DistilledDetector:
-    model = DistilledDetector(student=student, teacher={"model": teacher}, losses=losses).train()
+    node = {"model": teacher, "preflight": "off"}  # of random weights
+    model = DistilledDetector(student=student, teacher=node, losses=losses).train()
     model.load_teacher()
     return model
 

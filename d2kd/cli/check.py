@@ -1,25 +1,46 @@
 """
-Check that d2kd reads a detector correctly, before a run is spent on it: its head and its inference run on made-up
-maps. For a distilled model the student and the teacher are checked. No weights and no data are read.
+See, in about a minute, whether a distilled run is worth starting: what teacher and student know of real training
+batches, what each distillation term pulls, and what a step and the run will cost. No weights are kept.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import logging
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
 
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import instantiate
+from detectron2.utils.logger import setup_logger
+from omegaconf import DictConfig
 
 from d2kd.cli import run_command
-from d2kd.config import load_config
-from d2kd.config.nodes import target_of
-from d2kd.modeling import DistilledDetector, check_adapter
+from d2kd.cli.check_picture import draw_picture
+from d2kd.cli.check_report import Report, class_names, look_at_terms, measure_cost, to_text
+from d2kd.config import CONFIG, load_config
+from d2kd.data.loader import derive_seed
+from d2kd.engine import ConfigError, check_config, check_image_format, resolve_device
+from d2kd.experiments import write_json
+from d2kd.modeling import DistilledDetector
+from d2kd.modeling.distillation.examination import examine
+from d2kd.modeling.distillation.preflight import BATCHES, IMAGES, pick_images
+from d2kd.modeling.distillation.preflight_verdict import judge
 
-COMMAND = "d2kd check-adapter"
+COMMAND = "d2kd check"
 EXAMPLES = """
+The exit status is 0, or 2 where no run should be spent: the last five lines say why. A picture (labels, teacher, where
+the terms look) is written to train.output_dir. The terms are those after the run's first steps, whose weights are not
+kept. Everything is one process: for N GPUs give it what one of them gets, dataloader.train.total_batch_size=BATCH/N.
+
 examples:
-  d2kd check-adapter --config-file digits/fcos_crosskd.py
-  d2kd check-adapter --config-file mine.py model.num_classes=3
+  d2kd check --config-file digits/gfl_crosskd.py
+  d2kd check --config-file mine.py --json check.json train.init_checkpoint=student.pth
 """
 
 
@@ -30,35 +51,83 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config-file", required=True, metavar="FILE", help="a LazyConfig file, or the name of a packaged config"
     )
+    parser.add_argument("--method", default=CONFIG, help="replace model.losses, as of d2kd train")
+    parser.add_argument("--batches", type=int, default=BATCHES, metavar="N", help="training batches (%(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="(train.output_dir/check.png)")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes of the config")
     return parser
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
     """
+    Returns:
+        the exit status: 2 where the teacher's examination says that no run should be spent.
+
     Raises:
-        TypeError, ValueError: the adapter of a detector does not fit it, or the config has no model.
-        FileNotFoundError: there is no such config.
+        ValueError, TypeError, FileNotFoundError: what keeps the run from starting.
     """
-    model = load_config(args.config_file, args.overrides).get("model")
-    if model is None:
-        raise ValueError(f"{args.config_file} has no model, expected a LazyConfig with a model node.")
-    nodes = {"model": model}
-    if target_of(model) is DistilledDetector:
-        nodes = {"model.student": model.student}
-        if model.get("teacher"):
-            nodes["model.teacher.model"] = model.teacher.model
-    for key, node in nodes.items():
-        detector = instantiate(node)
-        try:
-            report = check_adapter(detector)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{key}: {error}") from error
-        print(f"{key}: {report}")
+    if args.batches < 1:
+        raise ConfigError(f"--batches is {args.batches}, expected at least 1.")
+    cfg = load_config(args.config_file, args.overrides, method=args.method)
+    check_config(cfg)
+    device = resolve_device(cfg.train.device)
+    setup_logger(name="detectron2").setLevel(logging.WARNING)
+    for name in ("detectron2.engine.train_loop", "detectron2.d2kd.modeling.distillation.health"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what they say of a run is in the report
+    print(f"Reading {args.batches} batches of {args.config_file} on {device} ...", file=sys.stderr)
+    torch.manual_seed(derive_seed(cfg.train.seed, 0))
+    model = _build_model(cfg, args.config_file)
+    loader = instantiate(cfg.dataloader.train)
+    start = time.perf_counter()
+    batches = list(islice(loader, args.batches))
+    # Workers load while the training process trains.
+    data_seconds = 0.0 if getattr(loader, "num_workers", 0) else (time.perf_counter() - start) / len(batches)
+    names = class_names(cfg)
+
+    teacher = model.teacher
+    if teacher is None:
+        raise ConfigError(
+            f"{args.config_file} has no teacher and losses to check: take a distilled config (d2kd.distill), or add "
+            "--method NAME."
+        )
+    images: list[Mapping[str, Any]] = []
+    for index, batch in enumerate(batches):
+        images += pick_images(batch, IMAGES - len(images), len(batches) - index)
+    examination = examine(model.student, teacher, model.overlap, images, input_format=model.input_format)
+    verdict = judge(
+        examination,
+        has_class_map=teacher.class_map is not None,
+        initial_norms=teacher.initial_norms,
+        names=names,
+    )
+    teacher.preflight = False  # the steps below are no run's
+    picture = args.picture or Path(cfg.train.output_dir, "check.png")
+    draw_picture(picture, model, images[:3], names)
+    cost = measure_cost(model, batches, cfg, data_seconds)
+    terms = look_at_terms(model, batches, cfg)
+    report = Report(args.config_file, model, examination, verdict, terms, cost, names)
+    print(to_text(report))
+    print(f"The picture: {picture}")
+    if args.json:
+        write_json(args.json, report.figures())
+    return 2 if verdict.stop else 0
+
+
+def _build_model(cfg: DictConfig, file: str) -> DistilledDetector:
+    model = instantiate(cfg.model)
+    check_image_format(cfg, model)
+    if not isinstance(model, DistilledDetector):
+        raise ConfigError(f"model of {file} is a {type(model).__name__}, expected what d2kd.distill() returns.")
+    model.load_teacher()
+    model.to(resolve_device(cfg.train.device)).train()
+    if cfg.train.init_checkpoint:
+        DetectionCheckpointer(model).load(cfg.train.init_checkpoint)
+    return model
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(COMMAND, run, argument_parser().parse_args(argv))
+    return run_command(COMMAND, run, argument_parser().parse_intermixed_args(argv))
 
 
 if __name__ == "__main__":

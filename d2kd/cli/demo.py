@@ -85,7 +85,9 @@ def demo_experiment(output: Path, max_iter: int | None) -> Experiment:
         data = [f"{node}.{key}" for node in datasets for key in (f"root={quoted(root)}", f"sizes={{{images}}}")]
         teacher_iterations = min(max_iter, load_config(TEACHER_CONFIG).train.max_iter)
         teacher_overrides = (f"train.max_iter={teacher_iterations}", *data)
-        overrides = (*data, f"model.teacher.checkpoint={quoted(output / TEACHER / 'model_final.pth')}")
+        # A teacher that was cut short knows too little, which a real run is told.
+        checkpoint = f"model.teacher.checkpoint={quoted(output / TEACHER / 'model_final.pth')}"
+        overrides = (*data, checkpoint, "model.teacher.preflight=off")
     return Experiment(
         configs=(STUDENT,),
         output=output,

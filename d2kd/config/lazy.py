@@ -75,6 +75,7 @@ def distill(
             class_map=None,
             precision="fp32",
             engine="folded",
+            preflight="on",
         ),
         losses=nodes,
         input_format=None,

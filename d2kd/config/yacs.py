@@ -49,6 +49,8 @@ def add_distillation_config(cfg: CfgNode) -> None:
     # What it computes in, "fp32", "bf16" or "fp16", and with, "eager", "folded" or "compile" (docs/embedding.md).
     node.TEACHER_PRECISION = "fp32"
     node.TEACHER_ENGINE = "folded"
+    # Whether to examine, after the first batches, what it knows of them, and to stop if that is nothing.
+    node.TEACHER_PREFLIGHT = True
     # Pairs [teacher's class id, student's class id], e.g. [[0, 2], [5, 0]], if the two do not have the same classes in
     # the same order; []: equal ids. Classes that are in no pair take no part in distillation.
     node.CLASS_MAP = []
@@ -95,6 +97,7 @@ def DistilledDetector(cfg: CfgNode) -> distillation.DistilledDetector:
             "class_map": _class_map(node.CLASS_MAP or ()),
             "precision": node.TEACHER_PRECISION,
             "engine": node.TEACHER_ENGINE,
+            "preflight": node.TEACHER_PREFLIGHT,
         },
         tap_projector_channels=node.TAP_PROJECTOR_CHANNELS or None,
     )

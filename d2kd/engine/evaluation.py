@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, MutableSequence, Sequence
 from typing import Any
 
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators, inference_on_dataset
+from detectron2.structures import Instances
 from detectron2.utils import comm
+from detectron2.utils.logger import log_first_n
 from torch import nn
 
 from d2kd.engine.defaults import ConfigError
 from d2kd.modeling.adapters import guarded_hooks
+from d2kd.modeling.detectors.interface import num_classes_of
 
 __all__ = ["evaluate", "teacher_predictor"]
+
+_LOGGER = f"detectron2.{__name__}"  # below Detectron2's, which any script that trains sets up
+logger = logging.getLogger(_LOGGER)
 
 
 class _CountDetections(DatasetEvaluator):
@@ -34,8 +41,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """
     :func:`detectron2.evaluation.inference_on_dataset`, with AP, AP50 and AP75 of 0 if the model detects nothing:
-    ``COCOEvaluator`` then returns ``{}`` or NaN, from which no best checkpoint can be chosen. What other evaluators
-    return stays as it is. Every rank must call it.
+    ``COCOEvaluator`` then returns ``{}`` or NaN, from which no best checkpoint can be chosen. Without annotations there
+    is no AP, which is said. What other evaluators return stays as it is. Every rank must call it.
 
     Args:
         model: maps a batch of ``data_loader`` to a list of ``{"instances": Instances}``.
@@ -47,17 +54,32 @@ def evaluate(
     """
     evaluators = list(evaluator) if isinstance(evaluator, MutableSequence) else [evaluator]
     results = inference_on_dataset(model, data_loader, DatasetEvaluators([*evaluators, _CountDetections()]))
-    coco = any(isinstance(each, COCOEvaluator) for each in evaluators)
-    if results.pop("detections", None) == 0 and (coco or not results or "bbox" in results):
+    count = results.pop("detections", None)
+    coco = [each for each in evaluators if isinstance(each, COCOEvaluator)]
+    if coco and not any(map(_has_annotations, coco)):
+        log_first_n(
+            logging.WARNING,
+            "The test set has no annotations: there is no AP, and no best checkpoint is kept "
+            "(dataloader.test.dataset, dataloader.evaluator).",
+            name=_LOGGER,
+            key="message",
+        )
+        return {task: values for task, values in results.items() if not all(map(math.isnan, values.values()))}
+    if count == 0 and (coco or not results or "bbox" in results):
         bbox = results.setdefault("bbox", {})
         bbox.update({k: 0.0 for k in ("AP", "AP50", "AP75") if math.isnan(bbox.get(k, math.nan))})
     return results
 
 
+def _has_annotations(evaluator: COCOEvaluator) -> bool:
+    return bool(evaluator._coco_api.anns)  # which it does not tell otherwise
+
+
 def teacher_predictor(model: nn.Module) -> Callable[[Sequence[Mapping]], list[dict]]:
     """
     The loaded teacher of a ``DistilledDetector``, to be evaluated on the student's test loader: it gets images in its
-    own channel order.
+    own channel order, and its detections get the student's class ids. Those of classes that its class map leaves out
+    are dropped, after they took their share of ``max_detections_per_image``.
 
     Raises:
         ConfigError: the model has no teacher or no losses.
@@ -69,9 +91,25 @@ def teacher_predictor(model: nn.Module) -> Callable[[Sequence[Mapping]], list[di
         )
     detector = teacher.detector
     same_order = teacher.input_format == model.input_format
+    class_map = teacher.class_map
+    if class_map is not None:
+        dropped = num_classes_of(detector) - len(class_map)
+        logger.info(
+            "The teacher's detections get the student's class ids by model.teacher.class_map; those of the %d classes "
+            "that it leaves out are dropped",
+            dropped,
+        )
 
     def predict(batch: Sequence[Mapping]) -> list[dict]:
         with guarded_hooks():
-            return detector(batch if same_order else [{**item, "image": item["image"].flip(0)} for item in batch])
+            found = detector(batch if same_order else [{**item, "image": item["image"].flip(0)} for item in batch])
+        return found if class_map is None else [_with_students_ids(output, class_map) for output in found]
 
     return predict
+
+
+def _with_students_ids(output: Mapping[str, Any], class_map: Mapping[int, int]) -> dict[str, Any]:
+    instances: Instances = output["instances"]
+    ids = [class_map.get(number, -1) for number in instances.pred_classes.tolist()]
+    instances.pred_classes = instances.pred_classes.new_tensor(ids)
+    return {**output, "instances": instances[instances.pred_classes >= 0]}

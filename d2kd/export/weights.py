@@ -77,7 +77,7 @@ def load_student(cfg: DictConfig, checkpoint: str) -> LoadedStudent:
     return LoadedStudent(
         detector=detector.cpu().eval(),
         input_format=own_format or input_format_of(detector, None, "model.input_format"),
-        distillation=loaded.ignored,
+        distillation=list(loaded.ignored),
         entries=sorted(map(str, loaded.rest)),
     )
 

@@ -169,6 +169,11 @@ def test_a_distilled_teachers_file_that_does_not_say_of_what(tmp_path):
         build_teacher(str(tmp_path / "x.yaml"))
 
 
+def test_its_preflight(teacher):
+    assert build_model(wrapped(METHOD="bckd", **teacher)).teacher.preflight
+    assert not build_model(wrapped(METHOD="bckd", TEACHER_PREFLIGHT=False, **teacher)).teacher.preflight
+
+
 def test_its_precision_and_engine(teacher):
     model = build_model(wrapped(METHOD="bckd", TEACHER_PRECISION="bf16", **teacher))
     assert run_step(model, make_batch())["loss_kd_bckd_cls"].item() > 0

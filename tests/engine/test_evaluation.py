@@ -1,10 +1,13 @@
+import json
 import math
 from types import SimpleNamespace
 
 import pytest
 import torch
-from detectron2.evaluation import DatasetEvaluator
-from detectron2.structures import Instances
+from detectron2.data import get_detection_dataset_dicts
+from detectron2.data.datasets import register_coco_instances
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.structures import Boxes, Instances
 
 from d2kd.engine import ConfigError, evaluate, teacher_predictor
 
@@ -52,11 +55,46 @@ def test_several_evaluators():
 @pytest.mark.parametrize("teacher_format", ["BGR", "RGB"])
 def test_teacher_sees_its_own_channel_order(teacher_format):
     seen = []
-    teacher = SimpleNamespace(detector=lambda batch: seen.extend(batch), input_format=teacher_format)
+    teacher = SimpleNamespace(detector=lambda batch: seen.extend(batch), input_format=teacher_format, class_map=None)
     image = torch.arange(3.0).view(3, 1, 1)
     teacher_predictor(SimpleNamespace(teacher=teacher, input_format="BGR"))([{"image": image, "height": 5}])
     assert torch.equal(seen[0]["image"], image if teacher_format == "BGR" else image.flip(0))
     assert seen[0]["height"] == 5
+
+
+def test_the_teachers_detections_get_the_students_classes(caplog):
+    """A class map renumbers them; those of classes that the student lacks are dropped, and that is said."""
+
+    def detector(batch):
+        return [{"instances": Instances((8, 8), pred_classes=torch.tensor([3, 0, 2, 3]), scores=torch.arange(4.0))}]
+
+    detector.num_classes = 5
+    teacher = SimpleNamespace(detector=detector, input_format="BGR", class_map={3: 0, 0: 1})
+    with caplog.at_level("INFO", "detectron2"):
+        predict = teacher_predictor(SimpleNamespace(teacher=teacher, input_format="BGR"))
+    assert "3 classes that it leaves out are dropped" in caplog.text
+    (found,) = predict([{}])
+    assert found["instances"].pred_classes.tolist() == [0, 1, 0]
+    assert found["instances"].scores.tolist() == [0.0, 1.0, 3.0]
+
+
+def test_a_test_set_without_annotations_has_no_ap(tmp_path, caplog):
+    """And so no best checkpoint, which an AP of 0 would give; it is said once."""
+    for annotations in ({}, {"annotations": []}):
+        content = {"images": [{"id": 1, "file_name": "x.png", "width": 8, "height": 8}], **annotations}
+        content["categories"] = [{"id": 1, "name": "thing"}]
+        file = tmp_path / f"test{len(annotations)}.json"
+        file.write_text(json.dumps(content))
+        name = f"unannotated:{file}"
+        register_coco_instances(name, {}, str(file), str(tmp_path))
+        get_detection_dataset_dicts(name, filter_empty=False)
+        for detections in (0, 2):
+            boxes = Boxes(torch.tensor([[0.0, 0.0, 4.0, 4.0]] * detections).view(-1, 4))
+            zeros = torch.zeros(detections, dtype=torch.int64)
+            found = {"instances": Instances((8, 8), pred_boxes=boxes, scores=zeros + 0.5, pred_classes=zeros)}
+            evaluator = COCOEvaluator(name, tasks=["bbox"])
+            assert evaluate(lambda batch, found=found: [found], [[{"image_id": 1}]], evaluator) == {}
+    assert caplog.text.count("no best checkpoint is kept") == 1
 
 
 def test_plain_student_has_no_teacher_to_check():

@@ -23,6 +23,7 @@ from d2kd.modeling.distillation.non_finite import StepEvidence
 from d2kd.modeling.distillation.normalizers import check_countable, compute_normalizers
 from d2kd.modeling.distillation.overlap import Overlap
 from d2kd.modeling.distillation.pairing import check_pairing, warn_of_stacked_terms
+from d2kd.modeling.distillation.preflight import Preflight
 from d2kd.modeling.distillation.state import DistillationState, build_losses, make_tap_projectors
 from d2kd.modeling.distillation.step_regions import make_regions, region_sizes, stack_regions
 from d2kd.modeling.distillation.student_step import (
@@ -61,8 +62,8 @@ class DistilledDetector(nn.Module):
         student: the ``DenseDetector`` to train, or its config node.
         teacher: ``{"model": node or module, "checkpoint": path or URL, "input_format": None | "BGR" | "RGB",
             "class_map": None | {teacher id: student id}, "precision": "fp32" | "bf16" | "fp16", "engine": "eager" |
-            "folded" | "compile"}``: the arguments of :class:`Teacher`. Built and loaded by :meth:`load_teacher`, before
-            the first step at the latest, and not at all in evaluation or without losses.
+            "folded" | "compile", "preflight": "on" | "off"}``: the arguments of :class:`Teacher`. Built and loaded by
+            :meth:`load_teacher`, before the first step at the latest, and not at all in evaluation or without losses.
         losses: name -> config node or :class:`DistillationLoss`; a name mapped to None is off. None or empty: the
             plain student, the baseline of every comparison.
         input_format: channel order of the student's images; None: its own ``input_format``, else "BGR".
@@ -114,6 +115,7 @@ class DistilledDetector(nn.Module):
         self.tap_projector_channels = tap_projector_channels
         self._teacher = Teacher(**teacher) if built and teacher is not None else None
         self._overlap: Overlap | None = None  # until the pair was checked
+        self._preflight = Preflight()
         self._health = Health()
         warn_of_stacked_terms(built)
 
@@ -199,7 +201,7 @@ class DistilledDetector(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_teacher": None, "_health": Health()}
+        return {**self.__dict__, "_teacher": None, "_health": Health(), "_preflight": Preflight()}
 
     def _replicate_for_data_parallel(self) -> NoReturn:
         raise TypeError(NO_REPLICAS)
@@ -221,7 +223,8 @@ class DistilledDetector(nn.Module):
         Raises:
             FloatingPointError: a loss is not finite on some rank; raised on all ranks, naming the terms, the rank, its
                 images and the likely cause.
-            ValueError: no images, in a single process; what :class:`Health` finds, among others; on all ranks.
+            ValueError: no images, in a single process; what :class:`Preflight` and :class:`Health` find, among others; on
+                all ranks.
             TypeError: torch's ``fully_shard`` was called for the student or the teacher as a whole.
         """
         if not self.training:
@@ -229,6 +232,9 @@ class DistilledDetector(nn.Module):
 
         if any(loss.weight > 0 for loss in self.losses.values()):
             self.load_teacher()
+            self._preflight.see(
+                self.student, self._held_teacher(), self.overlap, batched_inputs, input_format=self.input_format
+            )
         active = self._active_losses()
         check_shards(self._student, self._held_teacher().detector if active else None)
         takers = [name for name, loss in active.items() if any(spec.label_free for spec in loss.regions)]

@@ -48,6 +48,8 @@ class Teacher:
             scale. Images are normalised, boxes decoded and losses computed in fp32.
         engine: "eager": as it is. "folded": a copy whose batch norms are merged into the convolutions before them, in
             channels_last. "compile": that copy with its backbone and head compiled.
+        preflight: "on": after the first batches of a run it is examined whether the teacher knows their objects, and a
+            run whose teacher does not is stopped (:class:`Preflight`). "off": not.
 
     Raises:
         ValueError: a model node without a checkpoint: a teacher of random weights teaches nothing; or an option that
@@ -62,6 +64,7 @@ class Teacher:
         class_map: Mapping[int, int] | Mapping[str, Any] | None = None,
         precision: str = "fp32",
         engine: str = "folded",
+        preflight: str = "on",
     ) -> None:
         if not checkpoint and not isinstance(model, nn.Module):
             raise ValueError(
@@ -73,6 +76,15 @@ class Teacher:
         self._input_format = input_format
         self._class_map = class_map
         self._engine = TeacherEngine(precision, engine)
+        # A command line's off is yaml's False.
+        states = {"on": True, "off": False, True: True, False: False}
+        if preflight not in states:
+            raise ValueError(
+                f"model.teacher.preflight is {preflight!r}, expected 'on' or 'off' (in a yacs config: "
+                "MODEL.DISTILLATION.TEACHER_PREFLIGHT)."
+            )
+        self.preflight = states[preflight]
+        self.initial_norms = 0
         self._detector: DenseDetector | None = None
         self._unchecked: DenseDetector | None = None  # the plain teacher, until the engine was compared with it
         self._last_anchors: tuple[list[tuple[int, int]], list[Boxes]] | None = None  # with the sizes of their levels
@@ -106,8 +118,8 @@ class Teacher:
             apart_from: the student's parameters.
 
         Raises:
-            ValueError: a checkpoint with missing, unexpected or mismatched keys; they are listed. Or the teacher has
-                parameters of the student.
+            ValueError: a checkpoint with missing, unexpected or mismatched keys, or values that are not finite, all
+                listed; or with other pixel statistics than the model's, or parameters that the student has too.
             TypeError: a model that no adapter reads, or one with its own ``preprocess_image``.
         """
         detector = instantiate(self._model)
@@ -120,7 +132,7 @@ class Teacher:
         field = "model.teacher.input_format (in a yacs config: MODEL.DISTILLATION.TEACHER_INPUT_FORMAT)"
         self.input_format = input_format_of(detector, self._input_format, field)
         if self._checkpoint:
-            load_strictly(
+            loaded = load_strictly(
                 detector,
                 self._checkpoint,
                 refusal="The teacher's checkpoint does not fit the teacher's model; check that "
@@ -130,6 +142,9 @@ class Teacher:
                 "teacher first or correct the path (in a yacs config: MODEL.DISTILLATION.TEACHER_WEIGHTS).",
                 harmless=_HARMLESS,
             )
+            _check_pixels(detector, loaded.ignored, self._checkpoint)
+        _check_finite(detector, self._checkpoint or "the module given")
+        self.initial_norms = _count_initial_norms(detector)
         shared = {id(p) for p in apart_from} & {id(p) for p in detector.parameters()}
         if shared:
             raise ValueError(
@@ -149,6 +164,8 @@ class Teacher:
             self._checkpoint or "the module given",
             self.input_format,
         )
+        if not self.preflight:
+            logger.warning("model.teacher.preflight is off: nobody looks whether the teacher knows the training data.")
 
     def canvas(self, height: int, width: int) -> tuple[int, int]:
         """
@@ -253,6 +270,44 @@ class Teacher:
             self._detector._apply(self._engine.moved(fn))
         if self._unchecked is not None:
             self._unchecked._apply(fn)
+
+
+def _check_pixels(detector: DenseDetector, left_over: Mapping[str, object], checkpoint: str) -> None:
+    """Compare the pixel statistics of a checkpoint, which Detectron2 takes from the config, with the detector's."""
+    for name, ours in zip(("pixel_mean", "pixel_std"), pixel_statistics(detector)):
+        theirs = next((x for key, x in left_over.items() if key.rpartition(".")[2] == name), None)
+        if theirs is None:
+            continue
+        a, b = ([round(x, 3) for x in torch.as_tensor(values).flatten().tolist()] for values in (theirs, ours))
+        if a != b:
+            raise ValueError(
+                f"{checkpoint} was trained with {name} {a}, but model.teacher.model.{name} is {b}: take the former "
+                "(in a yacs config: MODEL.PIXEL_MEAN and MODEL.PIXEL_STD of the teacher's own file)."
+            )
+
+
+def _check_finite(detector: DenseDetector, source: str) -> None:
+    tensors = [*detector.named_parameters(), *detector.named_buffers()]
+    bad = [name for name, x in tensors if x.is_floating_point() and not x.isfinite().all()]
+    if bad:
+        more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
+        raise ValueError(
+            f"The teacher has values that are not finite in {', '.join(bad[:10])}{more}, of {source}: its training "
+            "diverged, or the file is damaged; take an earlier checkpoint."
+        )
+
+
+def _count_initial_norms(detector: DenseDetector) -> int:
+    """How many batch norms still have a mean of 0 and a variance of 1 everywhere, as before any training."""
+    norms = [x for x in detector.modules() if isinstance(x, (nn.BatchNorm2d, nn.SyncBatchNorm))]
+    return sum(
+        1
+        for x in norms
+        if x.running_mean is not None
+        and x.running_var is not None
+        and not x.running_mean.any()
+        and bool((x.running_var == 1).all())
+    )
 
 
 def run_teacher(

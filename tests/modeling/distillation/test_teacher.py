@@ -10,7 +10,7 @@ from torch import nn
 
 from d2kd.losses import BinaryClassificationKD
 from d2kd.modeling import DistilledDetector
-from tests.helpers import build_detector, distilled, gradients, make_batch, run_step
+from tests.helpers import PIXELS, build_detector, distilled, gradients, make_batch, run_step
 
 
 def node(family="FCOS", **kwargs):
@@ -94,7 +94,7 @@ def test_keys_that_hold_nothing_trained_may_be_missing_or_left_over(tmp_path):
     def change(weights):
         for key in [k for k in weights if k.endswith("num_batches_tracked")]:
             del weights[key]
-        weights["pixel_mean"] = weights["pixel_std"] = torch.ones(3, 1, 1)
+        weights["pixel_mean"], weights["pixel_std"] = torch.tensor([PIXELS["pixel_mean"], PIXELS["pixel_std"]])
         weights["anchor_generator.cell_anchors.0"] = torch.zeros(1, 4)
         weights["distillation.loss_normalizer_0"] = torch.tensor(5.0)
         weights["distillation.losses.kd.scale"] = torch.tensor(5.0)
@@ -224,3 +224,30 @@ def test_it_runs_without_a_graph():
         assert not any(x.requires_grad for x in teacher.logits + teacher.box_params + teacher.centerness)
         assert all(x.requires_grad for x in source.logits + source.box_params)
     assert gradients(model, losses["loss_kd_crosskd_cls"])["head.cls_subnet.0.weight"].isfinite().all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused_by_their_keys(tmp_path, value):
+    def change(weights):
+        weights["head.cls_score.bias"][1] = value
+        weights["backbone.bottom_up.stem.conv1.norm.running_var"][0] = value
+
+    model = model_with(save(build_detector("FCOS"), tmp_path / "teacher.pth", change))
+    with pytest.raises(ValueError, match="values that are not finite") as error:
+        model.load_teacher()
+    for named in ("head.cls_score.bias", "backbone.bottom_up.stem.conv1.norm.running_var", "teacher.pth"):
+        assert named in str(error.value)
+    assert not model.teacher.is_loaded
+
+
+@pytest.mark.parametrize("name", PIXELS)
+def test_a_checkpoints_own_pixel_statistics_are_compared(tmp_path, name):
+    """Detectron2 takes them from the config and drops the checkpoint's."""
+
+    def change(weights):
+        weights[name] = torch.tensor([0.0, 1.0, 255.0]).view(3, 1, 1)
+
+    model = model_with(save(build_detector("FCOS"), tmp_path / "teacher.pth", change))
+    with pytest.raises(ValueError, match=rf"was trained with {name} \[0.0, 1.0, 255.0\]") as error:
+        model.load_teacher()
+    assert f"model.teacher.model.{name} is {PIXELS[name]}" in str(error.value)
