@@ -20,7 +20,7 @@ from detectron2.config import instantiate
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
-from d2kd.cli import run_command
+from d2kd.cli import check_device, check_replay, run_command
 from d2kd.cli.check_picture import draw_picture
 from d2kd.cli.check_report import Report, class_names, look_at_terms, measure_cost, to_text
 from d2kd.config import CONFIG, load_config
@@ -41,6 +41,8 @@ kept. Everything is one process: for N GPUs give it what one of them gets, datal
 examples:
   d2kd check --config-file digits/gfl_crosskd.py
   d2kd check --config-file mine.py --json check.json train.init_checkpoint=student.pth
+  d2kd check --config-file mine.py --replay output/non_finite_iter7_rank0.pth
+  d2kd check --device
 """
 
 
@@ -48,14 +50,14 @@ def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=COMMAND, description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--config-file", required=True, metavar="FILE", help="a LazyConfig file, or the name of a packaged config"
-    )
+    parser.add_argument("--config-file", metavar="FILE", help="a LazyConfig file, or the name of a packaged config")
     parser.add_argument("--method", default=CONFIG, help="replace model.losses, as of d2kd train")
     parser.add_argument("--batches", type=int, default=BATCHES, metavar="N", help="training batches (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="(train.output_dir/check.png)")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes of the config")
+    check_replay.add_arguments(parser)
+    check_device.add_arguments(parser)
     return parser
 
 
@@ -127,7 +129,13 @@ def _build_model(cfg: DictConfig, file: str) -> DistilledDetector:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(COMMAND, run, argument_parser().parse_intermixed_args(argv))
+    parser = argument_parser()
+    args = parser.parse_intermixed_args(argv)
+    if args.device:
+        return run_command(COMMAND, check_device.run, args)
+    if not args.config_file:
+        parser.error("--config-file FILE is required, or --device")
+    return run_command(COMMAND, check_replay.run if args.replay else run, args)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from threading import Event
 
 import torch
 
-from d2kd.cli import run_command
 from d2kd.cli.benchmark import environment
 from d2kd.cli.check_device_parts import LANES, PARTS, run_part
 from d2kd.cli.check_device_table import Part, to_markdown
@@ -31,7 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("check of a device")
     group.add_argument("--device", nargs="?", const="cuda", choices=("cuda", "cpu"), help="check it (cuda)")
     group.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="of the check (all)")
-    group.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -78,14 +76,3 @@ def run(args: argparse.Namespace) -> int:
     if failed:
         print(f"{COMMAND}: failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
-    add_arguments(parser)
-    parser.set_defaults(device="cuda")
-    return run_command(COMMAND, run, parser.parse_args(argv))
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -7,7 +7,7 @@ from threading import Event
 
 import torch
 
-from d2kd.cli import check_device, check_device_runs, check_device_steps
+from d2kd.cli import check, check_device, check_device_runs, check_device_steps
 from d2kd.cli.check_device_parts import LANES, PARTS, Check, run_part
 from d2kd.cli.check_device_table import Part, Row, to_markdown
 
@@ -19,7 +19,7 @@ def test_steps_and_ranks(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "check.json"
-    assert check_device.main(["--device", "cpu", "--parts", "ranks", "steps", "--json", str(file)]) == 0
+    assert check.main(["--device", "cpu", "--parts", "ranks", "steps", "--json", str(file)]) == 0
     result = json.loads(file.read_text())
     assert list(result["parts"]) == ["steps", "ranks"] and "CPU" in result["environment"]["device"]
     steps, ranks = (result["parts"][name]["rows"] for name in ("steps", "ranks"))
@@ -83,7 +83,7 @@ def test_the_other_parts_run(monkeypatch, capsys):
         return Part(seconds=1.0, rows=[Row(what="that", found="this", ok=ok)])
 
     monkeypatch.setattr(check_device, "run_part", run)
-    assert check_device.main(["--device", "cpu"]) == 1
+    assert check.main(["--device", "cpu"]) == 1
     out, err = capsys.readouterr()
     assert re.findall(r"^\| (\w+) .*\| (ok|FAILED|not run) +\|$", out, re.MULTILINE) == [
         ("benchmark", "ok"),
@@ -93,7 +93,7 @@ def test_the_other_parts_run(monkeypatch, capsys):
         ("digits", "ok"),
     ]
     assert err.endswith("d2kd check: failed: steps\n")
-    assert check_device.main(["--device", "cpu", "--parts", "ranks", "digits"]) == 0
+    assert check.main(["--device", "cpu", "--parts", "ranks", "digits"]) == 0
 
 
 def test_all_is_done_in_eight_minutes():
@@ -104,7 +104,7 @@ def test_all_is_done_in_eight_minutes():
 
 def test_a_gpu_that_is_not_there(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert check_device.main([]) == 2
+    assert check.main(["--device"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("d2kd check: no CUDA device was found, expected a GPU that torch can use: ")
 

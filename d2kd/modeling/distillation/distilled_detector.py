@@ -223,8 +223,8 @@ class DistilledDetector(nn.Module):
         Raises:
             FloatingPointError: a loss is not finite on some rank; raised on all ranks, naming the terms, the rank, its
                 images and the likely cause.
-            ValueError: no images, in a single process; what :class:`Preflight` and :class:`Health` find, among others; on
-                all ranks.
+            ValueError: no images, in a single process; what :class:`Preflight` and :class:`Health` find, among others;
+                on all ranks.
             TypeError: torch's ``fully_shard`` was called for the student or the teacher as a whole.
         """
         if not self.training:
