@@ -174,7 +174,7 @@ def look_at_terms(model: DistilledDetector, batches: Sequence[Batch], cfg: DictC
     for index, batch in enumerate(batches[:_TERM_BATCHES]):
         with EventStorage(_ITERATION + 100 * index) as storage, _autocast(model, cfg):
             losses = model(batch)
-        found = {name: float(value) for name, value in losses.items()}
+        found = {name: value.item() for name, value in losses.items()}
         found |= {key: value for key, (value, _) in storage.latest().items() if key.endswith("_gradient_share")}
         for key, value in found.items():
             values.setdefault(key, []).append(value)
