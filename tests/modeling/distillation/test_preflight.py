@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from fvcore.common.param_scheduler import LinearParamScheduler
 from torch import multiprocessing
 
 from d2kd.losses import BinaryClassificationKD
@@ -144,6 +145,31 @@ def test_losses_that_run_no_head(short):
     model = model_of(build_detector("FCOS", seed=9), losses=preset("pkd", "FCOS"))
     assert not any(loss.reads_predictions for loss in model.losses.values())
     assert "chance" in stop_of(model, short)
+
+
+def test_losses_that_are_off_at_first(short):
+    """Their schedule begins at 0: the verdict comes at the same step."""
+    loss = BinaryClassificationKD(schedule=LinearParamScheduler(0.0, 0.0), schedule_iters=100)
+    assert "chance" in stop_of(model_of(build_detector("FCOS", seed=9), losses={"kd": loss}), short)
+
+
+def test_more_of_the_teachers_classes_than_the_students(short, monkeypatch):
+    """Its class map takes two of three; objects of the third are background."""
+    monkeypatch.setattr(preflight, "IMAGES", 24)
+
+    def batch_of(seed):
+        batch = make_batch(seed, images=8)
+        for item in batch:
+            classes = item["instances"].gt_classes
+            item["instances"].gt_classes = torch.where(classes == 2, 0, torch.where(classes == 0, 1, 2))
+        return batch
+
+    def student():
+        return build_detector("FCOS", num_classes=4)
+
+    train(model_of(teacher(), student=student(), class_map={2: 0, 0: 1}), short, batch_of=batch_of)
+    sentence = stop_of(model_of(teacher(), student=student(), class_map={0: 0, 2: 1}), short, batch_of=batch_of)
+    assert '"model.teacher.class_map={0:1,2:0}"' in sentence
 
 
 def test_one_class(short, caplog):
