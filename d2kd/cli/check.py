@@ -30,7 +30,9 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config-file", required=True, metavar="FILE", help="a LazyConfig file, or the name of a packaged config"
     )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes of the config")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="changes of the config; +KEY=VALUE for a new key"
+    )
     return parser
 
 

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from d2kd.engine.ranks import names_the_wait
+from d2kd.engine.resume import check_parameters, kept_hyperparameters, parameter_names
 from d2kd.modeling import DistilledDetector
 from d2kd.modeling.backbones import FrozenStatisticsBatchNorm2d
 from d2kd.modeling.distillation.monitors import read_step
@@ -147,10 +148,13 @@ class Trainer(SimpleTrainer):
         super().after_train()
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
+        names = parameter_names(self.model, self.optimizer)
+        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict(), "parameters": names}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        super().load_state_dict(state_dict)
+        check_parameters(state_dict, parameter_names(self.model, self.optimizer))
+        with kept_hyperparameters(self.optimizer):
+            super().load_state_dict(state_dict)
         # Empty if the checkpoint's run did not scale losses: this run then begins with the default scale.
         if state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

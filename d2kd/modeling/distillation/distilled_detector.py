@@ -48,10 +48,11 @@ class DistilledDetector(nn.Module):
 
     Args:
         student: the ``DenseDetector`` to train, or its config node.
-        teacher: ``{"model": node or module, "checkpoint": path or URL, "input_format": None | "BGR" | "RGB",
-            "class_map": None | {teacher id: student id}, "precision": "fp32" | "bf16" | "fp16", "engine": "eager" |
-            "folded" | "compile"}``: the arguments of :class:`Teacher`. Built and loaded by :meth:`load_teacher`, before
-            the first step at the latest, and not at all in evaluation or without losses.
+        teacher: ``{"model": node or module, "checkpoint": path or URL, "weights": "model" | entry of that file,
+            "input_format": None | "BGR" | "RGB" | "L", "class_map": None | {teacher id: student id},
+            "precision": "fp32" | "bf16" | "fp16", "engine": "eager" | "folded" | "compile"}``: the arguments of
+            :class:`Teacher`. Built and loaded by :meth:`load_teacher`, before the first step at the latest, and not at
+            all in evaluation or without losses.
         losses: name -> config node or :class:`DistillationLoss`; a name mapped to None is off. None or empty: the
             plain student, the baseline of every comparison.
         input_format: channel order of the student's images; None: its own ``input_format``, else "BGR".
