@@ -44,13 +44,11 @@ class Misfit:
         missing: keys of the model that the checkpoint lacks.
         unexpected: keys of the checkpoint that the model lacks.
         mismatched: keys of both, with the two shapes.
-        ignored: keys of the checkpoint that the model lacks and that do no harm.
     """
 
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)
-    ignored: list[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(self.missing or self.unexpected or self.mismatched)
@@ -72,10 +70,12 @@ class Loaded:
     What a checkpoint holds beside the weights that were loaded.
 
     Attributes:
-        misfit: what did not fit, and keys of its model that were left over.
+        ignored: what of its model was left over and does no harm, by its keys.
+        misfit: what else did not fit.
         rest: its other entries, such as the optimizer's.
     """
 
+    ignored: dict[str, Any] = field(default_factory=dict)
     misfit: Misfit = field(default_factory=Misfit)
     rest: dict[str, Any] = field(default_factory=dict)
 
@@ -105,6 +105,7 @@ class FittingCheckpointer(DetectionCheckpointer):
         self._on_load = on_load
         self._harmless = harmless
         self._entry = entry
+        self.ignored: dict[str, Any] = {}
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if self._entry != "model" and filename.endswith((".pkl", ".pyth")):
@@ -115,15 +116,19 @@ class FittingCheckpointer(DetectionCheckpointer):
         loaded = super()._torch_load(f)
         return loaded if self._entry == "model" else {**loaded, "model": _weights_of(loaded, self._entry, f)}
 
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        given = checkpoint["model"]  # which Detectron2 takes out
+        incompatible = super()._load_model(checkpoint)
+        self.ignored = {k: given.get(k) for k in incompatible.unexpected_keys if self._harmless.search(k)}
+        return incompatible
+
     def _log_incompatible_keys(self, incompatible: Any) -> None:  # fvcore's type of it is private
         mismatched = {k for k, _, _ in incompatible.incorrect_shapes}
-        ignored = [k for k in incompatible.unexpected_keys if self._harmless.search(k)]
         self._on_load(
             Misfit(
                 [k for k in incompatible.missing_keys if k not in mismatched and not self._harmless.search(k)],
-                [k for k in incompatible.unexpected_keys if k not in ignored],
+                [k for k in incompatible.unexpected_keys if k not in self.ignored],
                 [f"{k} (checkpoint {tuple(a)}, model {tuple(b)})" for k, a, b in incompatible.incorrect_shapes],
-                ignored,
             )
         )
 
@@ -167,7 +172,7 @@ def load_strictly(
     path = urlparse(checkpoint)._replace(query="").geturl()
     if not os.path.isfile(checkpointer.path_manager.get_local_path(path)):
         raise FileNotFoundError(absent)
-    loaded.rest = checkpointer.load(checkpoint)
+    loaded.rest, loaded.ignored = checkpointer.load(checkpoint), checkpointer.ignored
     return loaded
 
 

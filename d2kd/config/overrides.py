@@ -145,9 +145,9 @@ def _unknown(
     leaf = key.rpartition(".")[2]
     elsewhere = sorted((k for k in keys if k.rpartition(".")[2] == leaf != "_target_"), key=lambda k: k.count("."))
     near = near or elsewhere[:2] or get_close_matches(key, keys, 2, 0.8)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    hint = f": did you mean {' or '.join(near)}?" if near else "."
     return ValueError(
-        f"The override {override!r} is for {missing}, which this config does not have: {hint}A new key is +key=value."
+        f"The override {override!r} is for {missing}, which this config does not have{hint} A new key is +key=value."
     )
 
 

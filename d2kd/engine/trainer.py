@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from detectron2.engine import SimpleTrainer
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -18,6 +19,7 @@ from d2kd.engine.ranks import names_the_wait
 from d2kd.engine.resume import check_parameters, kept_hyperparameters, parameter_names
 from d2kd.modeling import DistilledDetector
 from d2kd.modeling.backbones import FrozenStatisticsBatchNorm2d
+from d2kd.modeling.distillation.batch_check import check_batch
 from d2kd.modeling.distillation.monitors import read_step
 
 __all__ = ["Trainer"]
@@ -90,10 +92,10 @@ class Trainer(SimpleTrainer):
             raise ValueError(f"train.clip_grad is {dict(clip_grad)}, expected None or max_norm > 0 and norm_type.")
         self.amp_dtype = amp_dtype
         self.clip_grad = clip_grad
-        detector = model.module if isinstance(model, DistributedDataParallel) else model
+        self._detector = model.module if isinstance(model, DistributedDataParallel) else model
         self.accumulate = accumulate
-        self.backbone = _backbone_for_parts(detector) if accumulate > 1 else None
-        self.checks_losses = not isinstance(detector, DistilledDetector)  # which checks its own
+        self.backbone = _backbone_for_parts(self._detector) if accumulate > 1 else None
+        self.checks_losses = not isinstance(self._detector, DistilledDetector)  # which checks its own, and its batches
         # Disabled, unless the dtype is float16, it changes nothing.
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=amp_dtype == torch.float16)
 
@@ -108,6 +110,8 @@ class Trainer(SimpleTrainer):
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
 
+        if self.checks_losses and isinstance(self._detector, DenseDetector):
+            check_batch(self._detector, data, key="model")
         if self.zero_grad_before_forward:
             self.optimizer.zero_grad()
         with (

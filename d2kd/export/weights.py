@@ -83,7 +83,7 @@ def load_student(cfg: DictConfig, checkpoint: str, *, allow_partial: bool = Fals
     return LoadedStudent(
         detector=detector.cpu().eval(),
         input_format=own_format or input_format_of(detector, None, "model.input_format"),
-        distillation=loaded.misfit.ignored,
+        distillation=list(loaded.ignored),
         entries=sorted(map(str, loaded.rest)),
         misfit=loaded.misfit,
     )

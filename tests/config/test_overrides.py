@@ -22,12 +22,12 @@ CONFIG = "digits/gfl_crosskd.py"
         ),
         ("lr=1", "did you mean optimizer.lr? "),
         ("model.num_classes=3", "did you mean model.student.num_classes or model.student.head.num_classes? "),
-        ("optimizer.momentum=0.9", "is for optimizer.momentum, which this config does not have: A new key"),
+        ("optimizer.momentum=0.9", "is for optimizer.momentum, which this config does not have. A new key"),
         ("model.losses.croskd_loc=null", "did you mean model.losses.crosskd_loc or model.losses.crosskd_cls? "),
         ("model.teacher.precison=bf16", "did you mean model.teacher.precision? "),
         ("train.amp={enabled: true, dtyp: bfloat16}", "is for train.amp.dtyp, .*did you mean train.amp.dtype? "),
         ("train.clip_grad.max_nrm=1", "did you mean train.clip_grad.max_norm? "),
-        ("model.losses.new={_target_: x}", "is for model.losses.new, which this config does not have: A new key"),
+        ("model.losses.new={_target_: x}", "is for model.losses.new, which this config does not have. A new key"),
         (
             "model.teacher.class_map.0=1",
             "sets model.teacher.class_map.0, but model.teacher.class_map is null in this config: set "

@@ -16,7 +16,9 @@ _KINDS = {kind.__name__: kind for kind in (ValueError, TypeError, FloatingPointE
 
 
 @contextmanager
-def raised_on_all_ranks(device: torch.device | None = None) -> Iterator[Callable[[Tensor, Exception], None]]:
+def raised_on_all_ranks(
+    device: torch.device | None = None,
+) -> Iterator[Callable[[Tensor, Callable[[], Exception]], None]]:
     """
     Every rank enters it at the same place; an error that one of them raises inside is raised on all. Nothing inside
     may wait for other ranks.
@@ -25,8 +27,8 @@ def raised_on_all_ranks(device: torch.device | None = None) -> Iterator[Callable
         device: of the process group, where each rank's flags are compared; None: ranks meet on the CPU.
 
     Yields:
-        ``raise_if(flag, error)``: raise ``error`` on leaving if ``flag``, a boolean on the device, is true. All flags
-        are read at once, there.
+        ``raise_if(flag, make_error)``: raise what ``make_error`` returns on leaving if ``flag``, a boolean on the
+        device, is true. All flags are read at once, there.
 
     Raises:
         Exception: on a rank without an error of its own, the first other rank's: its number and its sentence, of the
@@ -34,11 +36,11 @@ def raised_on_all_ranks(device: torch.device | None = None) -> Iterator[Callable
     """
     error: Exception | None = None
     flags: list[Tensor] = []
-    errors: list[Exception] = []
+    makers: list[Callable[[], Exception]] = []
 
-    def raise_if(flag: Tensor, later: Exception) -> None:
+    def raise_if(flag: Tensor, make_error: Callable[[], Exception]) -> None:
         flags.append(flag)
-        errors.append(later)
+        makers.append(make_error)
 
     try:
         yield raise_if
@@ -46,14 +48,18 @@ def raised_on_all_ranks(device: torch.device | None = None) -> Iterator[Callable
         error = raised
     failed, own = _read(error is not None, flags, device)
     if error is None:
-        error = next((later for flag, later in zip(own, errors) if flag), None)
+        error = next((make_error() for flag, make_error in zip(own, makers) if flag), None)
     if failed and comm.get_world_size() > 1:
-        told = comm.all_gather(None if error is None else (type(error).__name__, str(error)))
+        told = comm.all_gather(None if error is None else (_kind(error), str(error)))
         if error is None:
             rank, (kind, sentence) = next((rank, x) for rank, x in enumerate(told) if x is not None)
             raise _KINDS.get(kind, RuntimeError)(f"Rank {rank}: {sentence}")
     if error is not None:
         raise error
+
+
+def _kind(error: Exception) -> str:
+    return next((name for name, kind in _KINDS.items() if isinstance(error, kind)), "")
 
 
 def _read(failed: bool, flags: list[Tensor], device: torch.device | None) -> tuple[bool, list[bool]]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from d2kd.losses import DistillationLoss
 from d2kd.modeling.adapters import get_adapter, input_format_of
 from d2kd.modeling.distillation.agreement import raised_on_all_ranks
+from d2kd.modeling.distillation.batch_check import check_batch, check_labels_on_device
 from d2kd.modeling.distillation.crossing import crossed_assignment, crossed_output
 from d2kd.modeling.distillation.monitors import gap_at_positives, not_finite, read_step
 from d2kd.modeling.distillation.normalizers import check_countable, compute_normalizers
@@ -166,6 +167,7 @@ class DistilledDetector(nn.Module):
             self.losses,
             class_map=teacher.class_map,
             tap_projector_channels=self.tap_projector_channels,
+            input_formats=(self.input_format, teacher.input_format),
         )
 
     def _held_teacher(self) -> Teacher:
@@ -218,6 +220,7 @@ class DistilledDetector(nn.Module):
         self.distillation.restore_normalizer(self.student)
         teacher = None
         with raised_on_all_ranks(self.device):  # what may be wrong with one rank's images
+            check_batch(self.student, batched_inputs, key="model.student")
             check_countable(active, len(batched_inputs) - num_labelled)
             # One copy for student and teacher, made without waiting for the device.
             batched_inputs = [
@@ -236,7 +239,8 @@ class DistilledDetector(nn.Module):
                 )
         prediction = predict(self.student, images, tails)  # where synchronised batch norm waits for other ranks
         with raised_on_all_ranks(self.device) as raise_if:
-            raise_if(~prediction.is_finite, FloatingPointError(not_finite("the student's box predictions")))
+            check_labels_on_device(self.student, batched_inputs, key="model.student", raise_if=raise_if)
+            raise_if(~prediction.is_finite, lambda: FloatingPointError(not_finite("the student's box predictions")))
         student = train_student(
             self.student,
             images,
