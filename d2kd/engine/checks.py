@@ -124,7 +124,7 @@ def check_image_format(cfg: DictConfig, model: nn.Module) -> None:
         channels = _channels(found)
         if statistics is not None and channels not in (None, len(statistics)):
             raise ConfigError(
-                f"{key} is {found!r}, images of {channels} channels, but the model's pixel_mean has {len(statistics)}: "
+                f"{key} is {found!r}, images whose channels are {channels}, but the model's pixel_mean has {len(statistics)}: "
                 "make them agree."
             )
         if expected is not None and found != expected:
