@@ -107,7 +107,7 @@ def _warn_of_changes(before: str, now: str) -> None:
     """Say what of the config has changed since the run began, or was resumed the last time."""
     if changed := differences(before, now):
         logger.warning(
-            "--resume with another config than the run had so far; the new values hold from its last checkpoint on: %s.",
+            "--resume with another config than the run had so far; new values hold from its last checkpoint on: %s.",
             "; ".join(changed[:20]) + (f"; and {len(changed) - 20} more" if len(changed) > 20 else ""),
         )
 

@@ -82,7 +82,7 @@ def _check(cfg: DictConfig, known: Mapping[str, Any], override: str, key: str, v
         if not nodes:
             raise ValueError(
                 f"The override {override!r} sets {key}, but {path} is null in this config: set {path} as a whole, or "
-                f"add the key with +{override.removeprefix('+')}."
+                f"add the key with +{override}."
             )
         if not any(isinstance(node, (Mapping, DictConfig, ListConfig)) for node in nodes):
             return  # LazyConfig.apply_overrides says it

@@ -17,6 +17,7 @@ from torch import nn
 
 from d2kd.config.nodes import target_of
 from d2kd.engine.defaults import ConfigError, amp_dtype, resolve_device
+from d2kd.engine.trainer import check_clip_grad
 from d2kd.modeling import DistilledDetector
 from d2kd.modeling.distillation.state import build_losses
 from d2kd.structures import kept_random_state
@@ -41,6 +42,8 @@ _WHOLE_NUMBERS = {
     "train.trainer.gather_metric_period": 1,
     "train.ddp.timeout_minutes": 1,
     "dataloader.train.total_batch_size": 1,
+    "dataloader.train.num_workers": 0,
+    "dataloader.test.num_workers": 0,
 }
 _MISSING = object()
 
@@ -58,7 +61,7 @@ def check_config(cfg: DictConfig, *, resume: bool = False) -> None:
         ConfigError: missing keys, a number of iterations, period, seed or learning rate that is none, an unknown device
             or dtype, float16 on a CPU, several CPU processes beside a visible GPU, or distillation losses whose weights
             are all 0.
-        ValueError, TypeError: a loss that cannot be built.
+        ValueError, TypeError: a loss that cannot be built, or a ``train.clip_grad`` that is none.
         FileNotFoundError: ``train.init_checkpoint`` is a path, and there is no such file.
     """
     keys = [*_REQUIRED, *(f"train.{key}" for key in _REQUIRED_TRAIN)]
@@ -76,6 +79,7 @@ def check_config(cfg: DictConfig, *, resume: bool = False) -> None:
     rate = OmegaConf.select(cfg, "optimizer.lr", default=0.0)
     if isinstance(rate, (bool, str)) or not (rate >= 0 and math.isfinite(rate)):
         raise ConfigError(f"optimizer.lr is {rate!r}, expected a number >= 0.")
+    check_clip_grad(train.clip_grad)
     device = resolve_device(train.device)
     if amp_dtype(train.amp) == torch.float16 and device.type == "cpu":
         raise ConfigError(
@@ -124,8 +128,8 @@ def check_image_format(cfg: DictConfig, model: nn.Module) -> None:
         channels = _channels(found)
         if statistics is not None and channels not in (None, len(statistics)):
             raise ConfigError(
-                f"{key} is {found!r}, images whose channels are {channels}, but the model's pixel_mean has {len(statistics)}: "
-                "make them agree."
+                f"{key} is {found!r}, images whose channels are {channels}, but the model's pixel_mean has "
+                f"{len(statistics)}: make them agree."
             )
         if expected is not None and found != expected:
             raise ConfigError(f"{key} is {found!r}, but model.input_format is {expected!r}: make them equal.")

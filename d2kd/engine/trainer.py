@@ -11,6 +11,7 @@ import torch
 from detectron2.engine import SimpleTrainer
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils import comm
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -22,7 +23,7 @@ from d2kd.modeling.backbones import FrozenStatisticsBatchNorm2d
 from d2kd.modeling.distillation.batch_check import check_batch
 from d2kd.modeling.distillation.monitors import read_step
 
-__all__ = ["Trainer"]
+__all__ = ["Trainer", "check_clip_grad"]
 
 
 class Trainer(SimpleTrainer):
@@ -86,10 +87,7 @@ class Trainer(SimpleTrainer):
                 f"float16 mixed precision needs a GPU, but the model is on {self.device_type!r}: set "
                 "train.amp.dtype=bfloat16 or train.amp.enabled=False."
             )
-        if clip_grad is not None and (
-            not set(clip_grad) <= {"max_norm", "norm_type"} or not clip_grad.get("max_norm", 0) > 0
-        ):
-            raise ValueError(f"train.clip_grad is {dict(clip_grad)}, expected None or max_norm > 0 and norm_type.")
+        check_clip_grad(clip_grad)
         self.amp_dtype = amp_dtype
         self.clip_grad = clip_grad
         self._detector = model.module if isinstance(model, DistributedDataParallel) else model
@@ -162,6 +160,19 @@ class Trainer(SimpleTrainer):
         # Empty if the checkpoint's run did not scale losses: this run then begins with the default scale.
         if state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+def check_clip_grad(clip_grad: object) -> None:
+    """
+    Raises:
+        ValueError: neither None nor a mapping with a positive ``max_norm`` and at most a ``norm_type`` beside it.
+    """
+    if clip_grad is None:
+        return
+    values = dict(clip_grad) if isinstance(clip_grad, (Mapping, DictConfig)) else {}
+    numbers = all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in values.values())
+    if not (numbers and {"max_norm"} <= values.keys() <= {"max_norm", "norm_type"} and values["max_norm"] > 0):
+        raise ValueError(f"train.clip_grad is {clip_grad!r}, expected None or max_norm > 0 and norm_type.")
 
 
 def _backbone_for_parts(model: nn.Module) -> nn.Module:

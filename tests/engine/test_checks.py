@@ -46,6 +46,7 @@ def test_common_config_passes(cfg):
         ("train.accumulate=true", "train.accumulate is True, expected"),
         ("train.ddp.timeout_minutes=0", "train.ddp.timeout_minutes is 0, expected"),
         ("dataloader.train.total_batch_size=0", "dataloader.train.total_batch_size is 0, expected"),
+        ("dataloader.train.num_workers=-1", "dataloader.train.num_workers is -1, expected"),
         ("optimizer.lr=-1", "optimizer.lr is -1, expected a number >= 0"),
         ("optimizer.lr=nan", "optimizer.lr is nan, expected a number >= 0"),
         ("optimizer.lr=fast", "optimizer.lr is 'fast', expected a number >= 0"),
@@ -54,6 +55,14 @@ def test_common_config_passes(cfg):
 def test_wrong_values_are_named(cfg, override, message):
     with pytest.raises(ConfigError, match=message):
         check_config(LazyConfig.apply_overrides(cfg, [override]))
+
+
+@pytest.mark.parametrize(
+    "value", ["{max_norm: 0}", "{norm_type: 2.0}", "{max_norm: 1, p: 2}", "3", "{max_norm: x}"]
+)
+def test_clipping_that_is_none(cfg, value):
+    with pytest.raises(ValueError, match="train.clip_grad is .*, expected None or max_norm > 0 and norm_type"):
+        check_config(LazyConfig.apply_overrides(cfg, [f"train.clip_grad={value}"]))
 
 
 def test_missing_keys_are_listed(cfg):

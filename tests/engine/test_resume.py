@@ -52,9 +52,7 @@ def test_what_has_changed_is_said_and_runs(resume):
         "model.losses.kd=null",
     )  # fmt: skip
     log = (output / "log.txt").read_text()
-    assert (
-        "--resume with another config than the run had so far; the new values hold from its last checkpoint on: " in log
-    )
+    assert "--resume with another config than the run had so far; new values hold from its last checkpoint on: " in log
     for change in (
         "optimizer.lr was 0.01, is 0.5",
         "optimizer.momentum was 0.9, is 0.1",
