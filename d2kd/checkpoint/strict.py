@@ -1,22 +1,68 @@
-"""Loading a checkpoint completely or not at all; Detectron2's checkpointer only logs what did not fit."""
+"""Loading a checkpoint completely or saying what is missing; Detectron2's checkpointer only logs what did not fit."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlparse
 
+import torch
 from torch import nn
 
 from d2kd.checkpoint.run import WholeCheckpointer
 
-__all__ = ["Loaded", "MisfitError", "load_strictly"]
+__all__ = [
+    "UNTRAINED",
+    "FittingCheckpointer",
+    "Loaded",
+    "Misfit",
+    "MisfitError",
+    "first_of",
+    "load_strictly",
+    "other_weights",
+]
+
+#: Keys that a checkpoint may lack or have in excess: they hold nothing of a detector that was trained.
+UNTRAINED = re.compile(r"(^|\.)(pixel_(mean|std)|num_batches_tracked|cell_anchors\.\d+)$|^distillation\.")
+
+#: How many keys a message names.
+_NAMED = 5
 
 
 class MisfitError(ValueError):
     """A checkpoint with missing, unexpected or mismatched keys; its message lists them."""
+
+
+@dataclass
+class Misfit:
+    """
+    What of a checkpoint and a model did not fit.
+
+    Attributes:
+        missing: keys of the model that the checkpoint lacks.
+        unexpected: keys of the checkpoint that the model lacks.
+        mismatched: keys of both, with the two shapes.
+    """
+
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.mismatched)
+
+    def __str__(self) -> str:
+        found = {"missing": self.missing, "unexpected": self.unexpected, "shape mismatch": self.mismatched}
+        return "\n".join(f"  {kind}, {len(keys)}: {first_of(keys)}" for kind, keys in found.items() if keys)
+
+
+def first_of(names: Sequence[str]) -> str:
+    """The first few."""
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 @dataclass
@@ -25,44 +71,79 @@ class Loaded:
     What a checkpoint holds beside the weights that were loaded.
 
     Attributes:
-        ignored: what of its model was left over, by its keys.
+        ignored: what of its model was left over and does no harm, by its keys.
+        misfit: what else did not fit.
         rest: its other entries, such as the optimizer's.
     """
 
     ignored: dict[str, Any] = field(default_factory=dict)
+    misfit: Misfit = field(default_factory=Misfit)
     rest: dict[str, Any] = field(default_factory=dict)
 
 
-class _StrictCheckpointer(WholeCheckpointer):
-    """Raises on anything but a complete load."""
+class FittingCheckpointer(WholeCheckpointer):
+    """
+    A checkpointer that reads whole files alone, and hands on what did not fit.
 
-    def __init__(self, model: nn.Module, *, refusal: str, harmless: re.Pattern[str]) -> None:
-        super().__init__(model)
-        self._refusal = refusal
+    Args:
+        model, save_dir, checkpointables: see Detectron2's.
+        on_load: called after the model's weights were loaded, before anything else is.
+        harmless: keys that may be missing or left over; they hold nothing that was trained.
+        entry: which of the file's entries are the weights.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        on_load: Callable[[Misfit], None],
+        harmless: re.Pattern[str] = UNTRAINED,
+        entry: str = "model",
+        **checkpointables: Any,
+    ) -> None:
+        super().__init__(model, save_dir, **checkpointables)
+        self._on_load = on_load
         self._harmless = harmless
+        self._entry = entry
         self.ignored: dict[str, Any] = {}
-        self._given: dict[str, Any] = {}
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if self._entry != "model" and filename.endswith((".pkl", ".pyth")):
+            raise ValueError(f"{filename} has one set of weights, not {self._entry!r} (model.teacher.weights).")
+        return super()._load_file(filename)
+
+    def _torch_load(self, f: str) -> dict[str, Any]:
+        loaded = super()._torch_load(f)
+        return loaded if self._entry == "model" else {**loaded, "model": _weights_of(loaded, self._entry, f)}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        self._given = checkpoint["model"]  # which Detectron2 takes out
-        return super()._load_model(checkpoint)
+        given = checkpoint["model"]  # which Detectron2 takes out
+        incompatible = super()._load_model(checkpoint)
+        self.ignored = {k: given.get(k) for k in incompatible.unexpected_keys if self._harmless.search(k)}
+        return incompatible
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:  # fvcore's type of it is private
         mismatched = {k for k, _, _ in incompatible.incorrect_shapes}
-        self.ignored = {k: self._given.get(k) for k in incompatible.unexpected_keys if self._harmless.search(k)}
-        found = {
-            "missing": [k for k in incompatible.missing_keys if k not in mismatched and not self._harmless.search(k)],
-            "unexpected": [k for k in incompatible.unexpected_keys if k not in self.ignored],
-            "shape mismatch": [
-                f"{k} (checkpoint {tuple(a)}, model {tuple(b)})" for k, a, b in incompatible.incorrect_shapes
-            ],
-        }
-        if any(found.values()):
-            lines = [f"  {kind}, {len(keys)}: {', '.join(keys)}" for kind, keys in found.items() if keys]
-            raise MisfitError(f"{self._refusal}:\n" + "\n".join(lines))
+        self._on_load(
+            Misfit(
+                [k for k in incompatible.missing_keys if k not in mismatched and not self._harmless.search(k)],
+                [k for k in incompatible.unexpected_keys if k not in self.ignored],
+                [f"{k} (checkpoint {tuple(a)}, model {tuple(b)})" for k, a, b in incompatible.incorrect_shapes],
+            )
+        )
 
 
-def load_strictly(model: nn.Module, checkpoint: str, *, refusal: str, absent: str, harmless: re.Pattern[str]) -> Loaded:
+def load_strictly(
+    model: nn.Module,
+    checkpoint: str,
+    *,
+    refusal: str,
+    absent: str,
+    harmless: re.Pattern[str] = UNTRAINED,
+    entry: str = "model",
+    allow_partial: bool = False,
+) -> Loaded:
     """
     Load ``checkpoint`` through ``DetectionCheckpointer``, refusing all but a complete load.
 
@@ -72,15 +153,52 @@ def load_strictly(model: nn.Module, checkpoint: str, *, refusal: str, absent: st
         refusal: the error's sentence if keys are missing, unexpected or of another shape; the keys follow it.
         absent: the error's sentence if there is no such file.
         harmless: keys that may be missing or left over.
+        entry: which of the file's entries are the weights; see :func:`other_weights`.
+        allow_partial: return what did not fit instead of raising.
 
     Raises:
         MisfitError: the checkpoint does not fit; ``model`` may hold some of its weights.
+        ValueError: it has no such ``entry``.
         FileNotFoundError: there is no such file.
     """
-    checkpointer = _StrictCheckpointer(model, refusal=refusal, harmless=harmless)
+    loaded = Loaded()
+
+    def on_load(misfit: Misfit) -> None:
+        loaded.misfit = misfit
+        if misfit and not allow_partial:
+            raise MisfitError(f"{refusal}:\n{misfit}")
+
+    checkpointer = FittingCheckpointer(model, on_load=on_load, harmless=harmless, entry=entry)
     # A path with a query, such as "x.pkl?matching_heuristics=True", is Detectron2's own grammar.
     path = urlparse(checkpoint)._replace(query="").geturl()
     if not os.path.isfile(checkpointer.path_manager.get_local_path(path)):
         raise FileNotFoundError(absent)
-    rest = checkpointer.load(checkpoint)
-    return Loaded(checkpointer.ignored, rest)
+    loaded.rest, loaded.ignored = checkpointer.load(checkpoint), checkpointer.ignored
+    return loaded
+
+
+def other_weights(rest: Mapping[str, Any]) -> list[str]:
+    """The entries beside a checkpoint's "model" that hold averages of its weights (EMA), by their names."""
+    return [name for name, value in rest.items() if "ema" in name.lower().split("_") and _tensors_of(value)]
+
+
+def _weights_of(loaded: Mapping[str, Any], entry: str, file: str) -> dict[str, Any]:
+    weights = _tensors_of(loaded.get(entry))
+    if weights is None:
+        found = [name for name, value in loaded.items() if _tensors_of(value)]
+        raise ValueError(
+            f"{file} has no weights {entry!r}, only {', '.join(map(repr, found)) or 'none'}: change "
+            "model.teacher.weights (in a yacs config: MODEL.DISTILLATION.TEACHER_WEIGHTS_ENTRY)."
+        )
+    # What torch's AveragedModel counts.
+    return {key: value for key, value in weights.items() if key != "n_averaged"}
+
+
+def _tensors_of(value: object) -> dict[str, Any] | None:
+    """A state dict, or the one inside of what holds it with other things; None: there is none."""
+    if not isinstance(value, Mapping) or not value:
+        return None
+    if all(isinstance(x, torch.Tensor) for x in value.values()):
+        return dict(value)
+    inside = [value[name] for name in ("state_dict", "model", "module", "shadow") if name in value]
+    return _tensors_of(inside[0]) if inside else None

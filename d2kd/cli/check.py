@@ -55,7 +55,9 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batches", type=int, default=BATCHES, metavar="N", help="training batches (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="(train.output_dir/check.png)")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes of the config")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="changes of the config; +KEY=VALUE for a new key"
+    )
     check_replay.add_arguments(parser)
     check_device.add_arguments(parser)
     return parser

@@ -43,7 +43,7 @@ examples:
   d2kd compare --config-file digits/fcos_small_crosskd.py --processes 2 --stretch \\
       --report dataloader.test.dataset.names=digits_test
 """
-KEY_VALUE = re.compile(r"[A-Za-z_][\w.]*=")
+KEY_VALUE = re.compile(r"\+?[A-Za-z_][\w.]*=")
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -64,7 +64,9 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--processes", type=int, default=1, help="trainings side by side; each has one thread, or a GPU")
     add("--stretch", action="store_true", help="add the student alone, trained at the cost of each distilled run")
     add("--report", nargs="+", default=[], metavar="key=value", help="evaluate the final weights with these overrides")
-    add("overrides", nargs="*", metavar="key=value", help="config overrides for every student")
+    add(
+        "overrides", nargs="*", metavar="key=value", help="config overrides for every student; +key=value for a new key"
+    )
     return parser
 
 
@@ -88,10 +90,10 @@ def parse_experiment(argv: Sequence[str]) -> tuple[Experiment, int]:
         parser.error(f"{args.overrides[0]!r} is no key=value override")
     for override in overrides:
         for key, instead in RESERVED.items():
-            if re.match(rf"{re.escape(key)}[.=]", override):
+            if re.match(rf"\+?{re.escape(key)}[.=]", override):
                 parser.error(f"{key} is set by this tool: use {instead}")
     for override in args.report:
-        if not (KEY_VALUE.match(override) and override.startswith(EVALUATION)):
+        if not (KEY_VALUE.match(override) and override.removeprefix("+").startswith(EVALUATION)):
             expected = "key=value of dataloader.test or dataloader.evaluator"
             parser.error(f"--report {override}: expected {expected}; overrides for training come before --report")
     if args.stretch and (ALONE not in args.methods or set(args.methods) == {ALONE}):

@@ -50,8 +50,13 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--image", metavar="PATH", help="compare the traced model with the student on it (default: a random image)"
     )
+    parser.add_argument(
+        "--allow-partial", action="store_true", help="export weights that do not fit the student, the rest being random"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes of the config")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="changes of the config; +KEY=VALUE for a new key"
+    )
     return parser
 
 
@@ -97,6 +102,8 @@ def describe_weights(student: LoadedStudent, path: Path) -> str:
         f"Wrote {path}: {type(student.detector).__name__}, {len(state)} tensors, {parameters} parameters, "
         f"{path.stat().st_size} bytes"
     ]
+    if student.misfit:
+        lines.append(f"  WARNING: the checkpoint does not fit the student (--allow-partial):\n{student.misfit}")
     if student.distillation:
         lines.append(f"  left out of the model, {len(student.distillation)}: {', '.join(student.distillation)}")
     if student.entries:
@@ -129,7 +136,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     check_outputs(args)
     cfg = load_config(args.config, args.overrides)
-    student = load_student(cfg, args.checkpoint)
+    student = load_student(cfg, args.checkpoint, allow_partial=args.allow_partial)
     said = []
     if args.torchscript:
         # First: a student whose traced model differs leaves no file at all.

@@ -21,13 +21,16 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from omegaconf import OmegaConf
 
+from d2kd.checkpoint import checkpoint_names
 from d2kd.cli import fail, is_users_error, run_command, sentence
 from d2kd.config import ALONE, CONFIG, config_path, load_config
 from d2kd.engine import (
     check_config,
     check_run_folder,
+    differences,
     do_eval,
     do_train,
+    kept_record,
     launch_ranks,
     locked,
     resolve_device,
@@ -55,13 +58,14 @@ Examples:
     $ d2kd train --config-file FILE --num-gpus 8 --resume
     $ d2kd train --config-file FILE --eval-only train.init_checkpoint=output/model_best.pth
 
-Options come before the key=value overrides. Without a GPU, --num-gpus is the number of CPU processes.
+Options come before the overrides, key=value for a key of the config (or an argument that a node's target takes) and
++key=value for a new one. Without a GPU, --num-gpus is the number of CPU processes.
 Overrides merge: model.losses=null switches distillation off, model.losses={} changes nothing.
 """
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Detectron2's training options, ``--check-teacher`` and ``--method``."""
+    """Detectron2's training options, ``--check-teacher``, ``--allow-partial`` and ``--method``."""
     parser = default_argument_parser(epilog=EXAMPLES)
     parser.prog, parser.description = COMMAND, __doc__
     parser.set_defaults(dist_url="auto")  # Detectron2's is one port for each user: two runs would meet on it
@@ -69,6 +73,11 @@ def argument_parser() -> argparse.ArgumentParser:
         "--overwrite", action="store_true", help="delete the checkpoints and metrics of another run in train.output_dir"
     )
     parser.add_argument("--check-teacher", action="store_true", help="evaluate the teacher first and print its AP")
+    parser.add_argument(
+        "--allow-partial",
+        action="store_true",
+        help="with --eval-only: evaluate weights that are no complete checkpoint of the model, the rest being random",
+    )
     parser.add_argument(
         "--method",
         default=CONFIG,
@@ -87,13 +96,27 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 if comm.is_main_process():
                     stack.enter_context(locked(cfg.train.output_dir))
                 check_run_folder(cfg, resume=args.resume, overwrite=args.overwrite)
+        record = Path(cfg.train.output_dir, "config.yaml")
+        goes_on = args.resume and bool(checkpoint_names(record.parent))
+        before = stack.enter_context(kept_record(record, evaluation=args.eval_only)) if comm.is_main_process() else None
         default_setup(cfg, args)
         setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="d2kd")
         logging.getLogger("detectron2.engine.train_loop").addFilter(_without_traceback)
         logger.info("Device: %s", resolve_device(cfg.train.device))
         if args.eval_only:
-            return do_eval(cfg, resume=args.resume, check_teacher=args.check_teacher)
+            return do_eval(cfg, resume=args.resume, check_teacher=args.check_teacher, allow_partial=args.allow_partial)
+        if before is not None and goes_on:
+            _warn_of_changes(before, record.read_text())
         return do_train(cfg, resume=args.resume, overwrite=args.overwrite, check_teacher=args.check_teacher)
+
+
+def _warn_of_changes(before: str, now: str) -> None:
+    """Say what of the config has changed since the run began, or was resumed the last time."""
+    if changed := differences(before, now):
+        logger.warning(
+            "--resume with another config than the run had so far; new values hold from its last checkpoint on: %s.",
+            "; ".join(changed[:20]) + (f"; and {len(changed) - 20} more" if len(changed) > 20 else ""),
+        )
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
@@ -151,6 +174,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"{opt!r} is no key=value override; options come before the overrides")
     if args.resume and args.overwrite:
         parser.error("--resume goes on with a run that --overwrite deletes: give one of them")
+    if args.allow_partial and not args.eval_only:
+        parser.error(
+            "--allow-partial is for --eval-only; training takes weights that fit in part (train.init_checkpoint)"
+        )
     if args.num_gpus < 1:
         parser.error("--num-gpus must be at least 1; without a GPU it is the number of CPU processes")
     gpus = torch.cuda.device_count()

@@ -8,11 +8,13 @@ import traceback
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import LazyConfig
 from omegaconf import DictConfig, OmegaConf
 
 from d2kd.config.lazy import CONFIG, with_method
+from d2kd.config.overrides import apply_overrides
 
 __all__ = ["config_path", "get_config", "get_detectron2_config", "load_config"]
 
@@ -27,25 +29,28 @@ def load_config(file: str, overrides: Sequence[str] = (), *, method: str = CONFI
 
     Args:
         file: see :func:`config_path`.
-        overrides: ``key=value``, as of Detectron2's tools; applied last.
+        overrides: ``key=value``, as of Detectron2's tools, or ``+key=value`` for a new key; applied last.
         method: what ``model.losses`` become, see :func:`with_method`.
 
     Raises:
         FileNotFoundError: there is no such file, and no packaged config of that name.
-        ValueError: a file that fails when it is read, or has no model; an override that cannot be applied; or see
-            :func:`with_method`.
+        ValueError: a file that fails when it is read, or has no model; see also
+            :func:`d2kd.config.overrides.apply_overrides` and :func:`with_method`.
     """
     cfg = _read(file)
     _add_defaults(cfg)
     if method != CONFIG:
         cfg.model = with_method(cfg.model, method)
-    for override in overrides:
-        try:
-            LazyConfig.apply_overrides(cfg, [override])
-        except Exception as error:  # of the parser (hydra's or Python's), or of omegaconf
-            reason = str(error).partition("\n")[0]
-            raise ValueError(f"The override {override!r} cannot be applied: {reason}") from error
+    apply_overrides(cfg, overrides, {"train": _train_keys()} if "train" in cfg else {})
     return cfg
+
+
+def _train_keys() -> dict[str, Any]:
+    """Every key of ``train`` that is read, by d2kd or by Detectron2's ``default_setup``, with a value of its type."""
+    keys = OmegaConf.to_container(get_config("common/train.py").train)
+    assert isinstance(keys, dict)
+    optional = {"clip_grad": {"max_norm": 1.0, "norm_type": 2.0}, "cudnn_benchmark": False, "float32_precision": ""}
+    return {**keys, **optional}
 
 
 def _read(file: str) -> DictConfig:

@@ -71,6 +71,7 @@ def distill(
         teacher=dict(
             model=_teacher_model(teacher),
             checkpoint=teacher_checkpoint,
+            weights="model",
             input_format=None,
             class_map=None,
             precision="fp32",

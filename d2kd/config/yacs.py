@@ -41,6 +41,8 @@ def add_distillation_config(cfg: CfgNode) -> None:
     # has every key, including those that a project added.
     node.TEACHER_CONFIG = ""
     node.TEACHER_WEIGHTS = ""
+    # Which of that file's entries are its weights, e.g. "ema", an average that some trainers keep beside "model".
+    node.TEACHER_WEIGHTS_ENTRY = "model"
     # The teacher's detector family if it is not the student's, e.g. "RetinaNet" for a GFL student; "": the student's.
     # Crossed losses are those of the method's preset for this family.
     node.TEACHER_FAMILY = ""
@@ -93,6 +95,7 @@ def DistilledDetector(cfg: CfgNode) -> distillation.DistilledDetector:
         teacher={
             "model": teacher_node(node.TEACHER_CONFIG, f"{_NODE}.TEACHER_CONFIG"),
             "checkpoint": node.TEACHER_WEIGHTS,
+            "weights": node.TEACHER_WEIGHTS_ENTRY,
             "input_format": node.TEACHER_INPUT_FORMAT or None,
             "class_map": _class_map(node.CLASS_MAP or ()),
             "precision": node.TEACHER_PRECISION,
@@ -141,6 +144,11 @@ def _build_losses(
                 raise ValueError(
                     f"{_NODE}.LOSSES is {list(changes)}, with which {method}'s {name} cannot be built: {error}"
                 ) from error
+    if built and not any(loss.weight > 0 for loss in built.values()):
+        raise ValueError(
+            f"{_NODE}.LOSSES is {list(changes)}, with which the weights of all {method}'s losses are 0: set "
+            f'{_NODE}.METHOD to "" to train the student alone.'
+        )
     return built
 
 

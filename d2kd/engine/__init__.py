@@ -1,17 +1,11 @@
 """Training and evaluation: additions to Detectron2's trainer, hooks and defaults, and ``do_train`` made of them."""
 
-from d2kd.engine.defaults import (
-    ConfigError,
-    amp_dtype,
-    check_config,
-    check_image_format,
-    create_ddp_model,
-    default_writers,
-    resolve_device,
-)
+from d2kd.engine.checks import check_classes, check_config, check_image_format
+from d2kd.engine.defaults import ConfigError, amp_dtype, create_ddp_model, default_writers, resolve_device
 from d2kd.engine.evaluation import evaluate, teacher_predictor
 from d2kd.engine.hooks import BestCheckpointer, OptimizerWatch, SeedEachIteration, TrainingCost
 from d2kd.engine.ranks import Ranks, launch_ranks, names_the_wait, ranks_of
+from d2kd.engine.resume import ResumeError, differences, kept_record
 from d2kd.engine.run_folder import check_run_folder
 from d2kd.engine.run_lock import locked
 from d2kd.engine.train import do_eval, do_test, do_train
@@ -22,19 +16,23 @@ __all__ = [
     "ConfigError",
     "OptimizerWatch",
     "Ranks",
+    "ResumeError",
     "SeedEachIteration",
     "Trainer",
     "TrainingCost",
     "amp_dtype",
+    "check_classes",
     "check_config",
     "check_image_format",
     "check_run_folder",
     "create_ddp_model",
     "default_writers",
+    "differences",
     "do_eval",
     "do_test",
     "do_train",
     "evaluate",
+    "kept_record",
     "launch_ranks",
     "locked",
     "names_the_wait",

@@ -22,17 +22,11 @@ from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig
 from torch import nn
 
-from d2kd.checkpoint import WholeCheckpointer
+from d2kd.checkpoint import UNTRAINED, FittingCheckpointer, Misfit, MisfitError, WholeCheckpointer, load_strictly
 from d2kd.config.nodes import target_of
 from d2kd.data import build_train_loader
-from d2kd.engine.defaults import (
-    ConfigError,
-    amp_dtype,
-    check_image_format,
-    create_ddp_model,
-    default_writers,
-    resolve_device,
-)
+from d2kd.engine.checks import check_classes, check_image_format
+from d2kd.engine.defaults import ConfigError, amp_dtype, create_ddp_model, default_writers, resolve_device
 from d2kd.engine.evaluation import evaluate, teacher_predictor
 from d2kd.engine.hooks import (
     BestCheckpointer,
@@ -42,6 +36,7 @@ from d2kd.engine.hooks import (
     TrainingCost,
 )
 from d2kd.engine.metrics_file import cut_metrics
+from d2kd.engine.resume import WAYS_OUT, ResumeError
 from d2kd.engine.run_folder import clear_run_folder
 from d2kd.engine.stop import StopOnSignal
 from d2kd.engine.trainer import Trainer
@@ -72,7 +67,10 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
         the results of the last evaluation, as of :func:`d2kd.engine.evaluate`.
 
     Raises:
-        ConfigError: the mappers' channel order is not the model's, or there is no teacher to check.
+        ConfigError: the mappers' channels are not the model's, the data have more classes than it, or there is no
+            teacher to check.
+        ResumeError: the last checkpoint has other parameters than the model.
+        MisfitError: ``train.init_checkpoint`` has no weight of the model.
         ValueError, FileNotFoundError: the teacher cannot be loaded or does not fit the student.
         FloatingPointError: a loss or the gradient's norm is not finite; the weights are those before this step.
     """
@@ -95,7 +93,13 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
         **train.trainer,
     )
     results: Results = {}
-    checkpointer = WholeCheckpointer(trainer.model, train.output_dir, trainer=trainer)
+    checkpointer = FittingCheckpointer(
+        trainer.model,
+        train.output_dir,
+        on_load=lambda misfit: _say_what_fits(misfit, model, train.init_checkpoint, goes_on),
+        trainer=trainer,
+    )
+    goes_on = resume and checkpointer.has_checkpoint()
     stop = StopOnSignal(checkpointer)
 
     def test() -> Results:
@@ -119,7 +123,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
 
     checkpointer.resume_or_load(train.init_checkpoint, resume=resume)
     # The checkpoint has the iteration that was just finished.
-    start_iter = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
+    start_iter = trainer.iter + 1 if goes_on else 0
     done = start_iter >= train.max_iter
     if comm.is_main_process():
         if overwrite and not resume:
@@ -134,6 +138,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
         _evaluate_last(trainer, start_iter)
     else:
         trainer.reset_data_loader(lambda: _build_train_loader(cfg, start_iter))
+        check_classes(cfg, model)
         # TorchScript optimises a function's backward after its first calls in a process (fvcore's focal loss), so that
         # a resumed run would differ in the last bits. Without that the loss is as fast.
         with torch.jit.optimized_execution(False):
@@ -143,7 +148,9 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
     return results
 
 
-def do_eval(cfg: DictConfig, *, resume: bool = False, check_teacher: bool = False) -> Results:
+def do_eval(
+    cfg: DictConfig, *, resume: bool = False, check_teacher: bool = False, allow_partial: bool = False
+) -> Results:
     """
     Evaluate ``train.init_checkpoint``. The teacher's files are read only if it is evaluated too.
 
@@ -151,12 +158,14 @@ def do_eval(cfg: DictConfig, *, resume: bool = False, check_teacher: bool = Fals
         cfg: model, dataloader.{test,evaluator}, train (see configs/common).
         resume: evaluate the last checkpoint in ``train.output_dir`` instead, if there is one.
         check_teacher: evaluate the teacher first, and log its AP.
+        allow_partial: evaluate weights that are no complete checkpoint of the model; what they lack is random.
 
     Returns:
         the results, as of :func:`d2kd.engine.evaluate`.
 
     Raises:
-        ConfigError: there are no weights to evaluate or no teacher to check, or the mappers' channel order is not the
+        MisfitError: the weights do not fit the model, and ``allow_partial`` is not set.
+        ConfigError: there are no weights to evaluate or no teacher to check, or the mappers' channels are not the
             model's.
         ValueError, FileNotFoundError: the teacher cannot be loaded.
     """
@@ -168,7 +177,18 @@ def do_eval(cfg: DictConfig, *, resume: bool = False, check_teacher: bool = Fals
             f"--resume for the last checkpoint in train.output_dir={cfg.train.output_dir}."
         )
     teacher_ap = _teacher_ap(cfg, model) if check_teacher else None
-    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
+    goes_on = resume and checkpointer.has_checkpoint()
+    path = checkpointer.get_checkpoint_file() if goes_on else cfg.train.init_checkpoint
+    misfit = load_strictly(
+        model,
+        path,
+        refusal=f"{path} is no complete checkpoint of the model, whose other weights would be random (--allow-partial "
+        "evaluates it all the same)",
+        absent=f"The weights to evaluate are {path!r}, but there is no such file.",
+        allow_partial=allow_partial,
+    ).misfit
+    if misfit:
+        logger.warning("Evaluated with weights that do not fit the model (--allow-partial):\n%s", misfit)
     results = do_test(cfg, model)
     if teacher_ap is not None:
         logger.info("teacher AP %s, student AP %s", teacher_ap, _ap(results))
@@ -197,6 +217,25 @@ def _evaluate_last(trainer: Trainer, iteration: int) -> None:
         trainer.iter = trainer.start_iter = trainer.max_iter = iteration
         trainer.before_train()
         trainer.after_train()
+
+
+def _say_what_fits(misfit: Misfit, model: nn.Module, path: str, goes_on: bool) -> None:
+    """
+    Raises:
+        ResumeError: the last checkpoint of a run that goes on does not fit.
+        MisfitError: the first weights of a run have none of the model's.
+    """
+    if goes_on:
+        if misfit:
+            raise ResumeError(f"--resume cannot go on: the checkpoint is of another model. Either {WAYS_OUT}\n{misfit}")
+        return
+    total = sum(not UNTRAINED.search(key) for key in model.state_dict())
+    lacking = len(misfit.missing) + len(misfit.mismatched)
+    if lacking == total:
+        raise MisfitError(f"train.init_checkpoint={path} has none of the model's {total} weights:\n{misfit}")
+    logger.info("%d of the model's %d weights are those of train.init_checkpoint=%s", total - lacking, total, path)
+    if misfit:
+        logger.warning("The other weights begin as they were made, or are not of this model:\n%s", misfit)
 
 
 def _teacher_ap(cfg: DictConfig, model: nn.Module) -> str:

@@ -9,20 +9,24 @@ from typing import Any
 
 import torch
 from detectron2.engine import SimpleTrainer
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils import comm
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from d2kd.engine.failed_step import save_failed_step
 from d2kd.engine.ranks import names_the_wait
+from d2kd.engine.resume import check_parameters, kept_hyperparameters, parameter_names
 from d2kd.modeling import DistilledDetector
 from d2kd.modeling.backbones import FrozenStatisticsBatchNorm2d
 from d2kd.modeling.distillation.agreement import raised_on_all_ranks
+from d2kd.modeling.distillation.batch_check import check_batch
 from d2kd.modeling.distillation.monitors import read_step
 from d2kd.modeling.distillation.non_finite import NonFiniteError, StepEvidence
 
-__all__ = ["Trainer"]
+__all__ = ["Trainer", "check_clip_grad"]
 
 
 class Trainer(SimpleTrainer):
@@ -88,17 +92,14 @@ class Trainer(SimpleTrainer):
                 f"float16 mixed precision needs a GPU, but the model is on {self.device_type!r}: set "
                 "train.amp.dtype=bfloat16 or train.amp.enabled=False."
             )
-        if clip_grad is not None and (
-            not set(clip_grad) <= {"max_norm", "norm_type"} or not clip_grad.get("max_norm", 0) > 0
-        ):
-            raise ValueError(f"train.clip_grad is {dict(clip_grad)}, expected None or max_norm > 0 and norm_type.")
+        check_clip_grad(clip_grad)
         self.amp_dtype = amp_dtype
         self.clip_grad = clip_grad
         self.output_dir = output_dir
         self._detector = model.module if isinstance(model, DistributedDataParallel) else model
         self.accumulate = accumulate
         self.backbone = _backbone_for_parts(self._detector) if accumulate > 1 else None
-        self.checks_losses = not isinstance(self._detector, DistilledDetector)  # which checks its own
+        self.checks_losses = not isinstance(self._detector, DistilledDetector)  # which checks its own, and its batches
         # Disabled, unless the dtype is float16, it changes nothing.
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=amp_dtype == torch.float16)
 
@@ -106,10 +107,12 @@ class Trainer(SimpleTrainer):
         with names_the_wait(f"iteration {self.iter}"):
             if not self.model.training:
                 raise RuntimeError("The model was changed to eval mode during training: a hook must set it back.")
-            with raised_on_all_ranks():
+            with raised_on_all_ranks() as raise_if:
                 start = time.perf_counter()
                 data = next(self._data_loader_iter)
                 data_time = time.perf_counter() - start
+                if self.checks_losses and isinstance(self._detector, DenseDetector):
+                    check_batch(self._detector, data, key="model", raise_if=raise_if)
             try:
                 self._run_step(data, data_time)
             except NonFiniteError as error:
@@ -166,10 +169,13 @@ class Trainer(SimpleTrainer):
         super().after_train()
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
+        names = parameter_names(self.model, self.optimizer)
+        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict(), "parameters": names}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        super().load_state_dict(state_dict)
+        check_parameters(state_dict, parameter_names(self.model, self.optimizer))
+        with kept_hyperparameters(self.optimizer):
+            super().load_state_dict(state_dict)
         # Empty if the checkpoint's run did not scale losses: this run then begins with the default scale.
         if state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
@@ -178,6 +184,19 @@ class Trainer(SimpleTrainer):
 def _images(data: object) -> list[Mapping[str, Any]]:
     """Of what the model is given, the items of Detectron2's data loaders."""
     return [item for item in data if isinstance(item, Mapping)] if isinstance(data, Sequence) else []
+
+
+def check_clip_grad(clip_grad: object) -> None:
+    """
+    Raises:
+        ValueError: neither None nor a mapping with a positive ``max_norm`` and at most a ``norm_type`` beside it.
+    """
+    if clip_grad is None:
+        return
+    values = dict(clip_grad) if isinstance(clip_grad, (Mapping, DictConfig)) else {}
+    numbers = all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in values.values())
+    if not (numbers and {"max_norm"} <= values.keys() <= {"max_norm", "norm_type"} and values["max_norm"] > 0):
+        raise ValueError(f"train.clip_grad is {clip_grad!r}, expected None or max_norm > 0 and norm_type.")
 
 
 def _backbone_for_parts(model: nn.Module) -> nn.Module:

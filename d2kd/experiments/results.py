@@ -13,12 +13,12 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import instantiate
 from detectron2.evaluation.testing import flatten_results_dict
 from omegaconf import DictConfig
 from torch import nn
 
+from d2kd.checkpoint import load_strictly
 from d2kd.config import ALONE
 from d2kd.engine import evaluate, resolve_device, teacher_predictor
 from d2kd.experiments.curves import COSTS, CurvePoint, curve, final_metrics, read_metrics
@@ -49,9 +49,16 @@ Metrics = dict[str, float | None]  # "task/metric" -> value, None for NaN
 
 
 def load_student(cfg: DictConfig, checkpoint: str | Path) -> nn.Module:
-    """The config's model with a checkpoint's weights, in eval mode, on ``train.device``."""
+    """
+    The config's model with a checkpoint's weights, in eval mode, on ``train.device``.
+
+    Raises:
+        MisfitError: the checkpoint is not of that model.
+        FileNotFoundError: there is no such file.
+    """
     model = instantiate(cfg.model).to(resolve_device(cfg.train.device))
-    DetectionCheckpointer(model).load(str(checkpoint))
+    refusal, absent = f"{checkpoint} is no checkpoint of its run's config", f"There is no checkpoint {checkpoint}."
+    load_strictly(model, str(checkpoint), refusal=refusal, absent=absent)
     return model.eval()
 
 

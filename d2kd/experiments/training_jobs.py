@@ -86,7 +86,7 @@ def _check_data(experiment: Experiment) -> None:
     for config in experiment.configs:
         run = plan_run(experiment, config, ALONE, experiment.seeds[0])
         cfg = run.load_config()
-        for key in (override.split("=")[0] for override in experiment.report):
+        for key in (override.removeprefix("+").split("=")[0] for override in experiment.report):
             if OmegaConf.select(cfg, key.rpartition(".")[0], default=None) is None:
                 raise ValueError(f"--report sets {key}, but {config} has nothing of that name.")
         sources = [(cfg, "train"), (cfg, "test")]

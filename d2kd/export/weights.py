@@ -10,7 +10,7 @@ from detectron2.config import instantiate
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from omegaconf import DictConfig
 
-from d2kd.checkpoint import MisfitError, load_strictly, save_whole
+from d2kd.checkpoint import Misfit, MisfitError, load_strictly, save_whole
 from d2kd.modeling.adapters import input_format_of
 from d2kd.modeling.distillation import student
 
@@ -31,21 +31,24 @@ class LoadedStudent:
         input_format: channel order of its images.
         distillation: the keys of the checkpoint's model that belong to distillation.
         entries: the checkpoint's entries beside the model, such as the optimizer.
+        misfit: what did not fit; empty unless that was allowed.
     """
 
     detector: DenseDetector
     input_format: str
     distillation: list[str]
     entries: list[str]
+    misfit: Misfit
 
 
-def load_student(cfg: DictConfig, checkpoint: str) -> LoadedStudent:
+def load_student(cfg: DictConfig, checkpoint: str, *, allow_partial: bool = False) -> LoadedStudent:
     """
     Load the student of a run. Neither its teacher nor its data is read.
 
     Args:
         cfg: the run's config; only ``model`` is read.
         checkpoint: any checkpoint of the run, a path or URL that Detectron2 can read.
+        allow_partial: also one that does not fit; what it lacks is random.
 
     Raises:
         ExportError: ``cfg.model`` is missing or no dense detector, or the checkpoint cannot be read, lacks keys of the
@@ -63,9 +66,11 @@ def load_student(cfg: DictConfig, checkpoint: str) -> LoadedStudent:
         loaded = load_strictly(
             detector,
             checkpoint,
-            refusal=f"{checkpoint} is no checkpoint of this config's student ({type(detector).__name__})",
+            refusal=f"{checkpoint} is no checkpoint of this config's student ({type(detector).__name__}); "
+            "--allow-partial exports it with random values for what it lacks",
             absent=f"The checkpoint is {checkpoint!r}, but there is no such file.",
             harmless=re.compile(r"^distillation\."),
+            allow_partial=allow_partial,
         )
     except MisfitError as error:
         raise ExportError(str(error)) from error
@@ -79,6 +84,7 @@ def load_student(cfg: DictConfig, checkpoint: str) -> LoadedStudent:
         input_format=own_format or input_format_of(detector, None, "model.input_format"),
         distillation=list(loaded.ignored),
         entries=sorted(map(str, loaded.rest)),
+        misfit=loaded.misfit,
     )
 
 

@@ -134,6 +134,15 @@ def test_a_checkpoint_that_does_not_fit_is_refused(fcos, edit, named, script):
     assert fcos.written() == []
 
 
+def test_a_checkpoint_that_does_not_fit_is_exported_on_purpose(fcos, capsys):
+    fcos.change(lambda weights: weights.pop("head.ctrness.bias"))
+    fcos("--allow-partial")
+    assert "WARNING: the checkpoint does not fit the student (--allow-partial):\n  missing, 1: head.ctrness.bias" in (
+        capsys.readouterr().out
+    )
+    assert "head.ctrness.bias" in torch.load(fcos.output)["model"]
+
+
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x02]q\x00."], ids=["empty", "text", "a pickled list"])
 def test_what_is_no_checkpoint_is_refused(fcos, content):
     fcos.checkpoint.write_bytes(content)

@@ -137,6 +137,11 @@ def test_losses_are_the_methods_with_changes():
     assert warmed_up.schedule is None and losses_of(method="ftpd")["ftpd_cls"].schedule is not None
 
 
+def test_losses_whose_weights_are_all_0_are_refused():
+    with pytest.raises(ValueError, match=f"{KEY}.LOSSES .* weights of all bckd's losses are 0: set {KEY}.METHOD"):
+        losses_of("bckd_loc.weight=0", "bckd_cls.weight=0")
+
+
 @pytest.mark.parametrize("changes", [["bckd_loc=null", "bckd_loc.weight=3"], ["bckd_loc.weight=3", "bckd_loc=null"]])
 def test_a_loss_that_is_off_stays_off_whatever_the_order(changes):
     assert list(losses_of(*changes)) == ["bckd_cls"]

@@ -87,6 +87,15 @@ def test_a_yacs_file_that_leaves_defaults_out(tmp_path):
     assert type(detector) is GFL and detector.num_classes == 3 and detector.head.reg_max == 16
 
 
+def test_averaged_weights(teacher):
+    content = torch.load(teacher["TEACHER_WEIGHTS"], weights_only=False)
+    weights = {key: value + 1 for key, value in content["model"].items()}
+    torch.save({**content, "ema": weights}, teacher["TEACHER_WEIGHTS"])
+    model = build_model(wrapped(METHOD="bckd", TEACHER_ENGINE="eager", TEACHER_WEIGHTS_ENTRY="ema", **teacher))
+    model.load_teacher()
+    assert torch.equal(model.teacher.detector.head.bbox_pred.bias, weights["head.bbox_pred.bias"])
+
+
 def test_a_teacher_that_was_distilled_itself(tmp_path):
     path = write_config(wrapped(METHOD="bckd", **ABSENT), tmp_path / "config.yaml")
     middle = build_model(wrapped(METHOD="bckd", LOSSES=["bckd_cls.weight=2"], **ABSENT))

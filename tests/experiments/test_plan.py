@@ -15,7 +15,7 @@ CONFIGS = Path(config_path(STUDENT)).parent
 
 def test_plan_pairs_seeds_and_evaluates_at_three_quarters(tmp_path):
     two = dict(configs=(STUDENT, "digits/gfl_ld.py"), seeds=(0, 1))
-    runs = plan_runs(experiment(tmp_path, **two, max_iter=800, overrides=("a=1",)))
+    runs = plan_runs(experiment(tmp_path, **two, max_iter=800, overrides=("optimizer.lr=1",)))
     assert [run.name for run in runs[:5]] == [
         "fcos_crosskd alone seed 0",
         "fcos_crosskd config seed 0",
@@ -27,7 +27,7 @@ def test_plan_pairs_seeds_and_evaluates_at_three_quarters(tmp_path):
     for run in runs:
         assert run.overrides[:3] == (f"train.seed={run.seed}", "train.max_iter=800", "train.eval_period=100")
         folder = tmp_path / Path(run.config).stem / run.method / f"seed{run.seed}"
-        assert run.overrides[-1] == "a=1" and run.folder == folder
+        assert run.overrides[-1] == "optimizer.lr=1" and run.folder == folder
 
 
 def test_plan_takes_the_configs_schedule(tmp_path):

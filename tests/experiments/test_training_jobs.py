@@ -47,10 +47,10 @@ def test_what_cannot_run_is_refused_before_anything_runs(tmp_path, changes, mess
 
 
 def test_a_folder_with_a_quote_reaches_the_config(tmp_path):
-    run = plan_run(experiment(tmp_path / "it's here", overrides=("a.b=1",)), STUDENT, CONFIG, 0)
+    run = plan_run(experiment(tmp_path / "it's here", overrides=("optimizer.lr=1",)), STUDENT, CONFIG, 0)
     command = train_command(run, "d2kd", "train")
     assert command[:5] == ["d2kd", "train", "--config-file", STUDENT, "--resume"]
-    assert command[-2] == "a.b=1"
+    assert command[-2] == "optimizer.lr=1"
     changed = LazyConfig.apply_overrides(run.load_config(), [command[-1]])
     assert changed.train.output_dir == str(run.folder)
 

@@ -167,21 +167,27 @@ def family_of(detector_class: type) -> str:
 
 def input_format_of(detector: nn.Module, override: str | None, field: str) -> str:
     """
-    Channel order that ``detector`` expects: ``override``, else its ``input_format`` attribute, else "BGR"
-    (Detectron2's default; its FCOS has no such attribute).
+    Channel order that ``detector`` expects: ``override``, else its ``input_format`` attribute, else "L" for images of
+    one channel and "BGR" for others (Detectron2's default; its FCOS has no such attribute).
 
     Raises:
-        ValueError: it is neither "BGR" nor "RGB", or ``override`` contradicts the attribute. ``field`` names the
-            config field to change.
+        ValueError: it is none of "BGR", "RGB" and "L", not of as many channels as the detector's ``pixel_mean``, or
+            ``override`` contradicts the attribute. ``field`` names the config field to change.
     """
     own = getattr(detector, "input_format", None)
     if override is not None and own is not None and override != own:
         raise ValueError(
             f"{field} is {override!r}, but the {type(detector).__name__} itself has input_format={own!r}: remove one."
         )
-    value = override or own or "BGR"
-    if value not in ("BGR", "RGB"):
-        raise ValueError(f"{field} is {value!r}, expected 'BGR' or 'RGB'.")
+    channels = len(getattr(detector, "pixel_mean", "BGR"))
+    value = override or own or ("L" if channels == 1 else "BGR")
+    if value not in ("BGR", "RGB", "L"):
+        raise ValueError(f"{field} is {value!r}, expected 'BGR', 'RGB' or 'L'.")
+    if (value == "L") != (channels == 1):
+        raise ValueError(
+            f"{field} is {value!r}, but the {type(detector).__name__}'s pixel_mean has {channels} channels: 'L' is for "
+            "one, 'BGR' and 'RGB' for others."
+        )
     return value
 
 

@@ -78,7 +78,8 @@ def _read(failed: bool, flags: list[Tensor], device: torch.device | None) -> tup
     several = comm.get_world_size() > 1
     if not (several or flags):
         return failed, []
-    own_flags = torch.stack([torch.full((), failed, device=device or "cpu"), *flags]).float()
+    place = device or torch.device("cpu")
+    own_flags = torch.stack([torch.full((), failed, device=place), *(flag.to(place) for flag in flags)]).float()
     of_all = own_flags.amax(0, keepdim=True)
     if several:
         on_the_host = device is None and torch.distributed.get_backend() == "nccl"

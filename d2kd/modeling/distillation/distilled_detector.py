@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from d2kd.losses import DistillationLoss
 from d2kd.modeling.adapters import get_adapter, input_format_of
 from d2kd.modeling.distillation.agreement import raised_on_all_ranks
+from d2kd.modeling.distillation.batch_check import check_batch
 from d2kd.modeling.distillation.crossing import crossed_assignment, crossed_output
 from d2kd.modeling.distillation.health import OBJECTS, Health
 from d2kd.modeling.distillation.monitors import read_step, scores_at_positives
@@ -60,10 +61,11 @@ class DistilledDetector(nn.Module):
 
     Args:
         student: the ``DenseDetector`` to train, or its config node.
-        teacher: ``{"model": node or module, "checkpoint": path or URL, "input_format": None | "BGR" | "RGB",
-            "class_map": None | {teacher id: student id}, "precision": "fp32" | "bf16" | "fp16", "engine": "eager" |
-            "folded" | "compile", "preflight": "on" | "off"}``: the arguments of :class:`Teacher`. Built and loaded by
-            :meth:`load_teacher`, before the first step at the latest, and not at all in evaluation or without losses.
+        teacher: ``{"model": node or module, "checkpoint": path or URL, "weights": "model" | entry of that file,
+            "input_format": None | "BGR" | "RGB" | "L", "class_map": None | {teacher id: student id}, "precision":
+            "fp32" | "bf16" | "fp16", "engine": "eager" | "folded" | "compile", "preflight": "on" | "off"}``: the
+            arguments of :class:`Teacher`. Built and loaded by :meth:`load_teacher`, before the first step at the
+            latest, and not at all in evaluation or without losses.
         losses: name -> config node or :class:`DistillationLoss`; a name mapped to None is off. None or empty: the
             plain student, the baseline of every comparison.
         input_format: channel order of the student's images; None: its own ``input_format``, else "BGR".
@@ -179,6 +181,7 @@ class DistilledDetector(nn.Module):
             self.losses,
             class_map=teacher.class_map,
             tap_projector_channels=self.tap_projector_channels,
+            input_formats=(self.input_format, teacher.input_format),
         )
 
     def _held_teacher(self) -> Teacher:
@@ -247,8 +250,9 @@ class DistilledDetector(nn.Module):
         teacher = None
         iteration = get_event_storage().iter
         loaded = self._teacher.detector if self._teacher is not None and self._teacher.is_loaded else None
-        with raised_on_all_ranks(self.device):  # what may be wrong with one rank
+        with raised_on_all_ranks(self.device) as raise_if:  # what may be wrong with one rank
             self._health.begin(self.student, self.distillation, self.losses, loaded, iteration)
+            check_batch(self.student, batched_inputs, key="model.student", raise_if=raise_if)
             check_countable(active, num_images - num_labelled)
             # One copy for student and teacher, made without waiting for the device.
             batched_inputs = [

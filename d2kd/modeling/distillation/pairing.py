@@ -10,7 +10,7 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 
 from d2kd.losses import SOURCES, DistillationLoss
 from d2kd.modeling.adapters import crosses_itself, get_adapter, tap_channels, tap_index
-from d2kd.modeling.detectors.interface import num_classes_of, strides_of
+from d2kd.modeling.detectors.interface import num_classes_of, pixel_statistics, strides_of
 from d2kd.modeling.distillation.overlap import Overlap, find_overlap
 
 __all__ = ["check_pairing", "warn_of_stacked_terms"]
@@ -99,11 +99,13 @@ def check_pairing(
     *,
     class_map: Mapping[int, int] | None = None,
     tap_projector_channels: Sequence[int] | None = None,
+    input_formats: tuple[str, str] = ("BGR", "BGR"),
 ) -> Overlap:
     """
     Args:
         class_map: teacher class id -> student class id; None: the same ids.
         tap_projector_channels: what the projectors of the taps take and give; None: there are none.
+        input_formats: of the student's images and the teacher's.
 
     Returns:
         the levels and classes in which the losses compare them.
@@ -112,6 +114,7 @@ def check_pairing(
         ValueError: the three do not go together; the message names both values and the config key.
         TypeError: a class map that is none.
     """
+    _check_channels(student, teacher, *input_formats)
     overlap = find_overlap(student, teacher, class_map)
     num_classes = num_classes_of(student) if overlap.student_classes is None else len(overlap.student_classes)
     _check_squares(student, teacher)
@@ -147,6 +150,21 @@ def check_pairing(
     _check_widths(widths, tap_projector_channels)
     _log_overlap(student, teacher, overlap)
     return overlap
+
+
+def _check_channels(student: DenseDetector, teacher: DenseDetector, ours: str, theirs: str) -> None:
+    """The teacher sees the student's images: with the same channels, in the same order or as BGR for RGB."""
+    counts = [len(pixel_statistics(x)[0]) for x in (student, teacher)]
+    if counts[0] != counts[1]:
+        raise ValueError(
+            f"The channels of the student's images are {counts[0]} (model.student.pixel_mean) and of the teacher's "
+            f"{counts[1]} (model.teacher.model.pixel_mean), but both see the same images: take a teacher of such."
+        )
+    if ours != theirs and not ({ours, theirs} == {"BGR", "RGB"} and counts[0] == 3):
+        raise ValueError(
+            f"The student's images are {ours!r} with {counts[0]} channels (model.input_format) and the teacher's "
+            f"{theirs!r} (model.teacher.input_format): only BGR and RGB of three channels are made of each other."
+        )
 
 
 def _check_squares(student: DenseDetector, teacher: DenseDetector) -> None:

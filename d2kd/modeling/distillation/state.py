@@ -27,10 +27,17 @@ def build_losses(losses: Mapping[str, DistillationLoss | Mapping[str, Any] | Non
     The losses by name, without those that are None.
 
     Raises:
-        ValueError: a name that no module can have.
-        TypeError: something that is no ``DistillationLoss``.
+        ValueError: a name that no module can have, or arguments that a loss refuses.
+        TypeError: something that is no ``DistillationLoss``, or arguments that a loss does not have.
     """
-    built = {name: instantiate(loss) for name, loss in losses.items() if loss is not None}
+    built = {}
+    for name, loss in losses.items():
+        try:
+            built[name] = instantiate(loss)
+        except (TypeError, ValueError) as error:
+            kind = ValueError if isinstance(error, ValueError) else TypeError
+            raise kind(f"model.losses.{name}: {error}") from error
+    built = {name: loss for name, loss in built.items() if loss is not None}
     for name, loss in built.items():
         if not name.isidentifier() or hasattr(nn.ModuleDict, name):
             raise ValueError(f"model.losses.{name}: {name!r} cannot name a loss, choose another name.")

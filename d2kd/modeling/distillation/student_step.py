@@ -19,13 +19,7 @@ from torch.utils._pytree import tree_map_only
 
 from d2kd.modeling.adapters import Taps, check_lists, get_adapter, record_taps, tap_indices
 from d2kd.modeling.detectors import ATSS, GFL
-from d2kd.modeling.detectors.interface import (
-    label_anchors_of,
-    make_anchors,
-    num_classes_of,
-    pixel_statistics,
-    strides_of,
-)
+from d2kd.modeling.detectors.interface import label_anchors_of, make_anchors, pixel_statistics, strides_of
 from d2kd.modeling.distillation.monitors import warn_of_unlabelled
 from d2kd.modeling.distillation.overlap import Overlap
 from d2kd.structures import Assignment, DenseOutput
@@ -157,18 +151,7 @@ def labels_of(
 
     Returns:
         these, and the :meth:`Overlap.common_objects` among them; None: all.
-
-    Raises:
-        ValueError: a class that the detector does not have.
     """
-    known = num_classes_of(detector)
-    for item in labelled:
-        for class_id in item["instances"].gt_classes.tolist():
-            if not 0 <= class_id < known:
-                raise ValueError(
-                    f"An object of {item.get('file_name', 'an image of this batch')} has class {class_id}, but the "
-                    f"student's classes are 0 to {known - 1}: correct the annotations or model.student.num_classes."
-                )
     device = detector.device
     gt_instances = [item["instances"].to(device) for item in labelled]
     gt_instances += [_no_objects(size, device) for size in images.image_sizes[len(labelled) :]]

@@ -14,7 +14,7 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, ImageList
 from torch import Tensor, nn
 
-from d2kd.checkpoint import load_strictly
+from d2kd.checkpoint import load_strictly, other_weights
 from d2kd.losses import DistillationLoss
 from d2kd.modeling.adapters import get_adapter, input_format_of, record_taps, tap_indices
 from d2kd.modeling.detectors.interface import make_anchors, pixel_statistics
@@ -39,6 +39,8 @@ class Teacher:
     Args:
         model: config node of a ``DenseDetector``, or one already built (and loaded, if ``checkpoint`` is None).
         checkpoint: path or URL that Detectron2 can read.
+        weights: which of the file's entries are its weights, such as "ema", an average that some trainers keep beside
+            "model".
         input_format: channel order that the teacher was trained with; None: its own ``input_format``, else "BGR".
         class_map: teacher class id -> student class id, or a node that makes one; None: both have the same ids.
             Classes that it leaves out take no part.
@@ -65,6 +67,7 @@ class Teacher:
         precision: str = "fp32",
         engine: str = "folded",
         preflight: str = "on",
+        weights: str = "model",
     ) -> None:
         if not checkpoint and not isinstance(model, nn.Module):
             raise ValueError(
@@ -73,6 +76,7 @@ class Teacher:
             )
         self._model = model
         self._checkpoint = checkpoint
+        self._weights = weights
         self._input_format = input_format
         self._class_map = class_map
         self._engine = TeacherEngine(precision, engine)
@@ -141,8 +145,18 @@ class Teacher:
                 absent=f"model.teacher.checkpoint is {self._checkpoint!r}, but there is no such file: train the "
                 "teacher first or correct the path (in a yacs config: MODEL.DISTILLATION.TEACHER_WEIGHTS).",
                 harmless=_HARMLESS,
+                entry=self._weights,
             )
             _check_pixels(detector, loaded.ignored, self._checkpoint)
+            if averages := [name for name in other_weights(loaded.rest) if name != self._weights]:
+                logger.warning(
+                    "%s also has averaged weights (%s); the teacher has those of %r: model.teacher.weights=%s takes "
+                    "the averages (in a yacs config: MODEL.DISTILLATION.TEACHER_WEIGHTS_ENTRY).",
+                    self._checkpoint,
+                    ", ".join(averages),
+                    self._weights,
+                    averages[0],
+                )
         _check_finite(detector, self._checkpoint or "the module given")
         self.initial_norms = _count_initial_norms(detector)
         shared = {id(p) for p in apart_from} & {id(p) for p in detector.parameters()}

@@ -63,7 +63,7 @@ def not_finite(model, batch):
 WRONG = {"too large": too_large, "unknown class": unknown_class, "no image": no_image, "not finite": not_finite}
 SENTENCES = {
     "too large": ("ValueError", "The teacher pads to squares of 32 pixels, but the student's canvas is 48x64"),
-    "unknown class": ("ValueError", "An object of b.png has class 99, but the student's classes are 0 to"),
+    "unknown class": ("ValueError", "An object of b.png has class 99, but model.student.num_classes is 3"),
     "no image": ("KeyError", "'image'"),
     "not finite": ("NonFiniteError", "Not finite: the student's box predictions"),
 }

@@ -1,5 +1,6 @@
 """The teacher: loaded or refused, frozen and invisible."""
 
+import logging
 import pickle
 from copy import deepcopy
 
@@ -52,6 +53,24 @@ def test_it_is_built_and_loaded_once_from_its_checkpoint(checkpoint, tmp_path):
     model.load_teacher()
     run_step(model, make_batch())
     assert model.teacher.detector is teacher
+
+
+def test_averaged_weights_are_used_or_mentioned(checkpoint, caplog):
+    content = torch.load(checkpoint)
+    torch.save({**content, "ema": build_detector("FCOS", seed=2).state_dict()}, checkpoint)
+    model = model_with(checkpoint)
+    with caplog.at_level(logging.WARNING):
+        model.load_teacher()
+    assert "also has averaged weights (ema); the teacher has those of 'model': model.teacher.weights=ema" in caplog.text
+    assert torch.equal(model.teacher.detector.head.cls_score.weight, content["model"]["head.cls_score.weight"])
+    caplog.clear()
+    teacher = dict(model=node(seed=7), checkpoint=checkpoint, engine="eager", weights="ema")
+    model = DistilledDetector(student=node(seed=0), teacher=teacher, losses=dict(kd=L(BinaryClassificationKD)()))
+    with caplog.at_level(logging.WARNING):
+        model.load_teacher()
+    assert "averaged" not in caplog.text
+    expected = build_detector("FCOS", seed=2).head.cls_score.weight
+    assert torch.equal(model.teacher.detector.head.cls_score.weight, expected)
 
 
 def test_a_step_loads_it_if_nobody_did(checkpoint):

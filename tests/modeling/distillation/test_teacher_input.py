@@ -64,7 +64,9 @@ def test_channel_orders_that_make_no_sense_are_refused():
     detector = build_detector("RetinaNet", input_format="BGR")
     with pytest.raises(ValueError, match="model.x is 'RGB', but the RetinaNet itself has input_format='BGR'"):
         input_format_of(detector, "RGB", "model.x")
-    with pytest.raises(ValueError, match="model.x is 'L', expected 'BGR' or 'RGB'"):
+    with pytest.raises(ValueError, match="model.x is 'HSV', expected 'BGR', 'RGB' or 'L'"):
+        input_format_of(build_detector("FCOS"), "HSV", "model.x")
+    with pytest.raises(ValueError, match="model.x is 'L', but the FCOS's pixel_mean has 3 channels: 'L' is for one"):
         input_format_of(build_detector("FCOS"), "L", "model.x")
 
 

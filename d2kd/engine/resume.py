@@ -1,0 +1,144 @@
+"""Going on with a run: what of its config has changed since, and whether its checkpoint has this run's parameters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from d2kd.checkpoint import first_of, whole_file
+from d2kd.engine.defaults import ConfigError
+
+__all__ = [
+    "ResumeError",
+    "check_parameters",
+    "differences",
+    "kept_hyperparameters",
+    "kept_record",
+    "parameter_names",
+]
+
+#: A run that goes on is in the same folder, and does not read its first weights.
+_IRRELEVANT = re.compile(r"train\.(output_dir|init_checkpoint)$")
+
+WAYS_OUT = (
+    "restore the config that the run was trained with (config.yaml of train.output_dir), or start anew from its "
+    "weights: without --resume, with train.init_checkpoint=CHECKPOINT and another train.output_dir."
+)
+
+
+class ResumeError(ConfigError):
+    """A checkpoint that this run cannot go on from."""
+
+
+@contextmanager
+def kept_record(path: Path, *, evaluation: bool) -> Iterator[str | None]:
+    """
+    What a folder's config.yaml says of the run that was trained there; written back on leaving if it is still true:
+    after an evaluation, and after a :class:`ResumeError`.
+
+    Yields:
+        its text; None: there is none.
+    """
+    before = path.read_text() if path.is_file() else None
+    restore = evaluation
+    try:
+        yield before
+    except ResumeError:
+        restore = True
+        raise
+    finally:
+        if restore and before is not None:
+            with whole_file(path) as partial:
+                partial.write_text(before)
+
+
+def differences(before: str, after: str) -> list[str]:
+    """
+    "KEY was VALUE, is VALUE" for each key that differs.
+
+    Args:
+        before, after: config.yaml of the run, as ``LazyConfig.save`` wrote it.
+    """
+    return list(_differences(yaml.compose(before), yaml.compose(after), ""))
+
+
+def _differences(before: yaml.Node | None, after: yaml.Node | None, path: str) -> Iterator[str]:
+    if isinstance(before, yaml.MappingNode) and isinstance(after, yaml.MappingNode):
+        ours, theirs = ({key.value: value for key, value in node.value} for node in (before, after))
+        for key in [*ours, *(key for key in theirs if key not in ours)]:
+            yield from _differences(ours.get(key), theirs.get(key), f"{path}.{key}" if path else str(key))
+    elif not _IRRELEVANT.match(path) and _text(before) != _text(after):
+        yield f"{path} was {_short(before)}, is {_short(after)}"
+
+
+def _text(node: yaml.Node | None) -> str | None:
+    return None if node is None else yaml.serialize(node)
+
+
+def _short(node: yaml.Node | None) -> str:
+    if node is None:
+        return "not set"
+    if isinstance(node, yaml.MappingNode):
+        return f"{{{', '.join(str(key.value) for key, _ in node.value)}}}"
+    text = node.value if isinstance(node, yaml.ScalarNode) else " ".join(yaml.serialize(node).split())
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[list[str]]:
+    """The names of the parameters in each of the optimizer's groups."""
+    model = model.module if isinstance(model, DistributedDataParallel) else model
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return [[names.get(p, "?") for p in group["params"]] for group in optimizer.param_groups]
+
+
+def check_parameters(saved: Mapping[str, Any], names: Sequence[Sequence[str]]) -> None:
+    """
+    See that a checkpoint's optimizer has the parameters that this run trains.
+
+    Args:
+        saved: the trainer's part of the checkpoint: "optimizer" and, if d2kd wrote it, "parameters".
+        names: :func:`parameter_names`.
+
+    Raises:
+        ResumeError: it has not; the parameters are named.
+    """
+    if "parameters" in saved:
+        if saved["parameters"] == list(map(list, names)):
+            return
+        before, now = ([name for group in groups for name in group] for groups in (saved["parameters"], names))
+        gone, added = [x for x in before if x not in now], [x for x in now if x not in before]
+        parts = [
+            f"{len(found)} {what} ({first_of(found)})"
+            for what, found in (("that it does not train", gone), ("that the checkpoint has no state of", added))
+            if found
+        ]
+        found = " and ".join(parts) or "the same ones in other groups (optimizer.params)"
+    else:
+        before_sizes = [len(group["params"]) for group in saved["optimizer"]["param_groups"]]
+        sizes = [len(group) for group in names]
+        if before_sizes == sizes:
+            return
+        found = f"groups of {before_sizes} parameters, where this run has {sizes}"
+    raise ResumeError(
+        f"--resume cannot go on: the checkpoint's optimizer has other parameters than this run, {found}. Either "
+        f"{WAYS_OUT}"
+    )
+
+
+@contextmanager
+def kept_hyperparameters(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Inside, the optimizer's state is loaded; its learning rates, decays and so on stay those of this run's config."""
+    own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    yield
+    for group, values in zip(optimizer.param_groups, own, strict=True):
+        group.update(values)
+        if "initial_lr" in group:  # what a schedule multiplies
+            group["initial_lr"] = values.get("initial_lr", values["lr"])

@@ -1,0 +1,71 @@
+"""What may be wrong with the images and labels of a batch, looked at before they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from torch import Tensor
+
+from d2kd.modeling.detectors.interface import num_classes_of, pixel_statistics
+
+__all__ = ["check_batch"]
+
+
+def check_batch(
+    detector: DenseDetector,
+    batched_inputs: Sequence[Mapping[str, Any]],
+    *,
+    key: str,
+    raise_if: Callable[[Tensor, Callable[[], Exception]], None],
+) -> None:
+    """
+    Args:
+        detector: which is trained.
+        batched_inputs: each has "image" (C, H, W) and, if it has labels, "instances".
+        key: where the detector's arguments are in the config.
+        raise_if: of :func:`raised_on_all_ranks`, for labels that lie on a device: no look waits for it.
+
+    Raises:
+        ValueError: an image of another number of channels than the detector's, or an object of a class that it does not
+            have.
+    """
+    channels, known = len(pixel_statistics(detector)[0]), num_classes_of(detector)
+    for item in batched_inputs:
+        if (found := item["image"].shape[0]) != channels:
+            raise ValueError(
+                f"{_file(item)} has {_count(found)}, but {key}.pixel_mean has {channels}: set image_format of "
+                "dataloader.train.mapper, or pixel_mean, pixel_std and the backbone's in_channels of the model."
+            )
+        if (classes := _classes(item)) is None or not len(classes):
+            continue
+        unknown = ((classes < 0) | (classes >= known)).any()
+        if classes.device.type != "cpu":
+            raise_if(unknown, partial(_unknown_class, item, classes, known, key))
+        elif unknown:
+            raise _unknown_class(item, classes, known, key)
+
+
+def _classes(item: Mapping[str, Any]) -> Tensor | None:
+    """The classes of an image's objects; None: it has no labels, or they are not used."""
+    if item.get("unlabeled", False) or "instances" not in item:
+        return None
+    return item["instances"].gt_classes
+
+
+def _unknown_class(item: Mapping[str, Any], classes: Tensor, known: int, key: str) -> ValueError:
+    wrong = next(x for x in classes.tolist() if not 0 <= x < known)
+    return ValueError(
+        f"An object of {_file(item)} has class {wrong}, but {key}.num_classes is {known}, so that classes are 0 to "
+        f"{known - 1}: correct the annotations, or num_classes."
+    )
+
+
+def _file(item: Mapping[str, Any]) -> str:
+    return str(item.get("file_name", "an image of this batch"))
+
+
+def _count(channels: int) -> str:
+    return "1 channel" if channels == 1 else f"{channels} channels"
