@@ -11,7 +11,7 @@ import d2kd.modeling.distillation.crossing as module_under_test
 from d2kd.losses import BinaryClassificationKD, IoULocalizationKD, TaskIntegrationKD
 from d2kd.methods import get_losses
 from d2kd.modeling.adapters import cross_head
-from tests.helpers import FAMILIES, build_detector, distilled, gradients, make_batch, make_losses, run_step
+from tests.helpers import FAMILIES, build_detector, distilled, gradients, join_two, make_batch, make_losses, run_step
 
 METHODS = ("bckd", "crosskd")
 #: TID without its statistics over a rank's batch, which design says are excepted: standardised features.
@@ -95,7 +95,7 @@ def step(model, images=slice(None), unlabelled=False):
 
 def worker(rank, folder):
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    join_two(rank, f"{folder}/store")
     # Alignment takes statistics over a rank's batch: left out, as design says that it is excepted.
     module_under_test.cross_head = partial(cross_head, align=False)
     images = slice(2 * rank, 2 * rank + 2)
