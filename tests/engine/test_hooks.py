@@ -96,6 +96,16 @@ def test_each_iteration_draws_the_same_whatever_came_before():
     assert other.drawn != plain.drawn
 
 
+def test_each_rank_draws_numbers_of_its_own(monkeypatch):
+    drawn = []
+    for rank in (0, 1):
+        monkeypatch.setattr("detectron2.utils.comm.get_rank", lambda rank=rank: rank)
+        model = Draw()
+        run(3, SeedEachIteration(1), model=model)
+        drawn += model.drawn
+    assert len(set(drawn)) == 6
+
+
 def best(folder, values, start=0, metric="AP"):
     """A run that is evaluated at every iteration, with ``values``; the model's weight is the iteration."""
     model = Draw()

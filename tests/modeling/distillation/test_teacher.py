@@ -54,6 +54,13 @@ def test_it_is_built_and_loaded_once_from_its_checkpoint(checkpoint, tmp_path):
     assert model.teacher.detector is teacher
 
 
+def test_a_path_may_have_the_query_that_detectron2_reads(checkpoint):
+    model = model_with(f"{checkpoint}?matching_heuristics=True")
+    model.load_teacher()
+    found, expected = model.teacher.detector.state_dict(), build_detector("FCOS", seed=1).state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
 def test_a_step_loads_it_if_nobody_did(checkpoint):
     model = model_with(checkpoint)
     assert run_step(model, make_batch())["loss_kd_kd"].item() > 0
