@@ -1,4 +1,4 @@
-"""Every adapter on heads of any maps: what it reads is the head's, image by image, in every dtype and size of logits."""
+"""Every adapter on heads of any maps: what it reads is the head's, image by image, in every dtype, however large."""
 
 from functools import cache
 
