@@ -62,7 +62,7 @@ def test_every_loss_is_looked_at():
 
 @pytest.mark.parametrize("name, options", LOSSES)
 def test_losses_and_gradients_are_finite(name, options):
-    """Of any dtype and any size of logits, in regions of all, few and no locations, of no image too; in fp32 at least."""
+    """Of any dtype and size of logits, in regions of all, few and no locations, and of no image; in fp32 at least."""
     loss = LOSS_REGISTRY.get(name)(**options)
 
     @QUICK
