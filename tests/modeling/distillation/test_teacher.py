@@ -111,6 +111,15 @@ def test_keys_that_hold_nothing_trained_may_be_missing_or_left_over(tmp_path):
     assert torch.equal(model.teacher.detector.pixel_mean, build_detector("FCOS").pixel_mean)
 
 
+def test_only_keys_that_begin_with_distillation_are_left_over(tmp_path):
+    path = tmp_path / "teacher.pth"
+    save(build_detector("FCOS", seed=1), path, lambda weights: weights.update({"distillation.x": torch.zeros(1)}))
+    model_with(str(path)).load_teacher()
+    save(build_detector("FCOS", seed=1), path, lambda weights: weights.update({"head.distillation.x": torch.zeros(1)}))
+    with pytest.raises(ValueError, match="unexpected, 1: head.distillation.x"):
+        model_with(str(path)).load_teacher()
+
+
 def test_a_missing_file_is_named():
     model = model_with("/nowhere/teacher.pth")
     with pytest.raises(FileNotFoundError, match="model.teacher.checkpoint is '/nowhere/teacher.pth'"):
