@@ -149,11 +149,16 @@ def test_labels_lie_where_the_anchors_do(name):
             corners = torch.rand(count, 2, generator=generator) * torch.tensor([width, height])
             boxes = Boxes(torch.cat([corners, corners + 6 + 20 * torch.rand(count, 2, generator=generator)], dim=1))
             classes = torch.randint(0, 3, (count,), generator=generator)
-            gt.append(Instances((height, width), gt_boxes=boxes, gt_classes=classes))
+            # Some are smaller than the canvas, so that there is padding.
+            own = (height, width) if count % 2 else (max(height - 20, 1), max(width - 20, 1))
+            gt.append(Instances(own, gt_boxes=boxes, gt_classes=classes))
         anchors = detector.anchor_generator([torch.zeros(1, 1, h, w) for h, w in sizes])
         labelled = detector.label_anchors(anchors, gt)
         found = adapter.assignment(detector, labelled, gt, sizes)
         assert found.num_classes == detector.num_classes and found.num_labelled == len(gt)
+        valid = torch.cat([x.permute(0, 2, 3, 1).flatten(1) for x in found.valid], dim=1)
+        takes_part = getattr(detector, "valid_anchors", None)  # Detectron2's own leave nothing out
+        assert torch.equal(valid, takes_part(anchors, gt) if takes_part else torch.ones_like(valid))
         for n, count in enumerate(counts):
             flat = torch.cat([x[n].permute(1, 2, 0).flatten() for x in found.labels])
             assert torch.equal(flat, labelled[0][n].long())

@@ -61,7 +61,7 @@ KERNELS = {
     "dynamic_localization_kd": Kernel(partial(dynamic_localization_kd, temperature=3.0), "dim"),
     "iou_localization_kd": Kernel(partial(iou_localization_kd, iou_type="iou"), "boxes"),
     "centerness_kd": Kernel(centerness_kd, "none"),
-    "laplace_kl": Kernel(partial(laplace_kl, temperature=0.5), "none"),
+    "laplace_kl": Kernel(partial(laplace_kl, temperature=0.5), "dim"),
     "feature_imitation": Kernel(feature_imitation, "channels"),
     "channel_wise_kd": Kernel(partial(channel_wise_kd, temperature=2.0), "channels"),
     "standardized_difference": Kernel(standardized_difference, "channels", whole=True),
