@@ -68,6 +68,7 @@ def test_maps_are_views_and_boxes_finite(name):
     def check(sizes, seed, images, dtype, scale):
         predictions, anchors = made_up(name, sizes, seed=seed, images=images, dtype=dtype, scale=scale)
         output = adapter.dense_output(detector, predictions, anchors)
+        assert output.rectified == (name == "FCOS")
         assert output.sizes == list(sizes) and (output.centerness is not None) == spec.centerness
         levels = zip(output.logits, output.box_params, output.boxes, output.anchors, *predictions[:2], strict=True)
         for (h, w), (logits, params, boxes, grid, raw, raw_boxes) in zip(sizes, levels, strict=True):
