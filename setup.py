@@ -28,6 +28,7 @@ TIMM = ["timm>=1.0"]
 DEV = [
     "pytest",
     "pytest-xdist",
+    "hypothesis",
     "ruff",
     "mypy",
     "import-linter",

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
 from unittest import mock
 
@@ -220,6 +221,16 @@ def run_step(model: nn.Module, batch: list[dict], iteration: int = 0) -> dict[st
     """The losses of one forward pass in training mode."""
     with EventStorage(iteration):
         return model(batch)
+
+
+def join_two(rank: int, store: str) -> None:
+    """
+    Make this process one of a group of two that meet in the file ``store``. A rank that waits for a minute for a
+    collective that the other has left fails, where Detectron2's groups wait for half an hour.
+    """
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(minutes=1)
+    )
 
 
 @contextmanager

@@ -21,6 +21,7 @@ DEV = (
     "timm",
     "pytest",
     "pytest-xdist",
+    "hypothesis",
     "ruff",
     "mypy",
     "import-linter",

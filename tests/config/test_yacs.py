@@ -91,9 +91,10 @@ def test_a_student_from_a_registered_function(teacher):
     assert run_step(model, make_batch())["loss_kd_bckd_cls"].item() > 0
 
 
+@pytest.mark.parametrize("keys", [{}, {"METHOD": "bckd", **ABSENT}], ids=["alone", "distilled"])
 @pytest.mark.parametrize("student", ["RetinaNet", "own_detector"])
-def test_the_images_channel_order_is_the_configs(student):
-    cfg = wrapped(STUDENT_META_ARCHITECTURE=student)
+def test_the_images_channel_order_is_the_configs(student, keys):
+    cfg = wrapped(STUDENT_META_ARCHITECTURE=student, **keys)
     cfg.INPUT.FORMAT = "RGB"
     assert build_model(cfg).input_format == "RGB"
 

@@ -198,6 +198,16 @@ def test_labelled_and_unlabeled_images_are_grouped_apart():
     assert samples(12, start=90, **kwargs) == samples(102, **kwargs)[90:]
 
 
+def test_unlabeled_images_are_grouped_by_their_own_number():
+    """Three a batch beside four labelled ones."""
+    mixed = {**MIXED, **GROUPED, "total_batch_size": 7, "unlabeled": SHAPES, "unlabeled_batch_size": 3}
+    epochs = 6
+    _, unlabeled = split(samples(7 * 23 * epochs, mapper=draw_dict, **mixed), batch=7)
+    of_both = [len({s["drawn"][0] < 17 for s in unlabeled[n : n + 3]}) == 2 for n in range(0, len(unlabeled), 3)]
+    assert len(of_both) == 23 * epochs
+    assert 0 < sum(of_both) <= 2 * 3 * epochs
+
+
 # ---- what torch's loader does ----------------------------------------------------------------------------------------
 
 

@@ -99,7 +99,17 @@ def test_each_iteration_draws_the_same_whatever_came_before():
     assert other.drawn != plain.drawn
 
 
-def best(folder, values, start=0):
+def test_each_rank_draws_numbers_of_its_own(monkeypatch):
+    drawn = []
+    for rank in (0, 1):
+        monkeypatch.setattr("detectron2.utils.comm.get_rank", lambda rank=rank: rank)
+        model = Draw()
+        run(3, SeedEachIteration(1), model=model)
+        drawn += model.drawn
+    assert len(set(drawn)) == 6
+
+
+def best(folder, values, start=0, metric="AP"):
     """A run that is evaluated at every iteration, with ``values``; the model's weight is the iteration."""
     model = Draw()
     iterations = iter(range(start, start + len(values)))
@@ -107,9 +117,9 @@ def best(folder, values, start=0):
 
     def evaluate():
         model.weight.data.fill_(next(iterations))
-        return {"bbox": {"AP": next(values)}}
+        return {"bbox": {metric: next(values)}}
 
-    checkpointer = BestCheckpointer(1, model, str(folder), "bbox/AP")
+    checkpointer = BestCheckpointer(1, model, str(folder), f"bbox/{metric}")
     run(start + 3, hooks.EvalHook(1, evaluate), checkpointer, model=model, start=start)
     saved = torch.load(folder / "model_best.pth")
     return saved["model"]["weight"].item(), json.loads((folder / "model_best.json").read_text())
@@ -125,6 +135,12 @@ def test_best_checkpoint_survives_a_resume(tmp_path):
     best(tmp_path, [1.0, 3.0, 2.0])
     assert best(tmp_path, [2.5, 2.9, 2.0], start=3)[0] == 1.0
     assert best(tmp_path, [2.5, 3.5, 3.1], start=3)[0] == 4.0
+
+
+def test_the_best_of_another_metric_is_not_read(tmp_path):
+    best(tmp_path, [50.0, 60.0, 70.0], metric="AP50")
+    weight, record = best(tmp_path, [1.0, 3.0, 2.0], start=3)
+    assert (weight, record) == (4.0, {"metric": "bbox/AP", "value": 3.0, "iteration": 4})
 
 
 def test_best_checkpoint_of_a_new_run_starts_over(tmp_path):

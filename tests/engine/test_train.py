@@ -122,6 +122,16 @@ def test_seed_bfloat16_and_clipping(trained, tmp_path):
     assert not any(equal(a, b) for i, a in enumerate(outcomes) for b in outcomes[:i])
 
 
+def test_what_a_step_draws_follows_from_the_runs_seed(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(d2kd.engine.train.Trainer, "run_step", lambda trainer: drawn.append(torch.rand(()).item()))
+    monkeypatch.setattr(d2kd.engine.train, "do_test", lambda *args: {})
+    for name, seed in (("first", 1), ("again", 1), ("other", 2)):
+        run(tmp_path / name, "train.max_iter=2", f"train.seed={seed}")
+    first, again, other = drawn[:2], drawn[2:4], drawn[4:]
+    assert first == again and len({*first, *other}) == 4
+
+
 def test_eval_only(trained, tmp_path):
     final = trained[0] / "model_final.pth"
     results = run(tmp_path, "--eval-only", f"train.init_checkpoint={final}", "model.test_score_thresh=0.0")

@@ -53,6 +53,22 @@ def test_clipping_bounds_the_step_of_all_parameters_together(norm_type):
     assert end.storage.history("grad_norm").latest() > 100
 
 
+def test_clipping_reads_all_groups_of_the_optimizer():
+    """Detectron2 makes several as soon as norms have a weight decay of their own."""
+
+    def split(trainer):
+        groups = [{"params": [p]} for p in trainer.model.parameters()]
+        trainer.optimizer = torch.optim.SGD(groups, lr=0.1)
+
+    clip = {"max_norm": 0.25}
+    apart, together = train(scale=1e3, clip_grad=clip, prepare=split), train(scale=1e3, clip_grad=clip)
+    assert len(apart.optimizer.param_groups) == 2
+    for found, expected in zip(apart.model.parameters(), together.model.parameters(), strict=True):
+        assert torch.equal(found, expected)
+    norms = [trainer.storage.history("grad_norm").latest() for trainer in (apart, together)]
+    assert norms[0] == norms[1] > 10
+
+
 def test_clipping_leaves_small_gradients():
     assert torch.equal(weight(train(clip_grad={"max_norm": 1e6})), weight(train()))
 

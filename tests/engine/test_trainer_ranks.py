@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 import d2kd.engine.train
 from d2kd.config import load_config
 from d2kd.engine import Trainer
-from tests.helpers import build_detector, distilled, make_batch, run_step
+from tests.helpers import build_detector, distilled, join_two, make_batch, run_step
 
 #: The tiny run with a GFL, distilled: no TorchScript of its losses computes otherwise in the first calls of a process.
 RUN = """
@@ -90,7 +90,7 @@ def normalised(seeds, state=None):
 @contextmanager
 def joined(rank, store):
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    join_two(rank, store)
     comm.create_local_process_group(2)
     yield
     torch.distributed.destroy_process_group()

@@ -123,6 +123,20 @@ def test_gradcheck(iou_type, reduction):
 
 
 @IOU_TYPES
+@pytest.mark.parametrize("overlap", [1e-3, 1e-5, 1e-7, 1e-9])
+def test_hardly_any_overlap_has_the_gradient_of_the_clamped_formula(iou_type, overlap):
+    """IoU is clamped at 1e-6: below, a detector learns nothing of how little it is."""
+    boxes = torch.tensor([[0.0, 0, 100, 100]], dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([[100 - 200 * overlap, 0, 200, 100]], dtype=torch.float64)
+    found, expected = (
+        torch.autograd.grad(f(boxes, targets, iou_type=iou_type).sum(), boxes)[0]
+        for f in (iou_localization_kd, iou_loss)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    assert iou_type == "giou" or bool(found.any()) == (overlap > 1e-6)
+
+
+@IOU_TYPES
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_equal_boxes_give_zero(iou_type, dtype):
     student, _ = random_boxes(64)

@@ -102,6 +102,9 @@ def test_a_positive_in_the_band_counts_once():
     region = main_and_valuable_region(positives, valuable, quality)
     torch.testing.assert_close(region, torch.tensor([0.8, 0.7, 0.15, 0]))
     assert not main_and_valuable_region(positives, valuable, quality, gain=0)[2:].any()
+    # Also where the teacher makes less of it than the band would.
+    poor = main_and_valuable_region(positives, valuable, torch.full((4,), 0.05), gain=1)
+    torch.testing.assert_close(poor, torch.tensor([0.05, 0.05, 0.6, 0]))
 
 
 def test_everywhere_is_everywhere():

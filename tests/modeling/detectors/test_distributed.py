@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import multiprocessing
 
-from tests.helpers import make_batch, run_step
+from tests.helpers import join_two, make_batch, run_step
 from tests.modeling.detectors.helpers import LOSSES, build_given, random_maps
 
 NAMES = ("GFL", "ATSS", "DistributionATSS")
@@ -22,7 +22,7 @@ def step(name, images=slice(None)):
 
 def worker(rank, folder):
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    join_two(rank, f"{folder}/store")
     torch.save({name: step(name, slice(2 * rank, 2 * rank + 2)) for name in NAMES}, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 

@@ -66,6 +66,17 @@ def test_positives_are_logged_by_image(name):
     assert storage.latest()["num_pos_anchors"][0] == sum(x.sum().item() for x in positive) / 2
 
 
+@pytest.mark.parametrize("name", ["ATSS", "DistributionATSS"])
+def test_an_image_without_positives_counts_as_one(name):
+    """In what centerness is divided by."""
+    batch = make_batch([(48, 64)] * 2, objects=[2, 0])
+    alone, storage = step(build(name), batch[:1])
+    both, _ = step(build(name), batch)
+    positives = storage.latest()["num_pos_anchors"][0]
+    expected = alone["loss_centerness"] * positives / (positives + 1)
+    torch.testing.assert_close(both["loss_centerness"], expected, rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("name", CLASSES)
 def test_maps_are_left_as_they_are(name):
     maps = random_maps(name)

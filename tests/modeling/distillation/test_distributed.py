@@ -15,7 +15,17 @@ import d2kd.modeling.distillation.crossing as module_under_test
 from d2kd.losses import BinaryClassificationKD, IoULocalizationKD, TaskIntegrationKD
 from d2kd.methods import get_losses
 from d2kd.modeling.adapters import cross_head
-from tests.helpers import FAMILIES, build_detector, distilled, gradients, make_batch, make_losses, preset, run_step
+from tests.helpers import (
+    FAMILIES,
+    build_detector,
+    distilled,
+    gradients,
+    join_two,
+    make_batch,
+    make_losses,
+    preset,
+    run_step,
+)
 
 METHODS = ("bckd", "crosskd")
 #: TID without its statistics over a rank's batch, which design says are excepted: standardised features.
@@ -154,7 +164,7 @@ def sharded(rank, modules):
 
 def worker(rank, folder):
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    join_two(rank, f"{folder}/store")
     result = {("all on one", *key): all_on_one(*key, rank) for key in PRESETS}
     result.update({("sharded", part): sharded(rank, modules) for part, modules in SHARDED.items()})
     for advice, modules in REFUSED.items():

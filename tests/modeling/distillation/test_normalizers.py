@@ -101,6 +101,17 @@ def test_images_without_labels_count_the_running_mean_of_positives(before, expec
     assert after.tolist() == pytest.approx([expected, 5.0])  # of the source that was not there: as it was
 
 
+def test_each_source_has_a_running_mean_of_its_own():
+    """Two positives a labelled image in the student's anchors, and one in the teacher's."""
+    pair = dict(student=partly_labelled((2, 2, 0)), crossed=partly_labelled((1, 1, 0)))
+    before = (6.0, 3.0)
+    assert normalizer("positives", positives=before, **pair).item() == pytest.approx(4 + 0.9 * 6 + 0.1 * 2)
+    crossed = normalizer("positives", source="crossed", positives=before, **pair)
+    assert crossed.item() == pytest.approx(2 + 0.9 * 3 + 0.1 * 1)
+    after = compute({}, {}, pair, positives=before)[1]["positives_per_image"]
+    assert after.tolist() == pytest.approx([5.6, 2.8])
+
+
 def test_without_any_labels_the_mean_stays():
     student = partly_labelled((0, 0, 0), num_labelled=0)
     assert normalizer("positives", student=student, positives=(4.0, 0.0)).item() == 12

@@ -5,6 +5,7 @@ from itertools import product
 
 import pytest
 import torch
+from detectron2.layers import CycleBatchNormList
 from detectron2.structures import Boxes, Instances
 
 from d2kd.losses import BinaryClassificationKD, IoULocalizationKD
@@ -73,6 +74,26 @@ def test_levels_are_matched_by_stride(family, source, ours, theirs, common):
     # What the student is trained by beside it is as ever.
     alone = run_step(distilled(detector(family, 0, ours)), make_batch())
     assert all(torch.equal(losses[name], value) for name, value in alone.items())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_norms_of_the_teachers_levels_are_those_of_its_own_numbers(family):
+    """Batch norms that differ from level to level, in a teacher with a finer level than the student's."""
+
+    def teacher():
+        made = detector(family, 1, norm="BN")
+        norms = [module for module in made.head.modules() if isinstance(module, CycleBatchNormList)]
+        assert len(norms) == 4
+        for norm in norms:
+            for level, of_level in enumerate(norm):
+                of_level.running_mean.fill_(0.3 * level)
+                of_level.running_var.fill_(0.5 + level)
+        return made
+
+    full, _ = level_sums(detector(family, 0), teacher(), "crossed")
+    found, _ = level_sums(detector(family, 0, LEVELS[1:]), teacher(), "crossed")
+    for name, value in found.items():
+        torch.testing.assert_close(value, full[name][1:], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("method, family", METHODS_OF_FAMILIES)
@@ -238,6 +259,21 @@ def test_a_map_of_all_classes_onto_themselves_is_none():
     student, teacher = build_detector("FCOS"), build_detector("FCOS", seed=1)
     assert find_overlap(student, teacher, {0: 0, 1: 1, 2: 2}) == find_overlap(student, teacher)
     assert find_overlap(student, teacher, {0: 0, 1: 1}).student_classes == (0, 1)
+
+
+@pytest.mark.parametrize("ours, theirs", [(3, 5), (5, 3)])
+def test_the_same_ids_of_detectors_with_more_classes_are_a_map(ours, theirs):
+    """Not the same classes: what one detector alone has takes no part."""
+    student, teacher = (build_detector("FCOS", seed=i, num_classes=n) for i, n in enumerate((ours, theirs)))
+    overlap = find_overlap(student, teacher, {0: 0, 1: 1, 2: 2})
+    assert overlap.student_classes == overlap.teacher_classes == (0, 1, 2)
+    node = dict(model=teacher, class_map={0: 0, 1: 1, 2: 2}, engine="eager")
+    model = DistilledDetector(student=student, teacher=node, losses=sums("crossed"))
+    seen = []
+    model.losses["cls"].register_forward_pre_hook(lambda m, args: seen.append(args[:2]))
+    losses = run_step(model, make_batch())
+    assert all(x.shape[2] == 3 for output in seen[0] for x in output.logits)
+    assert all(value.isfinite() for value in losses.values())
 
 
 def test_neighbouring_classes_are_views():

@@ -8,7 +8,13 @@ from detectron2.config import instantiate
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 
-from d2kd.losses import BinaryClassificationKD, FeatureImitation, IoULocalizationKD, TaskIntegrationKD
+from d2kd.losses import (
+    BinaryClassificationKD,
+    FeatureImitation,
+    IoULocalizationKD,
+    SoftmaxClassificationKD,
+    TaskIntegrationKD,
+)
 from d2kd.methods import METHODS, get_losses
 from d2kd.modeling import DistilledDetector
 from tests.helpers import build_backbone, build_detector, distilled, make_batch, make_losses, preset, run_step
@@ -267,3 +273,16 @@ def test_a_region_that_reads_the_teachers_locations_needs_its_anchors():
     for loss in (TaskIntegrationKD(), FeatureImitation(region="teacher_quality")):
         with pytest.raises(ValueError, match="losses.f .*different anchors.*or use region='everywhere'"):
             run_step(distilled(*pair, {"f": loss}), make_batch())
+
+
+@pytest.mark.parametrize("source", ["student", "crossed"])
+def test_losses_are_told_of_the_common_classes_alone(caplog, source):
+    """One of three: with it, a softmax over classes is 1 whatever they say."""
+    student, teacher = build_detector("FCOS"), build_detector("FCOS", seed=1)
+    for class_map, number in ((None, 0), ({0: 2, 1: 1}, 0), ({1: 2}, 1)):
+        caplog.clear()
+        losses = dict(kd=SoftmaxClassificationKD(source=source))
+        node = dict(model=teacher, class_map=class_map, engine="eager")
+        with caplog.at_level(logging.WARNING, logger="d2kd"):
+            DistilledDetector(student=student, teacher=node, losses=losses).load_teacher()
+        assert len([x for x in caplog.records if "identically zero with one class" in x.getMessage()]) == number

@@ -73,6 +73,13 @@ def test_averaged_weights_are_used_or_mentioned(checkpoint, caplog):
     assert torch.equal(model.teacher.detector.head.cls_score.weight, expected)
 
 
+def test_a_path_may_have_the_query_that_detectron2_reads(checkpoint):
+    model = model_with(f"{checkpoint}?matching_heuristics=True")
+    model.load_teacher()
+    found, expected = model.teacher.detector.state_dict(), build_detector("FCOS", seed=1).state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
 def test_a_step_loads_it_if_nobody_did(checkpoint):
     model = model_with(checkpoint)
     assert run_step(model, make_batch())["loss_kd_kd"].item() > 0
@@ -121,6 +128,15 @@ def test_keys_that_hold_nothing_trained_may_be_missing_or_left_over(tmp_path):
     model = model_with(save(build_detector("FCOS", seed=1), tmp_path / "teacher.pth", change))
     model.load_teacher()
     assert torch.equal(model.teacher.detector.pixel_mean, build_detector("FCOS").pixel_mean)
+
+
+def test_only_keys_that_begin_with_distillation_are_left_over(tmp_path):
+    path = tmp_path / "teacher.pth"
+    save(build_detector("FCOS", seed=1), path, lambda weights: weights.update({"distillation.x": torch.zeros(1)}))
+    model_with(str(path)).load_teacher()
+    save(build_detector("FCOS", seed=1), path, lambda weights: weights.update({"head.distillation.x": torch.zeros(1)}))
+    with pytest.raises(ValueError, match="unexpected, 1: head.distillation.x"):
+        model_with(str(path)).load_teacher()
 
 
 def test_a_missing_file_is_named():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from detectron2.modeling.meta_arch import RetinaNet
 
-from d2kd.losses import BinaryClassificationKD
+from d2kd.losses import BinaryClassificationKD, IoULocalizationKD
 from d2kd.modeling import DistilledDetector, Teacher
 from d2kd.modeling.adapters import input_format_of
 from tests.helpers import FAMILIES, build_detector, distilled, make_batch, run_step
@@ -23,6 +23,23 @@ def run_teacher(teacher, batch, canvas, sizes, input_format="BGR"):
         tap_indices={"cls": {0, 1}, "box": {2}},
     )
     return step.crop(sizes)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batches_of_different_sizes_have_anchors_of_their_own(family):
+    """Regions made of the teacher's anchors and boxes: those of the batch before would be elsewhere."""
+
+    def model():
+        pair = (build_detector(family, seed=i, backbone_norm="FrozenBN") for i in (0, 1))
+        losses = (IoULocalizationKD(source=source, region="inside_box") for source in ("student", "crossed"))
+        return distilled(*pair, dict(zip(("direct", "crossed"), losses, strict=True)))
+
+    small, large = make_batch([(32, 48)] * 2), make_batch([(64, 80)] * 2)
+    one = model()
+    for batch in (small, large, small):
+        found, expected = run_step(one, batch), run_step(model(), batch)
+        for name in ("loss_kd_direct", "loss_kd_crossed"):
+            assert torch.equal(found[name], expected[name]) and expected[name] > 0
 
 
 def test_an_rgb_teacher_sees_rgb_and_its_own_pixel_statistics():
