@@ -1,5 +1,6 @@
 """Files that are whole or absent, and checkpoints that are loaded completely or refused."""
 
+from d2kd.checkpoint.downloads import forget_download
 from d2kd.checkpoint.run import WholeCheckpointer, checkpoint_names
 from d2kd.checkpoint.strict import Loaded, MisfitError, load_strictly
 from d2kd.checkpoint.whole import DamagedError, check_whole, save_whole, whole_file
@@ -11,6 +12,7 @@ __all__ = [
     "WholeCheckpointer",
     "check_whole",
     "checkpoint_names",
+    "forget_download",
     "load_strictly",
     "save_whole",
     "whole_file",

@@ -41,6 +41,8 @@ def add_distillation_config(cfg: CfgNode) -> None:
     # has every key, including those that a project added.
     node.TEACHER_CONFIG = ""
     node.TEACHER_WEIGHTS = ""
+    # Further packages whose code a LazyConfig .yaml of the teacher may name, e.g. ["my_project"] (docs/embedding.md).
+    node.TEACHER_TRUST = []
     # The teacher's detector family if it is not the student's, e.g. "RetinaNet" for a GFL student; "": the student's.
     # Crossed losses are those of the method's preset for this family.
     node.TEACHER_FAMILY = ""
@@ -89,7 +91,7 @@ def DistilledDetector(cfg: CfgNode) -> distillation.DistilledDetector:
         input_format=cfg.INPUT.FORMAT,
         losses=_build_losses(type(student), node.METHOD, node.TEACHER_FAMILY, node.LOSSES or ()),
         teacher={
-            "model": teacher_node(node.TEACHER_CONFIG, f"{_NODE}.TEACHER_CONFIG"),
+            "model": teacher_node(node.TEACHER_CONFIG, f"{_NODE}.TEACHER_CONFIG", node.TEACHER_TRUST),
             "checkpoint": node.TEACHER_WEIGHTS,
             "input_format": node.TEACHER_INPUT_FORMAT or None,
             "class_map": _class_map(node.CLASS_MAP or ()),
