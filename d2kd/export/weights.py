@@ -10,7 +10,7 @@ from detectron2.config import instantiate
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from omegaconf import DictConfig
 
-from d2kd.checkpoint import MisfitError, load_strictly, save_whole
+from d2kd.checkpoint import DamagedError, LayoutError, MisfitError, load_strictly, save_whole
 from d2kd.modeling.adapters import input_format_of
 from d2kd.modeling.distillation import student
 
@@ -67,7 +67,7 @@ def load_student(cfg: DictConfig, checkpoint: str) -> LoadedStudent:
             absent=f"The checkpoint is {checkpoint!r}, but there is no such file.",
             harmless=re.compile(r"^distillation\."),
         )
-    except MisfitError as error:
+    except (DamagedError, LayoutError, MisfitError) as error:
         raise ExportError(str(error)) from error
     except OSError:
         raise

@@ -1,8 +1,6 @@
 """A teacher's config from elsewhere runs no code."""
 
 import functools
-import http.server
-import threading
 from functools import partial
 
 import pytest
@@ -116,18 +114,6 @@ def test_detectron2s_own_retinanet_config(tmp_path):
     (tmp_path / "base.yaml").write_text(f"MODEL: {{ANCHOR_GENERATOR: {{SIZES: {text}}}}}")
     sizes = read_yaml(str(tmp_path / "base.yaml"))["MODEL"]["ANCHOR_GENERATOR"]["SIZES"]
     assert sizes == [[x, x * 2 ** (1 / 3), x * 2 ** (2 / 3)] for x in (32, 64, 128, 256, 512)]
-
-
-@pytest.fixture
-def server(tmp_path, monkeypatch):
-    """Serves tmp_path/served; downloads are cached in tmp_path/cache."""
-    (tmp_path / "served").mkdir()
-    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
-    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "served"))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
 
 
 def test_a_download_that_is_no_config_is_not_kept(server, tmp_path):

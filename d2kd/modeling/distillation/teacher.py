@@ -129,6 +129,7 @@ class Teacher:
                 absent=f"model.teacher.checkpoint is {self._checkpoint!r}, but there is no such file: train the "
                 "teacher first or correct the path (in a yacs config: MODEL.DISTILLATION.TEACHER_WEIGHTS).",
                 harmless=_HARMLESS,
+                key="model.teacher.checkpoint (in a yacs config: MODEL.DISTILLATION.TEACHER_WEIGHTS)",
             )
         shared = {id(p) for p in apart_from} & {id(p) for p in detector.parameters()}
         if shared:
