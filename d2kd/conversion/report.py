@@ -38,11 +38,12 @@ def summary(conversion: Conversion, *, keys: bool = False) -> str:
     statements = target.statements()
     lines.append(f"Fits the model of configs/{target.config}" + (" with" if statements else " as it is"))
     lines += [f"  {line}" for line in statements]
+    says = "as its config says" if target.stated.pixels else f"{target.style} style: the file does not say, see --style"
     lines += [
-        f"Its images ({target.style} style: the file does not say, see --style)",
-        f"  input_format = {target.input_format!r}",
-        f"  pixel_mean = {list(target.pixel_mean)}",
-        f"  pixel_std = {list(target.pixel_std)}",
+        f"Its images ({says})",
+        f"  input_format = {target.pixels.input_format!r}",
+        f"  pixel_mean = {list(target.pixels.mean)}",
+        f"  pixel_std = {list(target.pixels.std)}",
     ]
     return "\n".join(lines)
 

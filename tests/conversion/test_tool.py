@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import d2kd.cli.convert as tool
-from d2kd.conversion import ConversionError, read_state
+from d2kd.conversion import ConversionError, read_checkpoint
 from tests.conversion.openmmlab import Spec, random_state
 
 ROOT = Path(__file__).parents[2]
@@ -258,7 +258,7 @@ def test_half_a_download(file, tmp_path):
 def test_no_weights_in_it(tmp_path, content, named):
     torch.save(content, tmp_path / "in.pth")
     with pytest.raises(ConversionError, match=named):
-        read_state(tmp_path / "in.pth")
+        read_checkpoint(tmp_path / "in.pth")
 
 
 def test_the_command_line_names_the_error_without_a_traceback(tmp_path):
