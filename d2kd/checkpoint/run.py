@@ -22,9 +22,6 @@ logger = logging.getLogger(f"detectron2.{__name__}")
 
 _TAG = "last_checkpoint"
 
-#: Where Detectron2's own files are, whose pickles are read as they are.
-_DETECTRON2 = ("detectron2://", "https://dl.fbaipublicfiles.com/detectron2/")
-
 
 class WholeCheckpointer(DetectionCheckpointer):
     """
@@ -101,8 +98,9 @@ class WholeCheckpointer(DetectionCheckpointer):
         try:
             check_start(filename)
             check_whole(filename)
-            # Detectron2 reads these two in ways of its own, the first without any check.
-            if filename.endswith(".pkl") and not self._source.startswith(_DETECTRON2):
+            # Detectron2 reads these two in ways of its own, the first without any check. Its own URLs are no exception:
+            # the cache of downloads goes by the path alone, so another host's file may stand there.
+            if filename.endswith(".pkl"):
                 check_arrays(filename)
             elif filename.endswith(".pyth"):
                 read_weights(filename)

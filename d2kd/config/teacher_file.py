@@ -131,7 +131,12 @@ class _SafeNode(CfgNode):
 
     @classmethod
     def _open_cfg(cls, filename: str) -> IO[str]:
-        return io.StringIO(yaml.safe_dump(read_yaml(filename)))
+        content = read_yaml(filename)
+        try:
+            check_targets(content)
+        except ValueError as error:
+            raise ValueError(f"{filename}: {error}") from error
+        return io.StringIO(yaml.safe_dump(content))
 
 
 def _build_lazy(cfg: DictConfig, what: str, trust: Sequence[str] | None) -> DenseDetector:

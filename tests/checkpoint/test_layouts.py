@@ -260,16 +260,16 @@ def test_pickles_of_arrays_are_read(tmp_path):
             )
 
 
-def test_detectron2s_own_pickles_are_read_as_they_are(tmp_path, made, monkeypatch):
-    path = tmp_path / "x.pkl"
-    state = {key: value.numpy() for key, value in weights().items()}
-    path.write_bytes(pickle.dumps({"model": state, "__author__": types.SimpleNamespace(a=1)}))
-    assert "is a pickle that calls types.SimpleNamespace" in refusal(path)
-    checkpointer = WholeCheckpointer(build_detector("FCOS"))
-    monkeypatch.setattr(checkpointer.path_manager, "get_local_path", lambda source: str(path))
-    checkpointer.load("detectron2://a/x.pkl")
-    with pytest.raises(LayoutError, match="SimpleNamespace"):
-        WholeCheckpointer(build_detector("FCOS")).load("https://example.org/detectron2://x.pkl")
+@pytest.mark.parametrize("source", ["detectron2://a/x.pkl", "https://dl.fbaipublicfiles.com/detectron2/a/x.pkl"])
+def test_a_download_that_stands_where_detectron2s_would(tmp_path, made, monkeypatch, source):
+    """Its cache does not keep hosts apart."""
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    (tmp_path / "detectron2/a").mkdir(parents=True)
+    path = tmp_path / "detectron2/a/x.pkl"
+    path.write_bytes(pickle.dumps({"model": {"a": Harmful(made)}, "__author__": "x"}))
+    with pytest.raises(LayoutError, match=f"is a pickle that calls posix.mkdir.* The download of {source} is not kept"):
+        WholeCheckpointer(build_detector("FCOS")).load(source)
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])

@@ -37,6 +37,7 @@ TARGETS = {
     "another config": ("d2kd.config.teacher_file.build_teacher", "config"),
     "a LazyConfig": ("detectron2.config.LazyConfig.load", "filename"),
     "a builtin": ("builtins.exec", "source"),
+    "timm's reader of checkpoints": ("timm.models.load_checkpoint", "checkpoint_path"),
 }
 
 
@@ -53,7 +54,7 @@ def made(tmp_path, monkeypatch):
 def test_yaml_that_would_run_code_is_refused(made, tmp_path, text):
     path = tmp_path / "teacher.yaml"
     path.write_text(text.replace("MADE", str(made)))
-    with pytest.raises(ValueError, match=r"^model.teacher.model.config \(.*\): .*teacher.yaml") as error:
+    with pytest.raises(ValueError, match=r"^model.teacher.model.config \(.*\) is .*teacher.yaml") as error:
         build_teacher(str(path))
     assert "\n" not in str(error.value)
 
@@ -61,7 +62,10 @@ def test_yaml_that_would_run_code_is_refused(made, tmp_path, text):
 def test_yaml_that_a_yacs_config_is_based_on(made, tmp_path):
     (tmp_path / "base.yaml").write_text(YAML["a call in a yacs config"].replace("MADE", str(made)))
     (tmp_path / "teacher.yaml").write_text("_BASE_: base.yaml\nMODEL: {META_ARCHITECTURE: RetinaNet}")
-    with pytest.raises(ValueError, match=r"^model.teacher.model.config .*base.yaml is no YAML without code"):
+    with pytest.raises(
+        ValueError,
+        match=r"^model.teacher.model.config .*base.yaml: it has !!python/object/apply:os.mkdir, which would run",
+    ):
         build_teacher(str(tmp_path / "teacher.yaml"))
 
 
@@ -80,7 +84,7 @@ def test_targets_that_are_no_network_are_refused(made, tmp_path, target, argumen
     path.write_text(yaml.safe_dump(content))
     root = target.partition(".")[0]
     allowed = rf"set model.teacher.model.trust=\[{root}\] \(in a yacs config: MODEL.DISTILLATION.TEACHER_TRUST\)"
-    with pytest.raises(ValueError, match=rf"teacher.yaml.*it names {target}, expected classes .* {allowed}"):
+    with pytest.raises(ValueError, match=rf"teacher.yaml.*it names {target}, expected networks .* {allowed}"):
         build_teacher(str(path))
 
 
@@ -97,6 +101,28 @@ def test_dumped_models_need_no_trust(tmp_path, name):
     LazyConfig.save(cfg, str(tmp_path / "teacher.yaml"))
     content = read_yaml(str(tmp_path / "teacher.yaml"))
     check_targets(OmegaConf.to_container(OmegaConf.create(content, flags={"allow_objects": True}).model, resolve=True))
+
+
+@pytest.mark.parametrize("name", ["coco/gfl_r50_ld", "coco/retinanet_r50_crosskd", "digits/fcos_crosskd"])
+def test_dumped_runs_need_no_trust(tmp_path, name):
+    """Whatever they have beside the model."""
+    cfg = get_config(f"{name}.py")
+    cfg.dataloader.objects = [made_here, partial(made_here, 1)]
+    LazyConfig.save(cfg, str(tmp_path / "teacher.yaml"))
+    assert "python/name:tests.config.test_untrusted.made_here" in (tmp_path / "teacher.yaml").read_text()
+    assert build_teacher(str(tmp_path / "teacher.yaml"))
+
+
+def made_here(*args):
+    raise AssertionError
+
+
+def test_objects_in_the_model_that_are_not_trusted(tmp_path):
+    for value in (made_here, partial(made_here, 1), partial(nn.LayerNorm, made_here), ShapeSpec(channels=made_here)):
+        (tmp_path / "x.yaml").write_text(yaml.dump({"model": {"a": value}}))
+        with pytest.raises(ValueError, match=r"it names tests.config.test_untrusted.made_here, expected"):
+            check_targets(read_yaml(str(tmp_path / "x.yaml")))
+        assert read_yaml(str(tmp_path / "x.yaml"), trust=["tests"]) is not None
 
 
 def test_values_that_dumped_configs_hold(tmp_path):
