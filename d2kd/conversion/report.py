@@ -52,7 +52,7 @@ def summary(conversion: Conversion, *, keys: bool = False) -> str:
 
 def _assumed(conversion: Conversion) -> list[str]:
     stated = conversion.target.stated
-    facts = {"the backbone's style": stated.style, "pixel statistics": stated.pixels}
+    facts: dict[str, object] = {"the backbone's style": stated.style, "pixel statistics": stated.pixels}
     if conversion.detector == "fcos":
         facts |= {"norm_on_bbox": stated.norm_on_bbox, "centerness_on_reg": stated.centerness_on_reg}
     else:

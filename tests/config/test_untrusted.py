@@ -64,7 +64,7 @@ def test_yaml_that_a_yacs_config_is_based_on(made, tmp_path):
     (tmp_path / "teacher.yaml").write_text("_BASE_: base.yaml\nMODEL: {META_ARCHITECTURE: RetinaNet}")
     with pytest.raises(
         ValueError,
-        match=r"^model.teacher.model.config .*base.yaml: it has !!python/object/apply:os.mkdir, which would run",
+        match=r"^model.teacher.model.config .*base.yaml: it has !!python/object/apply:os",
     ):
         build_teacher(str(tmp_path / "teacher.yaml"))
 
