@@ -75,15 +75,16 @@ def build_teacher(config: str, trust: Sequence[str] = ()) -> DenseDetector:
         return _build_lazy(LazyConfig.load(path), what, None)
     try:
         content = read_yaml(path, trust)
-        if not isinstance(content, dict) or not content:
-            raise ValueError(f"{path} has no keys.")
     except ValueError as error:
         raise ValueError(f"{_KEY}: {error}{forget_download(config, path)}") from error
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{what}, a file without keys.{forget_download(config, path)}")
     if "model" in content:
         return _build_lazy(OmegaConf.create(content, flags={"allow_objects": True}), what, trust)
-    cfg = _SafeNode(get_cfg())
-    add_gfl_config(cfg)
-    add_atss_config(cfg)
+    known = get_cfg()
+    add_gfl_config(known)
+    add_atss_config(known)
+    cfg = _SafeNode(known)
     cfg.set_new_allowed(True)
     try:
         cfg.merge_from_file(path)
