@@ -1,7 +1,10 @@
 """For all tests; must not import detectron2, which those of d2kd.losses and d2kd.regions do without."""
 
+import http.server
 import logging
 import os
+import threading
+from functools import partial
 
 import pytest
 import torch
@@ -41,3 +44,15 @@ def device(request):
         found = PretendedDevice()
     with found:
         yield found
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """Serves tmp_path/served; downloads are cached in tmp_path/cache."""
+    (tmp_path / "served").mkdir()
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "served"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()

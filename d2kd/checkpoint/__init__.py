@@ -1,5 +1,8 @@
 """Files that are whole or absent, and checkpoints that are loaded completely or refused."""
 
+from d2kd.checkpoint.downloads import forget_download
+from d2kd.checkpoint.layouts import LayoutError, check_finite
+from d2kd.checkpoint.pickles import unsafe_names
 from d2kd.checkpoint.run import WholeCheckpointer, checkpoint_names
 from d2kd.checkpoint.strict import (
     UNTRAINED,
@@ -17,15 +20,19 @@ __all__ = [
     "UNTRAINED",
     "DamagedError",
     "FittingCheckpointer",
+    "LayoutError",
     "Loaded",
     "Misfit",
     "MisfitError",
     "WholeCheckpointer",
+    "check_finite",
     "check_whole",
     "checkpoint_names",
     "first_of",
+    "forget_download",
     "load_strictly",
     "other_weights",
     "save_whole",
+    "unsafe_names",
     "whole_file",
 ]

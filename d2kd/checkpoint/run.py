@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
+from d2kd.checkpoint.downloads import forget_download
+from d2kd.checkpoint.layouts import LayoutError, check_start, check_weights
+from d2kd.checkpoint.pickles import check_arrays, read_weights
 from d2kd.checkpoint.whole import DamagedError, check_whole, save_whole, whole_file
 
 __all__ = ["WholeCheckpointer", "checkpoint_names"]
@@ -23,8 +26,21 @@ _TAG = "last_checkpoint"
 class WholeCheckpointer(DetectionCheckpointer):
     """
     :class:`detectron2.checkpoint.DetectionCheckpointer` that writes a file whole or not at all, reads none that is
-    damaged, and continues from the newest checkpoint that is whole. ``save_dir`` is a local folder.
+    damaged or runs code, and continues from the newest checkpoint that is whole. ``save_dir`` is a local folder.
     """
+
+    _source = ""  # what is being loaded, as it was given
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """
+        See Detectron2's. A download that is refused is removed from the cache.
+
+        Raises:
+            DamagedError: the file is empty, cut, or holds other bytes than were written.
+            LayoutError: it is no checkpoint as Detectron2 keeps them, or would run code when it is read.
+        """
+        self._source = path or ""
+        return super().load(path, checkpointables)
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``<save_dir>/<name>.pth``, then its name into ``last_checkpoint``; on the main rank."""
@@ -78,9 +94,24 @@ class WholeCheckpointer(DetectionCheckpointer):
         logger.warning("%s Going on from %s, iteration %d.", reason, newest, iterations[newest])
         return str(newest)
 
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        try:
+            check_start(filename)
+            check_whole(filename)
+            # Detectron2 reads these two in ways of its own, the first without any check. Its own URLs are no exception:
+            # the cache of downloads goes by the path alone, so another host's file may stand there.
+            if filename.endswith(".pkl"):
+                check_arrays(filename)
+            elif filename.endswith(".pyth"):
+                read_weights(filename)
+            loaded = super()._load_file(filename)
+            check_weights(loaded["model"], filename)
+        except (DamagedError, LayoutError) as error:
+            raise type(error)(f"{error}{forget_download(self._source, filename)}") from error
+        return loaded
+
     def _torch_load(self, f: str) -> Any:
-        check_whole(f)
-        return super()._torch_load(f)
+        return read_weights(f)
 
 
 def checkpoint_names(folder: Path) -> list[str]:

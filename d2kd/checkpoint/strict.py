@@ -12,7 +12,9 @@ from urllib.parse import urlparse
 import torch
 from torch import nn
 
+from d2kd.checkpoint.layouts import LayoutError, check_finite, other_layout
 from d2kd.checkpoint.run import WholeCheckpointer
+from d2kd.checkpoint.whole import DamagedError
 
 __all__ = [
     "UNTRAINED",
@@ -143,6 +145,7 @@ def load_strictly(
     harmless: re.Pattern[str] = UNTRAINED,
     entry: str = "model",
     allow_partial: bool = False,
+    key: str = "",
 ) -> Loaded:
     """
     Load ``checkpoint`` through ``DetectionCheckpointer``, refusing all but a complete load.
@@ -155,8 +158,11 @@ def load_strictly(
         harmless: keys that may be missing or left over.
         entry: which of the file's entries are the weights; see :func:`other_weights`.
         allow_partial: return what did not fit instead of raising.
+        key: where the checkpoint was given, for the sentence about a file that is something else; "": as an argument.
 
     Raises:
+        DamagedError, LayoutError: see :class:`WholeCheckpointer`; or it is a checkpoint of something else,
+            or weights are not finite.
         MisfitError: the checkpoint does not fit; ``model`` may hold some of its weights.
         ValueError: it has no such ``entry``.
         FileNotFoundError: there is no such file.
@@ -165,15 +171,28 @@ def load_strictly(
 
     def on_load(misfit: Misfit) -> None:
         loaded.misfit = misfit
-        if misfit and not allow_partial:
-            raise MisfitError(f"{refusal}:\n{misfit}")
+        if not misfit or allow_partial:
+            return
+        left = [*misfit.unexpected, *checkpointer.ignored]
+        if what := other_layout(checkpoint, model, misfit.missing, left, misfit.mismatched):
+            raise LayoutError(f"{checkpoint} is {what}.")
+        raise MisfitError(f"{refusal}:\n{misfit}")
 
     checkpointer = FittingCheckpointer(model, on_load=on_load, harmless=harmless, entry=entry)
     # A path with a query, such as "x.pkl?matching_heuristics=True", is Detectron2's own grammar.
     path = urlparse(checkpoint)._replace(query="").geturl()
-    if not os.path.isfile(checkpointer.path_manager.get_local_path(path)):
+    try:
+        found = os.path.isfile(checkpointer.path_manager.get_local_path(path))
+    except OSError as error:  # of a URL
+        raise FileNotFoundError(f"{absent} ({error})") from error
+    if not found:
         raise FileNotFoundError(absent)
-    loaded.rest, loaded.ignored = checkpointer.load(checkpoint), checkpointer.ignored
+    try:
+        loaded.rest = checkpointer.load(checkpoint)
+        check_finite(model, checkpoint)
+    except (DamagedError, LayoutError) as error:
+        raise type(error)(f"{key}: {error}" if key else str(error)) from error
+    loaded.ignored = checkpointer.ignored
     return loaded
 
 

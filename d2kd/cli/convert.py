@@ -16,7 +16,8 @@ from d2kd.conversion import (
     STYLES,
     check_output,
     convert,
-    read_state,
+    read_checkpoint,
+    read_stated,
     summary,
     write_checkpoint,
 )
@@ -40,8 +41,8 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--style",
         choices=list(STYLES),
-        help="of the ImageNet weights it was trained from, which the file does not say: pixel statistics, channel "
-        "order, where bottlenecks stride (default: caffe for fcos, pytorch for the others)",
+        help="of the ImageNet weights it was trained from, where the file has no config that says: pixel statistics, "
+        "channel order, where bottlenecks stride (default: caffe for fcos, pytorch for the others)",
     )
     parser.add_argument(
         "--p6-from", choices=["c5", "p5"], help="a check; needed only where C5 and P5 have the same number of channels"
@@ -65,10 +66,12 @@ def run(argv: Sequence[str] | None = None) -> None:
     """
     args = argument_parser().parse_args(argv)
     check_output(args.output, checkpoint=args.input, force=args.force)
+    state, meta = read_checkpoint(args.input, trust_pickle=args.trust_pickle)
     conversion = convert(
-        read_state(args.input, trust_pickle=args.trust_pickle),
+        state,
         args.detector,
         depth=args.depth,
+        stated=read_stated(meta, args.detector),
         style=args.style,
         p6_from=args.p6_from,
         centerness_on_reg=args.centerness_on_reg,

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import IO
 
+import yaml
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.config import LazyCall as L
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils.file_io import PathManager
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
+from d2kd.checkpoint import forget_download
 from d2kd.config.nodes import target_of
+from d2kd.config.untrusted import check_targets, read_yaml
 from d2kd.modeling import DistilledDetector, get_adapter
 from d2kd.modeling.adapters import family_of
 from d2kd.modeling.detectors import add_atss_config, add_gfl_config
@@ -25,12 +31,12 @@ _KEY = "model.teacher.model.config (in a yacs config: MODEL.DISTILLATION.TEACHER
 _DISTILLED = DistilledDetector.__name__
 
 
-def teacher_node(config: str, key: str) -> DictConfig:
+def teacher_node(config: str, key: str, trust: Sequence[str] = ()) -> DictConfig:
     """
     A node that builds the teacher of a config file. The file is not read here, so it may be absent in evaluation.
 
     Args:
-        config: see :func:`build_teacher`.
+        config, trust: see :func:`build_teacher`.
         key: where it was given, for the message.
 
     Raises:
@@ -40,43 +46,56 @@ def teacher_node(config: str, key: str) -> DictConfig:
         raise ValueError(
             f"{key} is {config!r}, expected a yacs config (.yaml) or a LazyConfig (.py, or a dumped .yaml)."
         )
-    return L(build_teacher)(config=config)
+    return L(build_teacher)(config=config, trust=list(trust))
 
 
-def build_teacher(config: str) -> DenseDetector:
+def build_teacher(config: str, trust: Sequence[str] = ()) -> DenseDetector:
     """
     The detector of a config file, on the CPU and not loaded; of a distilled run, that run's student.
 
     Args:
-        config: path or URL of a yacs ``.yaml`` (keys that a project added are accepted), or of a LazyConfig ``.py`` or
-            dumped ``.yaml``, whose ``model`` is taken.
+        config: path or URL of a yacs ``.yaml`` (keys that a project added are accepted) or of a LazyConfig's dumped
+            ``.yaml``, which run no code beside that of networks of known packages; or path of a LazyConfig ``.py``,
+            which is a program. Of a LazyConfig its ``model`` is taken.
+        trust: further packages whose classes and functions a dumped ``.yaml`` may name, such as one's own project.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file has no keys, the LazyConfig has no model, or the yacs config's model is not registered or
-            is no dense detector.
+        ValueError: the file has no keys, it names what is not trusted, the LazyConfig has no model, or the yacs
+            config's model is not registered or is no dense detector.
         TypeError: no adapter reads the model.
     """
+    what = f"{_KEY} is {config!r}"
+    if config.endswith(".py") and "://" in config:
+        raise ValueError(f"{what}, a program, and no code from elsewhere is run: read it and give the path of a copy.")
     path = PathManager.get_local_path(config)
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"{_KEY} is {config!r}, but there is no such file.")
-    lazy = LazyConfig.load(path)  # of a yacs file, this reads the text alone
-    is_mapping = isinstance(lazy, DictConfig) and len(lazy) > 0
-    if path.endswith(".py") or (is_mapping and "model" in lazy):
-        return _build_lazy(lazy, f"{_KEY} is {config!r}")
-    if not is_mapping:
-        raise ValueError(f"{_KEY} is {config!r}, a file without keys.")
-    cfg = get_cfg()
-    add_gfl_config(cfg)
-    add_atss_config(cfg)
+        raise FileNotFoundError(f"{what}, but there is no such file.")
+    if path.endswith(".py"):
+        return _build_lazy(LazyConfig.load(path), what, None)
+    try:
+        content = read_yaml(path, trust)
+    except ValueError as error:
+        raise ValueError(f"{_KEY}: {error}{forget_download(config, path)}") from error
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{what}, a file without keys.{forget_download(config, path)}")
+    if "model" in content:
+        return _build_lazy(OmegaConf.create(content, flags={"allow_objects": True}), what, trust)
+    known = get_cfg()
+    add_gfl_config(known)
+    add_atss_config(known)
+    cfg = _SafeNode(known)
     cfg.set_new_allowed(True)
-    cfg.merge_from_file(path)
+    try:
+        cfg.merge_from_file(path)
+    except ValueError as error:  # of a file that it is based on
+        raise ValueError(f"{what}: {error}") from error
     cfg.MODEL.DEVICE = "cpu"  # Teacher.load moves it to the student's device
     name, where = cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE"
     if name == _DISTILLED:
         name = cfg.MODEL.get("DISTILLATION", {}).get("STUDENT_META_ARCHITECTURE", "")
         where = "MODEL.DISTILLATION.STUDENT_META_ARCHITECTURE"
-    detector = build_registered(cfg, name, f"{_KEY} is {config!r}, in which {where}")
+    detector = build_registered(cfg, name, f"{what}, in which {where}")
     if getattr(detector, "input_format", None) is None:  # a detector that does not keep the order of its images
         detector.input_format = cfg.INPUT.FORMAT
     return detector
@@ -108,14 +127,35 @@ def build_registered(cfg: CfgNode, name: str, key: str) -> DenseDetector:
     return detector
 
 
-def _build_lazy(cfg: DictConfig, what: str) -> DenseDetector:
+class _SafeNode(CfgNode):
+    """Reads a file and those that it is based on without running code of theirs."""
+
+    @classmethod
+    def _open_cfg(cls, filename: str) -> IO[str]:
+        content = read_yaml(filename)
+        try:
+            check_targets(content)
+        except ValueError as error:
+            raise ValueError(f"{filename}: {error}") from error
+        return io.StringIO(yaml.safe_dump(content))
+
+
+def _build_lazy(cfg: DictConfig, what: str, trust: Sequence[str] | None) -> DenseDetector:
+    """The model of a LazyConfig; with ``trust`` None, of one that may name anything."""
     model = cfg.get("model")
     if not isinstance(model, DictConfig) or "_target_" not in model:
         found = ", ".join(map(str, cfg)) or "nothing"
         raise ValueError(f"{what}, a LazyConfig without a `model` node to instantiate; it has {found}.")
-    # The nodes stay where they are, so their references to the rest of that config hold.
-    if target_of(model) is DistilledDetector:
-        model = model.student
+    try:
+        if trust is not None:
+            check_targets({"_target_": model._target_}, trust)  # before it is imported
+        # The nodes stay where they are, so their references to the rest of that config hold.
+        if target_of(model) is DistilledDetector:
+            model = model.student
+        if trust is not None:
+            check_targets(OmegaConf.to_container(model, resolve=True), trust)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ValueError(f"{what}: {error}") from error
     detector = instantiate(model)
     _check_readable(detector, what)
     return detector

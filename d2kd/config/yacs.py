@@ -43,6 +43,8 @@ def add_distillation_config(cfg: CfgNode) -> None:
     node.TEACHER_WEIGHTS = ""
     # Which of that file's entries are its weights, e.g. "ema", an average that some trainers keep beside "model".
     node.TEACHER_WEIGHTS_ENTRY = "model"
+    # Further packages whose code a LazyConfig .yaml of the teacher may name, e.g. ["my_project"] (docs/embedding.md).
+    node.TEACHER_TRUST = []
     # The teacher's detector family if it is not the student's, e.g. "RetinaNet" for a GFL student; "": the student's.
     # Crossed losses are those of the method's preset for this family.
     node.TEACHER_FAMILY = ""
@@ -93,7 +95,7 @@ def DistilledDetector(cfg: CfgNode) -> distillation.DistilledDetector:
         input_format=cfg.INPUT.FORMAT,
         losses=_build_losses(type(student), node.METHOD, node.TEACHER_FAMILY, node.LOSSES or ()),
         teacher={
-            "model": teacher_node(node.TEACHER_CONFIG, f"{_NODE}.TEACHER_CONFIG"),
+            "model": teacher_node(node.TEACHER_CONFIG, f"{_NODE}.TEACHER_CONFIG", node.TEACHER_TRUST),
             "checkpoint": node.TEACHER_WEIGHTS,
             "weights": node.TEACHER_WEIGHTS_ENTRY,
             "input_format": node.TEACHER_INPUT_FORMAT or None,

@@ -34,6 +34,7 @@ class Architecture:
         tower_norm: whether a group norm follows each of their convolutions.
         num_classes: of the classifier.
         reg_max: the last bin of a side's distribution; None where boxes are four numbers.
+        anchors: how many ratios and how many scales the anchors of a cell have.
     """
 
     depth: int
@@ -44,15 +45,24 @@ class Architecture:
     tower_norm: bool
     num_classes: int
     reg_max: int | None
+    anchors: tuple[int, int]
 
 
-def read_architecture(state: Mapping[str, Tensor], detector: str, *, depth: int, p6_from: str | None) -> Architecture:
+def read_architecture(
+    state: Mapping[str, Tensor],
+    detector: str,
+    *,
+    depth: int,
+    p6_from: str | None,
+    anchors: tuple[int, int] | None = None,
+) -> Architecture:
     """
     Args:
         state: the checkpoint's weights.
         detector: a key of :data:`FAMILIES`.
         depth: given by the user; must be that of the file.
-        p6_from: given by the user; None: taken from the file.
+        p6_from: given by the user, or by the file's config; None: taken from the weights.
+        anchors: ratios and scales that the file's config has; None: those of the family.
 
     Raises:
         ConversionError: the file is of another family or depth, has no plain ResNet, has deformable stages, lacks
@@ -68,7 +78,8 @@ def read_architecture(state: Mapping[str, Tensor], detector: str, *, depth: int,
     p6_channels = _shape(state, "neck.fpn_convs.3.conv.weight")[1]
     cls = _shape(state, f"bbox_head.{family.predictors['cls_score']}.weight")[0]
     box = _shape(state, f"bbox_head.{family.predictors['bbox_pred']}.weight")[0]
-    num_classes, reg_max = _predictions(family, detector, cls, box)
+    anchors = anchors or family.anchors
+    num_classes, reg_max = _predictions(family, detector, cls, box, anchors[0] * anchors[1])
     tower_norm = "bbox_head.cls_convs.0.gn.weight" in state
     if tower_norm and detector == "retinanet":
         raise ConversionError(
@@ -83,6 +94,7 @@ def read_architecture(state: Mapping[str, Tensor], detector: str, *, depth: int,
         tower_norm=tower_norm,
         num_classes=num_classes,
         reg_max=reg_max,
+        anchors=anchors,
     )
 
 
@@ -144,7 +156,8 @@ def _p6_input(channels: int, width: int, c5: int, wanted: str | None) -> str:
         return wanted or possible[0]
     found = f"neck.fpn_convs.3 reads {channels} channels (C5 has {c5}, P5 {width})"
     if wanted is not None or not possible:
-        raise ConversionError(f"--p6-from is {wanted or 'not given'}, but {found}.")
+        source = wanted.upper() if wanted else "C5 or P5"
+        raise ConversionError(f"P6 is read from {source} (--p6-from, or the file's config), but {found}.")
     raise ConversionError(f"{found}, which may be either: add --p6-from c5 or p5.")
 
 
@@ -153,9 +166,8 @@ def _conv_dims(state: Mapping[str, Tensor]) -> tuple[int, ...]:
     return tuple(_shape(state, f"bbox_head.cls_convs.{block}.conv.weight")[0] for block in range(blocks))
 
 
-def _predictions(family: Family, detector: str, cls: int, box: int) -> tuple[int, int | None]:
+def _predictions(family: Family, detector: str, cls: int, box: int, anchors: int) -> tuple[int, int | None]:
     """(number of classes, last bin) that follow from the predictors' channels."""
-    anchors = family.num_anchors
     per_side, rest = divmod(box, 4 * anchors)
     if rest or cls % anchors or (per_side > 1) != (detector == "gfl"):
         boxes = "4 x (reg_max + 1)" if detector == "gfl" else "4"

@@ -5,7 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["FAMILIES", "STYLES", "Family", "Style"]
+__all__ = ["FAMILIES", "STRIDES", "STYLES", "Family", "Pixels", "Style"]
+
+#: Of the five levels of all four detectors.
+STRIDES = (8, 16, 32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """
+    Attributes:
+        input_format: channel order.
+        mean: in that order, of values 0..255.
+        std: likewise.
+    """
+
+    input_format: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -15,20 +32,16 @@ class Style:
 
     Attributes:
         stride_in_1x1: a bottleneck's first 1x1 convolution has the stride, not its 3x3.
-        input_format: channel order.
-        pixel_mean: in that order, of values 0..255.
-        pixel_std: likewise.
+        pixels: what these weights expect of images; a detector's config may say otherwise.
     """
 
     stride_in_1x1: bool
-    input_format: str
-    pixel_mean: tuple[float, float, float]
-    pixel_std: tuple[float, float, float]
+    pixels: Pixels
 
 
 STYLES: Mapping[str, Style] = {
-    "pytorch": Style(False, "RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
-    "caffe": Style(True, "BGR", (102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0)),
+    "pytorch": Style(False, Pixels("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))),
+    "caffe": Style(True, Pixels("BGR", (102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0))),
 }
 
 
@@ -42,14 +55,14 @@ class Family:
         config: the model's file below d2kd's configs.
         predictors: predictor of Detectron2's head -> its name in OpenMMLab's.
         style: a key of :data:`STYLES`, that of the published files.
-        num_anchors: anchors of a cell.
+        anchors: how many ratios and how many scales a cell's anchors have, unless the file's config says otherwise.
     """
 
     title: str
     config: str
     predictors: Mapping[str, str]
     style: str = "pytorch"
-    num_anchors: int = 1
+    anchors: tuple[int, int] = (1, 1)
 
 
 #: The tool's ``--detector``.
@@ -68,7 +81,7 @@ FAMILIES: Mapping[str, Family] = {
         title="RetinaNet",
         config="common/models/retinanet_openmmlab.py",
         predictors={"cls_score": "retina_cls", "bbox_pred": "retina_reg"},
-        num_anchors=9,
+        anchors=(3, 3),
     ),
     "fcos": Family(
         title="FCOS",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,15 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from d2kd.checkpoint import save_whole
+from d2kd.checkpoint import save_whole, unsafe_names
 from d2kd.conversion.errors import ConversionError
 
-__all__ = ["check_output", "read_state", "write_checkpoint"]
+__all__ = ["check_output", "read_checkpoint", "write_checkpoint"]
 
 
-def read_state(path: str | Path, *, trust_pickle: bool = False) -> dict[str, Tensor]:
+def read_checkpoint(path: str | Path, *, trust_pickle: bool = False) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     """
-    The weights in an OpenMMLab checkpoint: its ``state_dict``, or the file itself where that is one.
+    The weights in an OpenMMLab checkpoint, its ``state_dict`` or the file itself where that is one, and what the file
+    says of them, its ``meta``.
 
     Args:
         path: a file of torch.save.
@@ -51,7 +51,8 @@ def read_state(path: str | Path, *, trust_pickle: bool = False) -> dict[str, Ten
     strange = [str(key) for key, value in state.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
     if strange:
         raise ConversionError(f"{path}: these entries of its state_dict are no tensors: {', '.join(strange)}.")
-    return dict(state)
+    meta = content.get("meta") if state is not content else None
+    return dict(state), meta if isinstance(meta, Mapping) else {}
 
 
 def _described(content: Any) -> str:
@@ -59,12 +60,12 @@ def _described(content: Any) -> str:
 
 
 def _refused(path: str | Path, error: pickle.UnpicklingError) -> str:
-    names = re.findall(r"GLOBAL ([\w.]+)", str(error))
+    names = unsafe_names(str(path), error)
     if not names:
         return f"{path} is no checkpoint that torch.load reads: {error}"
     return (
-        f"{path} needs {', '.join(dict.fromkeys(names))}, which is more than weights (files of MMDetection 3 carry "
-        "their logs). Reading it runs code of the file: if you trust where it came from, add --trust-pickle."
+        f"{path} needs {', '.join(names)}, which is more than weights (files of MMDetection 3 carry their logs). "
+        "Reading it runs code of the file: if you trust where it came from, add --trust-pickle."
     )
 
 

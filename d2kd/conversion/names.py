@@ -65,7 +65,7 @@ class OpenMMLabNames:
         raise KeyError(key)
 
 
-def reorder_anchors(predictor: Tensor, *, ratios: int = 3, scales: int = 3) -> Tensor:
+def reorder_anchors(predictor: Tensor, *, ratios: int, scales: int) -> Tensor:
     """
     Channels of a predictor over several anchors: OpenMMLab's anchor is ratio * scales + scale, Detectron2's is
     scale * ratios + ratio. Within an anchor nothing changes.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from d2kd.conversion.architecture import Architecture, read_architecture
 from d2kd.conversion.errors import ConversionError
 from d2kd.conversion.families import FAMILIES, STYLES
 from d2kd.conversion.names import OpenMMLabNames, reorder_anchors
+from d2kd.conversion.stated import Stated
 from d2kd.conversion.target import Target, find_target
 
 __all__ = ["Conversion", "convert"]
@@ -48,6 +50,7 @@ def convert(
     detector: str,
     *,
     depth: int,
+    stated: Stated | None = None,
     style: str | None = None,
     p6_from: str | None = None,
     centerness_on_reg: bool = False,
@@ -56,31 +59,39 @@ def convert(
 ) -> Conversion:
     """
     Args:
-        state: weights of an OpenMMLab checkpoint, see :func:`read_state`.
+        state: weights of an OpenMMLab checkpoint, see :func:`read_checkpoint`.
         detector: a key of :data:`FAMILIES`.
         depth: of its ResNet, 18, 34, 50 or 101.
-        style: a key of :data:`STYLES`; None for that of the family's published files. The weights do not tell.
-        p6_from: "c5" or "p5"; None leaves it to the weights.
+        stated: what the file says of itself, see :func:`read_stated`; the rest is as in the published files.
+        style: a key of :data:`STYLES`; None: what is stated, or that of the family's published files.
+        p6_from: "c5" or "p5"; None leaves it to what is stated and to the weights.
         centerness_on_reg: (FCOS) its config has ``centerness_on_reg``.
         norm_on_bbox: (FCOS) its config has ``norm_on_bbox``.
         ema: take the averaged copies ``ema_*``.
 
     Raises:
-        ConversionError: the weights do not fit these options, or a key is unknown; the message lists the keys.
+        ConversionError: the weights do not fit these options, or these do not fit what is stated, or a key is unknown;
+            the message lists the keys.
     """
     if detector not in FAMILIES:
         raise ConversionError(f"--detector is {detector!r}, expected one of {', '.join(FAMILIES)}.")
-    style = style or FAMILIES[detector].style
-    if style not in STYLES:
+    if style is not None and style not in STYLES:
         raise ConversionError(f"--style is {style!r}, expected one of {', '.join(STYLES)}.")
     if detector != "fcos" and (centerness_on_reg or norm_on_bbox):
         name = "--centerness-on-reg" if centerness_on_reg else "--norm-on-bbox"
         raise ConversionError(f"{name} is an option of FCOS, but --detector is {detector}: remove it.")
-    state, names, aside = _without_averages(state, ema)
-    architecture = read_architecture(state, detector, depth=depth, p6_from=p6_from)
-    target = find_target(
-        architecture, detector, style=style, centerness_on_reg=centerness_on_reg, norm_on_bbox=norm_on_bbox
+    stated = _completed(
+        stated or Stated(),
+        style=style,
+        p6_from=p6_from,
+        centerness_on_reg=centerness_on_reg or None,
+        norm_on_bbox=norm_on_bbox or None,
     )
+    state, names, aside = _without_averages(state, ema)
+    _rename_version_1(state, names)
+    anchors = (len(stated.anchors.ratios), len(stated.anchors.scales)) if stated.anchors else None
+    architecture = read_architecture(state, detector, depth=depth, p6_from=stated.p6_from, anchors=anchors)
+    target = find_target(architecture, detector, stated)
     conversion = Conversion(detector, architecture, target, model={}, placed={}, dropped={}, filled={})
     problems = _place(state, conversion)
     _drop(state, conversion)
@@ -91,6 +102,24 @@ def convert(
     conversion.placed = {key: names.get(file_key, file_key) for key, file_key in conversion.placed.items()}
     conversion.dropped = {names.get(key, key): why for key, why in conversion.dropped.items()} | aside
     return conversion
+
+
+def _completed(stated: Stated, **options: Any) -> Stated:
+    """What is stated, with what the options say where it is not."""
+    given = {name: value for name, value in options.items() if value is not None}
+    for name, value in given.items():
+        if (said := getattr(stated, name)) not in (None, value):
+            option = name.replace("_", "-")
+            raise ConversionError(f"--{option} is {value!r}, but the file's config says {said!r}: remove --{option}.")
+    return replace(stated, **given)
+
+
+def _rename_version_1(state: dict[str, Tensor], names: dict[str, str]) -> None:
+    """FCOS's predictors as later versions name them; ``names`` keeps how the file does."""
+    for key in [key for key in state if key.startswith("bbox_head.fcos_")]:
+        later = key.replace("bbox_head.fcos_", "bbox_head.conv_")
+        state[later] = state.pop(key)
+        names[later] = names.pop(key, key)
 
 
 def _without_averages(
@@ -139,8 +168,9 @@ def _place(state: Mapping[str, Tensor], conversion: Conversion) -> dict[str, lis
         if value.shape != wanted.shape:
             mismatched.append(f"{file_key} (file {tuple(value.shape)}, expected {tuple(wanted.shape)})")
             continue
-        if family.num_anchors == 9 and key.startswith(("head.cls_score.", "head.bbox_pred.")):
-            value = reorder_anchors(value)
+        if key.startswith(("head.cls_score.", "head.bbox_pred.")):
+            ratios, scales = conversion.architecture.anchors
+            value = reorder_anchors(value, ratios=ratios, scales=scales)
         # A contiguous copy: torch.save writes the whole storage of a view.
         conversion.model[key] = value.to(wanted.dtype, copy=True, memory_format=torch.contiguous_format)
     return {"missing": missing, "of another shape": mismatched}

@@ -38,13 +38,28 @@ def summary(conversion: Conversion, *, keys: bool = False) -> str:
     statements = target.statements()
     lines.append(f"Fits the model of configs/{target.config}" + (" with" if statements else " as it is"))
     lines += [f"  {line}" for line in statements]
+    says = "as its config says" if target.stated.pixels else f"{target.style} style: the file does not say, see --style"
     lines += [
-        f"Its images ({target.style} style: the file does not say, see --style)",
-        f"  input_format = {target.input_format!r}",
-        f"  pixel_mean = {list(target.pixel_mean)}",
-        f"  pixel_std = {list(target.pixel_std)}",
+        f"Its images ({says})",
+        f"  input_format = {target.pixels.input_format!r}",
+        f"  pixel_mean = {list(target.pixels.mean)}",
+        f"  pixel_std = {list(target.pixels.std)}",
     ]
+    if assumed := _assumed(conversion):
+        lines.append(f"Assumed as in the published files, since this one does not say: {', '.join(assumed)}")
     return "\n".join(lines)
+
+
+def _assumed(conversion: Conversion) -> list[str]:
+    stated = conversion.target.stated
+    facts: dict[str, object] = {"the backbone's style": stated.style, "pixel statistics": stated.pixels}
+    if conversion.detector == "fcos":
+        facts |= {"norm_on_bbox": stated.norm_on_bbox, "centerness_on_reg": stated.centerness_on_reg}
+    else:
+        facts["anchors"] = stated.anchors
+    if conversion.detector in ("atss", "retinanet"):
+        facts["box codes"] = stated.stds
+    return [name for name, value in facts.items() if value is None]
 
 
 def _listed(entries: dict[str, str], between: str = ": ") -> list[str]:

@@ -10,7 +10,7 @@ from detectron2.config import instantiate
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from omegaconf import DictConfig
 
-from d2kd.checkpoint import Misfit, MisfitError, load_strictly, save_whole
+from d2kd.checkpoint import DamagedError, LayoutError, Misfit, MisfitError, load_strictly, save_whole
 from d2kd.modeling.adapters import input_format_of
 from d2kd.modeling.distillation import student
 
@@ -72,7 +72,7 @@ def load_student(cfg: DictConfig, checkpoint: str, *, allow_partial: bool = Fals
             harmless=re.compile(r"^distillation\."),
             allow_partial=allow_partial,
         )
-    except MisfitError as error:
+    except (DamagedError, LayoutError, MisfitError) as error:
         raise ExportError(str(error)) from error
     except OSError:
         raise

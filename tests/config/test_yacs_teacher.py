@@ -52,7 +52,8 @@ def test_a_lazyconfig_teacher(tmp_path, text, kind):
         path = str(tmp_path / "config.yaml")
         LazyConfig.save(cfg, path)
     weights = save(build_detector("RetinaNet", seed=1), tmp_path)
-    model = build_model(wrapped(METHOD="crosskd", TEACHER_CONFIG=path, TEACHER_WEIGHTS=weights, TEACHER_ENGINE="eager"))
+    keys = dict(TEACHER_CONFIG=path, TEACHER_WEIGHTS=weights, TEACHER_ENGINE="eager", TEACHER_TRUST=["tests"])
+    model = build_model(wrapped(METHOD="crosskd", **keys))
     assert not model.teacher.is_loaded
     assert run_step(model, make_batch())["loss_kd_crosskd_cls"].item() > 0
     assert_same_weights(model.teacher.detector, build_detector("RetinaNet", seed=1))

@@ -44,6 +44,32 @@ class Spec:
     style: str = "pytorch"
     centerness_on_reg: bool = False
     norm_on_bbox: bool = False
+    scales: tuple[float, int] | None = None  # octave_base_scale, scales_per_octave; None: the published ones
+    ratios: tuple[float, ...] | None = None
+    offset: float = 0.0
+    stds: tuple[float, ...] | None = None
+    pixels: tuple[bool, tuple[float, ...], tuple[float, ...]] | None = None  # None: those of the style
+    relu_before_p7: bool | None = None
+
+    @property
+    def anchors(self) -> tuple[list[float], tuple[float, ...]]:
+        """Sides in strides, and ratios of height to width."""
+        several = self.family == "retinanet"
+        base, count = self.scales or ((4, 3) if several else (8, 1))
+        return [base * 2 ** (i / count) for i in range(count)], self.ratios or ((0.5, 1.0, 2.0) if several else (1.0,))
+
+    @property
+    def box_stds(self) -> tuple[float, ...]:
+        return self.stds or ((0.1, 0.1, 0.2, 0.2) if self.family == "atss" else (1.0, 1.0, 1.0, 1.0))
+
+    @property
+    def has_relu_before_p7(self) -> bool:
+        return self.family == "fcos" if self.relu_before_p7 is None else self.relu_before_p7
+
+    @property
+    def image(self) -> tuple[bool, tuple[float, ...], tuple[float, ...]]:
+        """Whether RGB images are flipped, mean, std."""
+        return self.pixels or STYLES[self.style]
 
     @property
     def bottleneck(self) -> bool:
@@ -123,7 +149,7 @@ def _random_state(spec: Spec, seed: int) -> State:
             conv(f"bbox_head.{tower}.{block}.conv", spec.width, spec.width, 3, bias=not norm)
             if norm:
                 affine(f"bbox_head.{tower}.{block}.gn", spec.width, 0.8, 1.2)
-    anchors = 9 if spec.family == "retinanet" else 1
+    anchors = len(spec.anchors[0]) * len(spec.anchors[1])
     boxes = 4 * (spec.reg_max + 1 if spec.family == "gfl" else 1)
     for name, outputs in zip(PREDICTORS[spec.family], (spec.num_classes, boxes, 1)):
         if name:
@@ -168,7 +194,7 @@ def _residual_block(state: State, prefix: str, x: Tensor, stride: int, style: st
 
 def pyramid(state: State, spec: Spec, images: Tensor) -> list[Tensor]:
     """P3 to P7 of RGB images (N, 3, H, W) in 0..255, sides multiples of 32."""
-    flip, mean, std = STYLES[spec.style]
+    flip, mean, std = spec.image
     x = images.flip(1) if flip else images
     x = (x - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     x = F.relu(_batch_norm(state, "backbone.bn1", _conv(state, "backbone.conv1", x, 2)))
@@ -186,7 +212,7 @@ def pyramid(state: State, spec: Spec, images: Tensor) -> list[Tensor]:
         laterals[i] = laterals[i] + F.interpolate(laterals[i + 1], size=laterals[i].shape[-2:], mode="nearest")
     levels = [_conv(state, f"neck.fpn_convs.{i}.conv", x) for i, x in enumerate(laterals)]
     levels.append(_conv(state, "neck.fpn_convs.3.conv", stages[-1] if spec.p6_from == "c5" else levels[-1], 2))
-    before_p7 = F.relu(levels[-1]) if spec.family == "fcos" else levels[-1]
+    before_p7 = F.relu(levels[-1]) if spec.has_relu_before_p7 else levels[-1]
     return [*levels, _conv(state, "neck.fpn_convs.4.conv", before_p7, 2)]
 
 
@@ -200,14 +226,13 @@ def _tower(state: State, name: str, x: Tensor) -> Tensor:
     return x
 
 
-def _anchors(family: str, stride: int, height: int, width: int) -> Tensor:
-    """(A, H, W, 4); RetinaNet's nine in the order ratio * 3 + scale."""
-    offset = 0.5 if family == "fcos" else 0.0
-    if family == "retinanet":
-        sides = [4 * stride * 2 ** (i / 3) for i in range(3)]
-        shapes = [(side / math.sqrt(ratio), side * math.sqrt(ratio)) for ratio in (0.5, 1.0, 2.0) for side in sides]
+def _anchors(spec: Spec, stride: int, height: int, width: int) -> Tensor:
+    """(A, H, W, 4); in the order ratio * scales + scale."""
+    if spec.family == "fcos":
+        offset, shapes = 0.5, [(stride, stride)]
     else:
-        shapes = [((1 if family == "fcos" else 8) * stride,) * 2]
+        (scales, ratios), offset = spec.anchors, spec.offset
+        shapes = [(x * stride / math.sqrt(ratio), x * stride * math.sqrt(ratio)) for ratio in ratios for x in scales]
     y = ((torch.arange(height) + offset) * stride)[:, None].expand(height, width)
     x = ((torch.arange(width) + offset) * stride)[None, :].expand(height, width)
     return torch.stack([torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], dim=-1) for w, h in shapes])
@@ -225,8 +250,7 @@ def _decode(spec: Spec, raw: Tensor, anchors: Tensor, stride: int) -> Tensor:
         left, top, right, bottom = distances.unbind(2)
         x, y = center.unbind(-1)
         return torch.stack([x - left, y - top, x + right, y + bottom], dim=-1)
-    if spec.family == "atss":
-        raw = raw * torch.tensor([0.1, 0.1, 0.2, 0.2]).view(4, 1, 1)
+    raw = raw * torch.tensor(spec.box_stds).view(4, 1, 1)
     size = anchors[..., 2:] - anchors[..., :2]
     dx, dy, dw, dh = raw.unbind(2)
     limit = math.log(1000 / 16)
@@ -248,7 +272,7 @@ def run(state: State, spec: Spec, images: Tensor) -> Network:
     for level, (feature, stride) in enumerate(zip(features, STRIDES)):
         height, width = feature.shape[-2:]
         cls, reg = _tower(state, "cls_convs", feature), _tower(state, "reg_convs", feature)
-        anchors.append(_anchors(spec.family, stride, height, width))
+        anchors.append(_anchors(spec, stride, height, width))
         count = len(anchors[-1])
         logits.append(_conv(state, f"bbox_head.{cls_name}", cls).reshape(len(feature), count, -1, height, width))
         raw = _conv(state, f"bbox_head.{reg_name}", reg)
@@ -263,3 +287,53 @@ def run(state: State, spec: Spec, images: Tensor) -> Network:
             centerness.append(_conv(state, f"bbox_head.{centerness_name}", reg if on_reg else cls))
         decoded.append(_decode(spec, boxes[-1], anchors[-1], stride))
     return Network(features, logits, boxes, centerness or None, anchors, decoded)
+
+
+# What a file says of itself
+
+
+def config(spec: Spec, version: int = 2) -> str:
+    """The text that a checkpoint of version 2 or 3 has in its meta, as a config is printed there."""
+    flip, mean, std = spec.image
+    head = {
+        "gfl": "GFLHead",
+        "atss": "ATSSHead",
+        "retinanet": "RetinaHead",
+        "fcos": "FCOSHead",
+    }[spec.family]
+    base, count = spec.scales or ((4, 3) if spec.family == "retinanet" else (8, 1))
+    anchors = (
+        f"anchor_generator=dict(type='AnchorGenerator', ratios={list(spec.anchors[1])}, octave_base_scale={base}, "
+        f"scales_per_octave={count}, center_offset={spec.offset}, strides={list(STRIDES)}),"
+    )
+    coder = (
+        "bbox_coder=dict(type='DeltaXYWHBBoxCoder', target_means=[0.0, 0.0, 0.0, 0.0], "
+        f"target_stds={list(spec.box_stds)}),"
+    )
+    fcos = f"strides={list(STRIDES)}, centerness_on_reg={spec.centerness_on_reg}, norm_on_bbox={spec.norm_on_bbox},"
+    own = {"gfl": anchors, "fcos": fcos}.get(spec.family, anchors + coder)
+    pixels = (
+        f"data_preprocessor=dict(type='DetDataPreprocessor', mean={list(mean)}, std={list(std)}, "
+        f"bgr_to_rgb={not flip}, pad_size_divisor=32),"
+    )
+    model = f"""model = dict(
+    type='{spec.family.upper()}',
+    {pixels if version == 3 else "pretrained='torchvision://resnet',"}
+    backbone=dict(type='ResNet', depth={spec.depth}, num_stages=4, out_indices=(0, 1, 2, 3), frozen_stages=1,
+        norm_cfg=dict(type='BN', requires_grad=True), style='{spec.style}'),
+    neck=dict(type='FPN', in_channels=[256, 512, 1024, 2048], out_channels={spec.width}, start_level=1,
+        add_extra_convs='{"on_input" if spec.p6_from == "c5" else "on_output"}', num_outs=5,
+        relu_before_extra_convs={spec.has_relu_before_p7}),
+    bbox_head=dict(type='{head}', num_classes={spec.num_classes}, in_channels={spec.width}, stacked_convs=4,
+        {own}
+        loss_cls=dict(type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0)))
+"""
+    norm = f"mean={list(mean)}, std={list(std)}, to_rgb={not flip}"
+    pipeline = f"""img_norm_cfg = dict({norm})
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='MultiScaleFlipAug', img_scale=(1333, 800), flip=False,
+        transforms=[dict(type='Resize', keep_ratio=True), dict(type='Normalize', {norm})])
+]
+"""
+    return model + ("" if version == 3 else pipeline) + "optimizer = dict(type='SGD', lr=0.01, momentum=0.9)\n"

@@ -110,7 +110,8 @@ def test_deformable_stages(state, conv):
 
 
 def test_an_input_of_p6_that_contradicts_the_weights(state):
-    assert "--p6-from is c5, but neck.fpn_convs.3 reads 32 channels (C5 has 512, P5 32)" in refusal(state, p6_from="c5")
+    message = refusal(state, p6_from="c5")
+    assert "P6 is read from C5 (--p6-from, or the file's config), but neck.fpn_convs.3 reads 32 channels" in message
     assert convert(state, "gfl", depth=18, p6_from="p5").architecture.p6_from == "p5"
     state["neck.fpn_convs.3.conv.weight"] = torch.zeros(32, 100, 3, 3)
     assert "reads 100 channels" in refusal(state)
@@ -212,8 +213,10 @@ def test_anchors_are_reordered_with_all_that_belongs_to_them():
     """Channel ratio * 3 + scale becomes scale * 3 + ratio; a box's four and a class's place stay."""
     channels = torch.arange(9 * 4)
     expected = [(ratio * 3 + scale) * 4 + c for scale in range(3) for ratio in range(3) for c in range(4)]
-    assert reorder_anchors(channels).tolist() == expected
-    assert torch.equal(reorder_anchors(channels.view(-1, 1, 1, 1)).flatten(), torch.tensor(expected))
+    assert reorder_anchors(channels, ratios=3, scales=3).tolist() == expected
+    kernels = reorder_anchors(channels.view(-1, 1, 1, 1), ratios=3, scales=3)
+    assert torch.equal(kernels.flatten(), torch.tensor(expected))
+    assert reorder_anchors(torch.arange(6), ratios=2, scales=3).tolist() == [0, 3, 1, 4, 2, 5]
 
 
 def test_a_retinanet_with_norms_in_its_towers():

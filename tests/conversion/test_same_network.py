@@ -10,10 +10,10 @@ from detectron2.config import instantiate
 from torch.testing import assert_close
 
 from d2kd.config import get_config
-from d2kd.conversion import convert, write_checkpoint
+from d2kd.conversion import convert, read_stated, write_checkpoint
 from d2kd.modeling.adapters import get_adapter
 from d2kd.modeling.distillation.teacher import Teacher
-from tests.conversion.openmmlab import Spec, pyramid, random_state, run
+from tests.conversion.openmmlab import Spec, config, pyramid, random_state, run
 
 # What a file does not tell, as options of convert(); p6_from is left to the file.
 CASES = {
@@ -50,6 +50,19 @@ def converted(spec, state=None, **kwargs):
         norm_on_bbox=spec.norm_on_bbox,
         **kwargs,
     )
+
+
+# What only the config in the file tells.
+STATED = {
+    "retinanet of other anchors": Spec("retinanet", scales=(2, 2), ratios=(0.3, 0.8, 1.0, 2.5), offset=0.5),
+    "retinanet of other codes": Spec("retinanet", p6_from="c5", stds=(0.5, 1.5, 0.25, 2.0), relu_before_p7=True),
+    "atss of other anchors": Spec("atss", scales=(4, 1), ratios=(2.0,), stds=(1.0, 1.0, 0.5, 0.5)),
+    "gfl 50 caffe": Spec("gfl", depth=50, style="caffe"),
+    "gfl of other pixels": Spec("gfl", pixels=(True, (10.0, 20.0, 30.0), (50.0, 60.0, 70.0)), relu_before_p7=True),
+    "gfl with P6 from C5 of as many channels": Spec("gfl", width=512, p6_from="c5"),
+    "fcos 50 pytorch": Spec("fcos", depth=50, style="pytorch", norm_on_bbox=True, centerness_on_reg=True),
+    "fcos without ReLU": Spec("fcos", style="caffe", relu_before_p7=False),
+}
 
 
 def loaded(conversion, path):
@@ -91,11 +104,27 @@ def same_anchors(actual, expected):
 
 @pytest.mark.parametrize("spec", CASES.values(), ids=CASES)
 def test_every_map_and_box_is_the_same(spec, tmp_path):
+    assert_same_network(spec, converted(spec), tmp_path)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("spec", STATED.values(), ids=STATED)
+def test_what_the_file_says_is_carried_over(spec, version, tmp_path):
+    meta = {"mmdet_version": f"{version}.1.0", "config" if version == 2 else "cfg": config(spec, version)}
+    stated = read_stated(meta, spec.family)
+    conversion = convert(random_state(spec), spec.family, depth=spec.depth, stated=stated)
+    assert_same_network(spec, conversion, tmp_path)
+    assert conversion.target.pixels.input_format == ("BGR" if spec.image[0] else "RGB")
+    names = {"model": get_config(conversion.target.config).model}
+    exec("\n".join(conversion.target.statements()), names)
+    assert names["model"] == conversion.target.model
+
+
+def assert_same_network(spec, conversion, tmp_path):
     state = random_state(spec)
-    conversion = converted(spec, state)
     detector = loaded(conversion, tmp_path / "x.pth")
     images = torch.randint(0, 256, (2, 3, 128, 160)).float()
-    features, output = answers(detector, images, conversion.target.input_format)
+    features, output = answers(detector, images, conversion.target.pixels.input_format)
     expected = run(state, spec, images)
     assert len(features) == len(expected.features) == 5
     for level in range(5):
@@ -159,7 +188,7 @@ def test_a_teacher_loads_it(family, tmp_path):
         conversion.target.model, str(tmp_path / "x.pth"), "BGR" if family == "fcos" else None, engine="eager"
     )
     teacher.load(torch.device("cpu"), torch.float32)
-    assert teacher.input_format == conversion.target.input_format
+    assert teacher.input_format == conversion.target.pixels.input_format
     weights = teacher.detector.state_dict()
     assert all(torch.equal(weights[key], value) for key, value in conversion.model.items())
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import d2kd.cli.convert as tool
-from d2kd.conversion import ConversionError, read_state
-from tests.conversion.openmmlab import Spec, random_state
+from d2kd.conversion import ConversionError, read_checkpoint
+from tests.conversion.openmmlab import Spec, config, random_state
 
 ROOT = Path(__file__).parents[2]
 SMALL = Spec("gfl", width=32)
@@ -59,10 +59,40 @@ def test_it_writes_a_detectron2_checkpoint_and_says_what_it_did(tmp_path, capsys
         "  model.backbone.bottom_up.stages.depth = 18\n",
         "Its images (pytorch style: the file does not say, see --style)\n"
         "  input_format = 'RGB'\n  pixel_mean = [123.675, 116.28, 103.53]\n  pixel_std = [58.395, 57.12, 57.375]\n",
+        "since this one does not say: the backbone's style, pixel statistics, anchors\n",
         f"Wrote {output}",
     ):
         assert line in said
     assert leftovers(output.parent) == ["out.pth"]
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_what_the_file_says_reaches_the_conversion(tmp_path, capsys, version):
+    spec = Spec("atss", width=32, scales=(4, 1), stds=(1.0, 1.0, 0.5, 0.5), pixels=(True, (1.0, 2.0, 3.0), (4.0,) * 3))
+
+    def change(content):
+        content["meta"]["config" if version == 2 else "cfg"] = config(spec, version)
+
+    call(save(tmp_path / "in.pth", spec, change), tmp_path / "out.pth", detector="atss")
+    said = capsys.readouterr().out
+    for line in (
+        "  model.anchor_generator.sizes = [[32.0], [64.0], [128.0], [256.0], [512.0]]\n",
+        "  model.box2box_transform.weights = [1.0, 1.0, 2.0, 2.0]\n",
+        "  model.input_format = 'BGR'\n",
+        "Its images (as its config says)\n  input_format = 'BGR'\n  pixel_mean = [1.0, 2.0, 3.0]\n",
+    ):
+        assert line in said
+    assert "Assumed" not in said
+
+
+def test_what_the_file_says_is_refused_by_name(tmp_path):
+    def change(content):
+        content["meta"] |= {"mmdet_version": "1.0rc1", "config": "model = dict(type='RetinaNet')"}
+
+    file = save(tmp_path / "in.pth", Spec("retinanet", width=32), change)
+    with pytest.raises(ConversionError, match=r"version 1 of MMDetection \(meta.mmdet_version='1.0rc1'\)"):
+        call(file, tmp_path / "out.pth", detector="retinanet")
+    assert leftovers(tmp_path) == ["in.pth"]
 
 
 def test_it_lists_every_tensor_on_demand(file, tmp_path, capsys):
@@ -258,7 +288,7 @@ def test_half_a_download(file, tmp_path):
 def test_no_weights_in_it(tmp_path, content, named):
     torch.save(content, tmp_path / "in.pth")
     with pytest.raises(ConversionError, match=named):
-        read_state(tmp_path / "in.pth")
+        read_checkpoint(tmp_path / "in.pth")
 
 
 def test_the_command_line_names_the_error_without_a_traceback(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,22 +13,20 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, ImageList
 from torch import Tensor, nn
 
-from d2kd.checkpoint import load_strictly, other_weights
+from d2kd.checkpoint import check_finite
 from d2kd.losses import DistillationLoss
 from d2kd.modeling.adapters import get_adapter, input_format_of, record_taps, tap_indices
 from d2kd.modeling.detectors.interface import make_anchors, pixel_statistics
 from d2kd.modeling.distillation.overlap import Overlap
 from d2kd.modeling.distillation.teacher_engine import TeacherEngine, own_precision
 from d2kd.modeling.distillation.teacher_step import TeacherStep
+from d2kd.modeling.distillation.teacher_weights import count_initial_norms, load_weights
 from d2kd.structures import DenseOutput
 
 __all__ = ["Teacher", "run_teacher"]
 
 # Below Detectron2's logger: whichever trainer runs has set that one up, and which teacher was loaded must be seen.
 logger = logging.getLogger(f"detectron2.{__name__}")
-
-#: Keys that may be missing from, or left over in, a teacher's checkpoint: they hold nothing that was trained.
-_HARMLESS = re.compile(r"(^|\.)(pixel_mean|pixel_std|num_batches_tracked)$|(^|\.)cell_anchors\.\d+$|^distillation\.")
 
 
 class Teacher:
@@ -136,29 +133,10 @@ class Teacher:
         field = "model.teacher.input_format (in a yacs config: MODEL.DISTILLATION.TEACHER_INPUT_FORMAT)"
         self.input_format = input_format_of(detector, self._input_format, field)
         if self._checkpoint:
-            loaded = load_strictly(
-                detector,
-                self._checkpoint,
-                refusal="The teacher's checkpoint does not fit the teacher's model; check that "
-                "model.teacher.checkpoint was trained with model.teacher.model (in a yacs config: TEACHER_WEIGHTS with "
-                "TEACHER_CONFIG of MODEL.DISTILLATION)",
-                absent=f"model.teacher.checkpoint is {self._checkpoint!r}, but there is no such file: train the "
-                "teacher first or correct the path (in a yacs config: MODEL.DISTILLATION.TEACHER_WEIGHTS).",
-                harmless=_HARMLESS,
-                entry=self._weights,
-            )
-            _check_pixels(detector, loaded.ignored, self._checkpoint)
-            if averages := [name for name in other_weights(loaded.rest) if name != self._weights]:
-                logger.warning(
-                    "%s also has averaged weights (%s); the teacher has those of %r: model.teacher.weights=%s takes "
-                    "the averages (in a yacs config: MODEL.DISTILLATION.TEACHER_WEIGHTS_ENTRY).",
-                    self._checkpoint,
-                    ", ".join(averages),
-                    self._weights,
-                    averages[0],
-                )
-        _check_finite(detector, self._checkpoint or "the module given")
-        self.initial_norms = _count_initial_norms(detector)
+            load_weights(detector, self._checkpoint, self._weights)
+        else:
+            check_finite(detector, "model.teacher.model")
+        self.initial_norms = count_initial_norms(detector)
         shared = {id(p) for p in apart_from} & {id(p) for p in detector.parameters()}
         if shared:
             raise ValueError(
@@ -284,44 +262,6 @@ class Teacher:
             self._detector._apply(self._engine.moved(fn))
         if self._unchecked is not None:
             self._unchecked._apply(fn)
-
-
-def _check_pixels(detector: DenseDetector, left_over: Mapping[str, object], checkpoint: str) -> None:
-    """Compare the pixel statistics of a checkpoint, which Detectron2 takes from the config, with the detector's."""
-    for name, ours in zip(("pixel_mean", "pixel_std"), pixel_statistics(detector)):
-        theirs = next((x for key, x in left_over.items() if key.rpartition(".")[2] == name), None)
-        if theirs is None:
-            continue
-        a, b = ([round(x, 3) for x in torch.as_tensor(values).flatten().tolist()] for values in (theirs, ours))
-        if a != b:
-            raise ValueError(
-                f"{checkpoint} was trained with {name} {a}, but model.teacher.model.{name} is {b}: take the former "
-                "(in a yacs config: MODEL.PIXEL_MEAN and MODEL.PIXEL_STD of the teacher's own file)."
-            )
-
-
-def _check_finite(detector: DenseDetector, source: str) -> None:
-    tensors = [*detector.named_parameters(), *detector.named_buffers()]
-    bad = [name for name, x in tensors if x.is_floating_point() and not x.isfinite().all()]
-    if bad:
-        more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
-        raise ValueError(
-            f"The teacher has values that are not finite in {', '.join(bad[:10])}{more}, of {source}: its training "
-            "diverged, or the file is damaged; take an earlier checkpoint."
-        )
-
-
-def _count_initial_norms(detector: DenseDetector) -> int:
-    """How many batch norms still have a mean of 0 and a variance of 1 everywhere, as before any training."""
-    norms = [x for x in detector.modules() if isinstance(x, (nn.BatchNorm2d, nn.SyncBatchNorm))]
-    return sum(
-        1
-        for x in norms
-        if x.running_mean is not None
-        and x.running_var is not None
-        and not x.running_mean.any()
-        and bool((x.running_var == 1).all())
-    )
 
 
 def run_teacher(

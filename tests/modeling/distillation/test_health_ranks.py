@@ -7,7 +7,7 @@ from torch import multiprocessing
 
 from d2kd.modeling.distillation import health
 from d2kd.modeling.distillation.non_finite import NonFiniteError
-from tests.helpers import build_detector, distilled, make_batch, make_losses, preset
+from tests.helpers import build_detector, distilled, join_two, make_batch, make_losses, preset
 
 
 def build(**fields):
@@ -33,7 +33,7 @@ def error_of(model, batch, steps=1):
 
 def worker(rank, folder):
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    join_two(rank, f"{folder}/store")
     own = make_batch(sizes=((32, 32),), objects=(2,) if rank else (0,), seed=rank)
     own[0]["file_name"] = f"{rank}.png"
     result = {"shares": logged(build(), own, health.FIRST_SHARE)}

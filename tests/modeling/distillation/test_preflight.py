@@ -12,7 +12,7 @@ from torch import multiprocessing
 from d2kd.losses import BinaryClassificationKD
 from d2kd.modeling import DistilledDetector
 from d2kd.modeling.distillation import preflight
-from tests.helpers import build_detector, make_losses, preset, run_step
+from tests.helpers import build_detector, join_two, make_losses, preset, run_step
 from tests.modeling.distillation.known_scene import make_batch, teacher
 
 LOGGER = "detectron2.d2kd.modeling.distillation.preflight"
@@ -280,7 +280,7 @@ def test_under_autocast_gradients_are_those_without_it(short):
 def worker(rank, folder):
     """Ranks of which the second sees no objects."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    join_two(rank, f"{folder}/store")
     preflight.BATCHES = 4
     student = build_detector("FCOS", backbone_norm="naiveSyncBN")  # whose statistics are those of both
     model, steps, sentence = model_of(build_detector("FCOS", seed=9), student=student), 0, ""

@@ -1,0 +1,156 @@
+"""Config files from elsewhere: YAML and nodes that may build a network, and run no code beside that."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import yaml
+from detectron2.utils.file_io import PathManager
+from detectron2.utils.registry import locate
+
+__all__ = ["check_targets", "read_yaml"]
+
+#: Packages that a file may name; and those of their modules that make networks.
+_PACKAGES = ("d2kd", "detectron2", "fvcore", "timm", "torch", "torchvision")
+_NETWORKS = (
+    *("d2kd.modeling", "detectron2.layers", "detectron2.modeling", "fvcore.nn", "timm", "torch.nn"),
+    *("torchvision.models", "torchvision.ops"),
+)
+_TRUST = "model.teacher.model.trust={} (in a yacs config: MODEL.DISTILLATION.TEACHER_TRUST)"
+
+#: What an arithmetic expression is made of: no calls, no attributes.
+_ARITHMETIC = (
+    *(ast.Expression, ast.Constant, ast.List, ast.Tuple, ast.ListComp, ast.comprehension),
+    *(ast.Name, ast.Load, ast.Store, ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop),
+)
+
+
+def read_yaml(path: str, trust: Sequence[str] = ()) -> Any:
+    """
+    The content of a YAML file, read without running code of it.
+
+    Beside plain YAML it may have what dumped configs have: tuples, classes and ``functools.partial`` of networks,
+    dataclasses such as ``ShapeSpec``, and the arithmetic of Detectron2's ``Base-RetinaNet.yaml``. In the place of other
+    objects it has what :func:`check_targets` refuses: a run's config may have some where nobody needs them.
+
+    Args:
+        path: anything that Detectron2 can read.
+        trust: further packages whose classes and functions it may name.
+
+    Raises:
+        ValueError: it is no YAML.
+    """
+    with PathManager.open(path) as file:
+        try:
+            loader = _Loader(file, trust)
+            return loader.get_single_data()
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is no YAML without code: {' '.join(str(error).split())}") from error
+        except Exception as error:  # of a value that cannot be made
+            raise ValueError(f"{path}: {error}") from error
+
+
+def check_targets(content: Any, trust: Sequence[str] = ()) -> None:
+    """
+    Check every object and every ``_target_`` before anything is instantiated.
+
+    Args:
+        content: nested dicts and lists, with their interpolations resolved.
+        trust: see :func:`read_yaml`.
+
+    Raises:
+        ValueError: one is no part of a network, nor of a package that is trusted.
+    """
+    if isinstance(content, _Refused):
+        raise ValueError(content.reason)
+    if isinstance(content, dict):
+        if isinstance(target := content.get("_target_"), str):
+            _trusted(target, trust)
+        check_targets(list(content.values()), trust)
+    elif isinstance(content, (list, tuple)):
+        for value in content:
+            check_targets(value, trust)
+
+
+def _trusted(name: str, trust: Iterable[str]) -> Any:
+    """The object of a dotted name; its package is imported only if it is trusted."""
+    root = name.partition(".")[0]
+    if root in trust:
+        return locate(name)
+    found = locate(name) if root in _PACKAGES else None
+    # Where it was defined: "torch.os.system" is not torch's. Of timm classes alone: its functions read files.
+    module = getattr(found, "__module__", None) or ""
+    of_network = any(module == part or module.startswith(f"{part}.") for part in _NETWORKS)
+    if not of_network or (root == "timm" and not isinstance(found, type)):
+        raise ValueError(
+            f"it names {name}, expected networks of {', '.join(_NETWORKS)}, since a config from elsewhere must run no "
+            f"other code: if you trust it and this package, set {_TRUST.format(f'[{root}]')}."
+        )
+    return found
+
+
+class _Refused:
+    """Stands in the place of an object that would run code. No dataclass: OmegaConf would make a config of it."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+class _Loader(yaml.SafeLoader):
+    def __init__(self, stream: Any, trust: Sequence[str]) -> None:
+        super().__init__(stream)
+        self.trust = trust
+
+
+def _tuple(loader: _Loader, node: yaml.SequenceNode) -> tuple[Any, ...]:
+    return tuple(loader.construct_sequence(node, deep=True))
+
+
+def _name(loader: _Loader, name: str, node: yaml.Node) -> Any:
+    try:
+        return _trusted(name, loader.trust)
+    except ValueError as error:
+        return _Refused(str(error))
+
+
+def _dataclass(loader: _Loader, name: str, node: yaml.MappingNode) -> Any:
+    cls, values = _name(loader, name, node), loader.construct_mapping(node, deep=True)
+    if isinstance(cls, type) and dataclasses.is_dataclass(cls):
+        return _first_refused(values.values()) or cls(**values)
+    return cls if isinstance(cls, _Refused) else _object(loader, f"object:{name}", node)
+
+
+def _partial(loader: _Loader, node: yaml.MappingNode) -> Any:
+    function, args, keywords, _ = loader.construct_mapping(node, deep=True)["state"]
+    return _first_refused([function, *args, *keywords.values()]) or partial(function, *args, **keywords)
+
+
+def _first_refused(values: Iterable[Any]) -> _Refused | None:
+    return next((value for value in values if isinstance(value, _Refused)), None)
+
+
+def _arithmetic(loader: _Loader, node: yaml.SequenceNode) -> Any:
+    (text,) = loader.construct_sequence(node)
+    tree = ast.parse(text, mode="eval")
+    if not all(isinstance(part, _ARITHMETIC) for part in ast.walk(tree)):
+        return _Refused(f"it computes {text!r}, expected numbers and lists alone: write the result in its place.")
+    return eval(compile(tree, "<yaml>", "eval"), {"__builtins__": {}})
+
+
+def _object(loader: _Loader, kind: str, node: yaml.Node) -> _Refused:
+    return _Refused(
+        f"it has !!python/{kind}, which would run code when it is read: give the LazyConfig .py that it was made from."
+    )
+
+
+_PYTHON = "tag:yaml.org,2002:python/"
+_Loader.add_constructor(f"{_PYTHON}tuple", _tuple)
+_Loader.add_constructor(f"{_PYTHON}object/apply:functools.partial", _partial)
+_Loader.add_constructor(f"{_PYTHON}object/apply:eval", _arithmetic)
+_Loader.add_multi_constructor(f"{_PYTHON}name:", _name)
+_Loader.add_multi_constructor(f"{_PYTHON}object:", _dataclass)
+_Loader.add_multi_constructor(_PYTHON, _object)
