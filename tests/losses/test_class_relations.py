@@ -35,7 +35,7 @@ def test_the_constant_is_added_to_the_variances():
 def test_the_classes_of_a_location_stay_together_in_a_large_map():
     """One image of more elements than are worked on at a time, with the classes outermost in memory."""
     maps = [random_maps(1, 80, 50, 60, seed=seed, dtype=torch.float32).requires_grad_() for seed in (0, 1)]
-    rows = [x.detach().movedim(1, -1).reshape(-1, 80).requires_grad_() for x in maps]
+    rows = [x.detach().movedim(1, -1).reshape(-1, 80).contiguous().requires_grad_() for x in maps]
     found, expected = pearson_kd(*maps, dim=1), pearson_kd(*rows)
     torch.testing.assert_close(found.flatten(), expected)
     grads = [torch.autograd.grad(x.sum(), student)[0] for x, (student, _) in ((found, maps), (expected, rows))]

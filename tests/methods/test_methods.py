@@ -122,6 +122,7 @@ def test_ld(family, main, vlr, temperature, region, exclude_positives):
         assert options["weighting"] == "student_score"
     else:
         assert (options["gamma"], options["metric"], options["weighting"]) == (0.25, "anchor_iof", "iou")
+        assert options["topk"] == 9
     assert losses["ld_vlr_kd"].regions[0].options == {**options, "weighting": "mask"}
 
 
