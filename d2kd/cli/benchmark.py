@@ -66,6 +66,8 @@ what is measured
   step              DistilledDetector with the method's preset, forward and backward
   region, loss      parts of the step on their own, decoding of boxes included; a loss forward and backward to the
                     predictions or features that it reads
+  gradient shares, examination of the teacher
+                    of crosskd on the digits: what looks after a run, every 100 iterations and once
 
 how
   Every round runs all of a detector's cases one after the other, so that other work on the machine falls on all alike.
@@ -91,7 +93,8 @@ def measure_pair(
     print(f"{title_of(detector)}, {size} ", end="", file=sys.stderr, flush=True)
     student, teacher = build_pair(detector, size, device)
     batch = make_batch(size, device)
-    cases, compositions = make_cases(student, teacher, batch, methods)
+    watched = "crosskd" if size == SIZES["digits"] else None
+    cases, compositions = make_cases(student, teacher, batch, methods, watched=watched)
     measured = measure(cases, rounds, device, student.parameters())
     _, (logits, *_) = run_detector(student, batch)
     costs = {

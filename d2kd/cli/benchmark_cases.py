@@ -22,6 +22,9 @@ from d2kd.methods import get_losses
 from d2kd.modeling import DistilledDetector
 from d2kd.modeling.adapters import Taps, cross_head, get_adapter, record_taps, tap_index, tap_indices
 from d2kd.modeling.detectors.interface import label_anchors_of, make_anchors
+from d2kd.modeling.distillation.examination import examine
+from d2kd.modeling.distillation.gradient_shares import gradient_shares
+from d2kd.modeling.distillation.preflight import IMAGES
 from d2kd.modeling.distillation.teacher import Teacher
 from d2kd.regions import run_region
 from d2kd.structures import Assignment, DenseOutput
@@ -76,9 +79,19 @@ class Composition:
 
 
 def make_cases(
-    student: DenseDetector, teacher: DenseDetector, batch: Batch, methods: Sequence[str]
+    student: DenseDetector,
+    teacher: DenseDetector,
+    batch: Batch,
+    methods: Sequence[str],
+    *,
+    watched: str | None = None,
 ) -> tuple[list[Case], dict[str, Composition]]:
-    """All cases in the order in which a round runs them, and which of them are whose."""
+    """
+    All cases in the order in which a round runs them, and which of them are whose.
+
+    Args:
+        watched: a method of which also is measured what looks after a run.
+    """
     build = partial(distill_pair, student, deepcopy(teacher))  # what becomes of the copy must not reach the floor
     models, compositions = {}, {}
     crossings: dict[str, int] = {}
@@ -106,6 +119,8 @@ def make_cases(
     cases = [*steps[:half], *floor_cases, *_engine_cases(teacher, batch), *steps[half:]]
     if models:
         cases += _part_cases(build(different), regions, batch)
+    if watched in models:
+        cases += _watching_cases(models[watched], batch)
     return cases, compositions
 
 
@@ -219,6 +234,27 @@ def _part_cases(model: DistilledDetector, regions: Mapping[str, RegionKey], batc
 
     cases = [Case(f"region: {name}", partial(make, key), partial(undecoded, key)) for name, key in regions.items()]
     return cases + [Case(f"loss: {name}", partial(train, x), partial(leaves, name)) for name, x in model.losses.items()]
+
+
+def _watching_cases(model: DistilledDetector, batch: Batch) -> list[Case]:
+    """What looks after a run now and then: the terms' gradient shares, and once the teacher's examination."""
+
+    def step() -> tuple[dict[str, Tensor], list[Tensor]]:
+        given: list[list[Tensor]] = []
+        hook = model.student.head.register_forward_pre_hook(lambda head, args: given.append(args[0]))
+        with EventStorage(ITERATION):
+            losses = model(batch)
+        hook.remove()
+        return losses, given[0]
+
+    teacher = model.teacher
+    assert teacher is not None
+    images = [*batch] * -(-IMAGES // len(batch))
+    look = partial(examine, model.student, teacher, model.overlap, images[:IMAGES], input_format=model.input_format)
+    return [
+        Case("gradient shares", lambda given: gradient_shares(*given), step),
+        Case(f"examination of the teacher on {IMAGES} images", lambda _: look()),
+    ]
 
 
 def _inputs(model: DistilledDetector, batch: Batch) -> dict[str, Inputs]:
