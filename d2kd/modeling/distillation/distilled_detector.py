@@ -26,7 +26,7 @@ from d2kd.modeling.distillation.overlap import Overlap
 from d2kd.modeling.distillation.pairing import check_pairing, warn_of_stacked_terms
 from d2kd.modeling.distillation.preflight import Preflight
 from d2kd.modeling.distillation.state import DistillationState, build_losses, make_tap_projectors
-from d2kd.modeling.distillation.step_regions import make_regions, region_sizes, stack_regions
+from d2kd.modeling.distillation.step_regions import make_regions, region_sizes
 from d2kd.modeling.distillation.student_step import (
     asserts_boxes,
     blank_share,
@@ -36,8 +36,9 @@ from d2kd.modeling.distillation.student_step import (
     train_student,
 )
 from d2kd.modeling.distillation.teacher import Teacher, run_teacher
+from d2kd.modeling.distillation.terms import active_losses, add_terms
 from d2kd.modeling.distillation.wrappers import NO_REPLICAS, check_shards
-from d2kd.structures import Assignment, kept_random_state
+from d2kd.structures import kept_random_state
 
 __all__ = ["DistilledDetector"]
 
@@ -238,7 +239,7 @@ class DistilledDetector(nn.Module):
             self._preflight.see(
                 self.student, self._held_teacher(), self.overlap, batched_inputs, input_format=self.input_format
             )
-        active = self._active_losses()
+        active = active_losses(self.losses)
         check_shards(self._student, self._held_teacher().detector if active else None)
         takers = [name for name, loss in active.items() if any(spec.label_free for spec in loss.regions)]
         batched_inputs, num_labelled = images_of_use(batched_inputs, takers)
@@ -307,13 +308,19 @@ class DistilledDetector(nn.Module):
                     detector, teacher, student.assignment, student.gt_instances, self.overlap, common_objects
                 )
             regions = make_regions(active, sources, teacher.output, assignments, num_images=num_images)
-        normalizers = self._normalizers(active, regions, assignments, num_images)
+        normalizers, running = compute_normalizers(
+            active,
+            regions,
+            assignments,
+            num_images=num_images,
+            loss_normalizer=float(getattr(self._student, "loss_normalizer", 0)),
+            positives_per_image=self.distillation.positives_per_image,
+        )
+        self.distillation.keep(**running)
         monitors: dict[str, Tensor] = {}
         if teacher is not None:
             with torch.autocast(self.device.type, enabled=False):
-                for name, loss in active.items():
-                    sums = loss(sources[loss.source_key], teacher.output, stack_regions(regions[name]))
-                    losses[f"loss_kd_{name}"] += loss.scheduled_weight * (sums / normalizers[name]).sum()
+                add_terms(losses, active, sources, teacher.output, regions, normalizers)
             monitors = region_sizes(active, regions, num_images, num_labelled)
             monitors[OBJECTS] = self.pixel_mean.new_full((), sum(map(len, student.assignment.gt_boxes)))
             if self.overlap.same_anchors and teacher.output.logits:
@@ -326,33 +333,3 @@ class DistilledDetector(nn.Module):
         if values:
             get_event_storage().put_scalars(**values, smoothing_hint=True)
         return losses
-
-    def _active_losses(self) -> dict[str, DistillationLoss]:
-        """The losses that are on in this step; tells each which step it is, and logs what schedules make of weights."""
-        if not self.losses:
-            return {}
-        storage = get_event_storage()
-        for name, loss in self.losses.items():
-            loss.iteration = storage.iter
-            if loss.schedule is not None:
-                storage.put_scalar(f"kd/{name}_weight", loss.scheduled_weight, smoothing_hint=False)
-        return {name: loss for name, loss in self.losses.items() if loss.scheduled_weight > 0}
-
-    def _normalizers(
-        self,
-        active: Mapping[str, DistillationLoss],
-        regions: Mapping[str, Sequence[Sequence[Tensor]]],
-        assignments: Mapping[str, Assignment],
-        num_images: int,
-    ) -> dict[str, Tensor]:
-        """What each loss's sums are divided by; keeps what the checkpoint and the next steps need of it."""
-        normalizers, running = compute_normalizers(
-            active,
-            regions,
-            assignments,
-            num_images=num_images,
-            loss_normalizer=float(getattr(self._student, "loss_normalizer", 0)),
-            positives_per_image=self.distillation.positives_per_image,
-        )
-        self.distillation.keep(**running)
-        return normalizers
