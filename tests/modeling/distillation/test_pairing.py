@@ -286,3 +286,8 @@ def test_losses_are_told_of_the_common_classes_alone(caplog, source):
         with caplog.at_level(logging.WARNING, logger="d2kd"):
             DistilledDetector(student=student, teacher=node, losses=losses).load_teacher()
         assert len([x for x in caplog.records if "identically zero with one class" in x.getMessage()]) == number
+
+
+def test_squares_of_one_size_go_together():
+    student, teacher = (build_detector("FCOS", seed=seed, square_pad=64) for seed in (0, 1))
+    assert run_step(distilled(student, teacher, "bckd"), make_batch())["loss_kd_bckd_cls"] > 0
