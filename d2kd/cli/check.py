@@ -24,7 +24,7 @@ from d2kd.cli import check_device, check_replay, run_command
 from d2kd.cli.check_picture import draw_picture
 from d2kd.cli.check_report import Report, class_names, look_at_terms, measure_cost, to_text
 from d2kd.config import CONFIG, load_config
-from d2kd.data.loader import derive_seed
+from d2kd.data.samples import derive_seed
 from d2kd.engine import ConfigError, check_config, check_image_format, resolve_device
 from d2kd.experiments import write_json
 from d2kd.modeling import DistilledDetector

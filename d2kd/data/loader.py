@@ -2,175 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
-import logging
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
-from detectron2.data import DatasetFromList
 from detectron2.data.build import build_batch_data_loader
 from detectron2.utils import comm
 from torch.utils import data as torchdata
 
+from d2kd.data.annotations import drop_broken_boxes
+from d2kd.data.samples import UNLABELED, WORKERS, MixedSamples, RunSampler, RunSamples, derive_seed
 from d2kd.data.unlabeled import without_labels
 
-__all__ = ["SampleError", "build_train_loader", "derive_seed"]
-
-logger = logging.getLogger(f"detectron2.{__name__}")
-
-# First element of the key given to derive_seed(): independent streams of random numbers.
-_PERMUTATION, _SAMPLE, _WORKERS, _UNLABELED = range(4)
-
-
-def derive_seed(seed: int, *key: int) -> int:
-    """
-    A 63-bit seed for the stream ``key`` of a run seeded with ``seed``; all integers are >= 0. Neighbouring seeds and
-    keys give unrelated results, the same on every platform (:class:`numpy.random.SeedSequence`).
-    """
-    return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-class SampleError(OSError):
-    """
-    A training sample that cannot be made, in one sentence.
-
-    Args:
-        message: that sentence. torch hands on the error of a worker process as an error of the same class, whose
-            message is the worker's traceback: what stands before the sentence is left out.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
-
-
-@contextmanager
-def _isolated_rng(seed: int) -> Iterator[None]:
-    """
-    Seed the CPU generators that data mappers draw from (``random``, ``numpy.random``, ``torch``), and restore their
-    states on exit. CUDA generators are not touched.
-    """
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        # Not torch.manual_seed, which would seed the CUDA generators too.
-        torch.default_generator.manual_seed(seed)
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-
-
-class _RunSamples(torchdata.Dataset):
-    """
-    Sample n of a run: map-style over n = 0, 1, 2, ... without end.
-
-    Args:
-        batch_size: how many successive samples should be all wide or all not; 0: none.
-        key: which argument of :func:`build_train_loader` the dataset is, for messages.
-    """
-
-    def __init__(
-        self, dataset: list[dict], mapper: Callable[[dict], Any], seed: int, batch_size: int, key: str = "dataset"
-    ) -> None:
-        self._wide = _are_wide(dataset, key) if batch_size else []
-        self._batch_size = batch_size
-        self._dataset = DatasetFromList(dataset, copy=False)
-        self._mapper = mapper
-        self._seed = seed
-        self._key = key
-        self._epoch = -1
-        self._permutation: list[int] = []
-
-    def _index(self, n: int) -> int:
-        epoch, position = divmod(n, len(self._dataset))
-        if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(derive_seed(self._seed, _PERMUTATION, epoch))
-            permutation = torch.randperm(len(self._dataset), generator=generator).tolist()
-            self._permutation = self._grouped(permutation, epoch) if self._batch_size else permutation
-            self._epoch = epoch
-        return self._permutation[position]
-
-    def _grouped(self, permutation: list[int], epoch: int) -> list[int]:
-        # The first samples complete a batch that the epoch before has begun.
-        begun = -epoch * len(permutation) % self._batch_size
-        grouped = permutation[:begun]
-        groups: tuple[list[int], list[int]] = ([], [])
-        for index in permutation[begun:]:
-            group = groups[self._wide[index]]
-            group.append(index)
-            if len(group) == self._batch_size:
-                grouped += group
-                group.clear()
-        return grouped + groups[0] + groups[1]
-
-    def __getitem__(self, n: int) -> Any:
-        index = self._index(n)
-        item = self._dataset[index]
-        entry = f"entry {index} of dataloader.train.{self._key} ({item.get('file_name', 'without a file_name')})"
-        try:
-            with _isolated_rng(derive_seed(self._seed, _SAMPLE, n)):
-                sample = self._mapper(item)
-        except Exception as error:
-            found = " ".join(str(error).split())
-            if not isinstance(error, (OSError, ValueError)):  # it may be a defect of the mapper
-                logger.exception("dataloader.train.mapper failed for %s", entry)
-            raise SampleError(
-                f"dataloader.train.mapper cannot read {entry}: {type(error).__name__}: {found.rstrip('.')}. Correct "
-                "the entry, or leave it out."
-            ) from error
-        if sample is None:
-            # Detectron2's MapDataset would draw another image from a generator whose state cannot be resumed.
-            raise SampleError(
-                f"dataloader.train.mapper returned None for {entry}: return a sample, or leave such entries out."
-            )
-        return sample
-
-
-def _are_wide(dataset: list[dict], key: str) -> list[bool]:
-    """Whether each image is wider than high: the two groups of Detectron2's ``AspectRatioGroupedDataset``."""
-    for index, item in enumerate(dataset):
-        if not {"width", "height"} <= item.keys():
-            raise ValueError(
-                f"Entry {index} of dataloader.train.{key} has no width and height, which "
-                "dataloader.train.aspect_ratio_grouping needs: add them, or set it to False."
-            )
-    return [item["width"] > item["height"] for item in dataset]
-
-
-class _MixedSamples(torchdata.Dataset):
-    """
-    Sample n of a run in which every iteration takes the next ``counts[0]`` labelled samples, then the next
-    ``counts[1]`` unlabeled ones.
-    """
-
-    def __init__(self, labelled: _RunSamples, unlabeled: _RunSamples, counts: tuple[int, int]) -> None:
-        self._labelled, self._unlabeled, self._counts = labelled, unlabeled, counts
-
-    def __getitem__(self, n: int) -> Any:
-        labelled, unlabeled = self._counts
-        iteration, place = divmod(n, labelled + unlabeled)
-        if place < labelled:
-            return self._labelled[iteration * labelled + place]
-        sample = self._unlabeled[iteration * unlabeled + place - labelled]
-        # The mapper may have dropped the mark and made empty labels, as of an image without objects.
-        return {**sample, "unlabeled": True}
-
-
-class _RunSampler(torchdata.Sampler):
-    """This rank's n: start + rank, start + rank + world size, ..."""
-
-    def __init__(self, start: int) -> None:
-        self._first = start + comm.get_rank()
-        self._step = comm.get_world_size()
-
-    def __iter__(self) -> Iterator[int]:
-        return itertools.count(self._first, self._step)
+__all__ = ["build_train_loader"]
 
 
 def build_train_loader(
@@ -186,6 +30,7 @@ def build_train_loader(
     persistent_workers: bool = False,
     unlabeled: list[dict] | None = None,
     unlabeled_batch_size: int = 0,
+    on_error: str = "raise",
 ) -> torchdata.DataLoader:
     """
     Like :func:`detectron2.data.build_detection_train_loader`, but resumable and the same for every run of one seed.
@@ -207,7 +52,8 @@ def build_train_loader(
     are those of a run without ``unlabeled`` and with ``total_batch_size - unlabeled_batch_size`` images.
 
     Args:
-        dataset: Detectron2's dataset dicts, e.g. from :func:`detectron2.data.get_detection_dataset_dicts`.
+        dataset: Detectron2's dataset dicts, e.g. from :func:`detectron2.data.get_detection_dataset_dicts`. Boxes that
+            cannot be learnt from are left out, with a warning: see :func:`drop_broken_boxes`.
         mapper: makes a training sample of one dataset dict, e.g. :class:`detectron2.data.DatasetMapper`.
         total_batch_size: images an iteration, over all ranks and with the unlabeled ones.
         num_workers: worker processes a rank; 0 loads in the training process.
@@ -221,6 +67,7 @@ def build_train_loader(
         unlabeled: dataset dicts of images to train on without labels. The mapper does not see the labels that they have
             (:func:`d2kd.data.without_labels`).
         unlabeled_batch_size: how many of ``total_batch_size`` are of ``unlabeled``.
+        on_error: "raise", or "skip": an image that cannot be read is replaced by the next entry, and the log counts it.
 
     Returns:
         Endless loader of lists of ``total_batch_size / ranks`` samples, the labelled ones first; the others are
@@ -228,10 +75,10 @@ def build_train_loader(
 
     Raises:
         SampleError: in an iteration, the mapper fails or returns None; the message names the entry and its file.
-        ValueError: an empty dataset, a negative ``seed`` or ``start``, a ``total_batch_size`` or
-            ``unlabeled_batch_size`` that is not a positive multiple of the number of ranks, an
-            ``unlabeled_batch_size`` that leaves no labelled image or comes without ``unlabeled`` (or the
-            reverse), with ``unlabeled`` or ``aspect_ratio_grouping`` a ``start`` inside an iteration, or with
+        ValueError: an annotation without box or class, an unknown ``on_error``, an empty dataset, a negative ``seed``
+            or ``start``, a ``total_batch_size`` or ``unlabeled_batch_size`` that is not a positive multiple of the
+            number of ranks, an ``unlabeled_batch_size`` that leaves no labelled image or comes without ``unlabeled``
+            (or the reverse), with ``unlabeled`` or ``aspect_ratio_grouping`` a ``start`` inside an iteration, or with
             ``aspect_ratio_grouping`` an entry without "width" and "height".
     """
     ranks = comm.get_world_size()
@@ -244,6 +91,9 @@ def build_train_loader(
             f"dataloader.train.total_batch_size is {total_batch_size}, expected a positive multiple of the "
             f"{ranks} process(es) of this run."
         )
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"dataloader.train.on_error is {on_error!r}, expected 'raise' or 'skip'.")
+    dataset = drop_broken_boxes(dataset, "dataloader.train.dataset")
     mixed = unlabeled is not None or unlabeled_batch_size != 0
     if start % total_batch_size and (mixed or aspect_ratio_grouping):
         raise ValueError(
@@ -252,21 +102,29 @@ def build_train_loader(
         )
     labelled_batch_size = total_batch_size - unlabeled_batch_size
     samples: torchdata.Dataset
-    samples = labelled = _RunSamples(dataset, mapper, seed, labelled_batch_size * aspect_ratio_grouping)
+    samples = labelled = RunSamples(
+        dataset, mapper, seed, batch_size=labelled_batch_size * aspect_ratio_grouping, on_error=on_error
+    )
     if mixed:
         images = without_labels(unlabeled or ())
         _check_unlabeled(images, unlabeled_batch_size, total_batch_size)
         # Random streams of its own, derived from the run's seed.
-        own_seed = derive_seed(seed, _UNLABELED)
-        others = _RunSamples(images, mapper, own_seed, unlabeled_batch_size * aspect_ratio_grouping, "unlabeled")
-        samples = _MixedSamples(labelled, others, (labelled_batch_size, unlabeled_batch_size))
+        others = RunSamples(
+            images,
+            mapper,
+            derive_seed(seed, UNLABELED),
+            batch_size=unlabeled_batch_size * aspect_ratio_grouping,
+            on_error=on_error,
+            key="unlabeled",
+        )
+        samples = MixedSamples(labelled, others, (labelled_batch_size, unlabeled_batch_size))
     return build_batch_data_loader(
         samples,
-        _RunSampler(start),
+        RunSampler(start),
         total_batch_size,
         num_workers=num_workers,
         # A generator of its own: otherwise the loader draws its workers' seeds from the process's.
-        seed=derive_seed(seed, _WORKERS),
+        seed=derive_seed(seed, WORKERS),
         # Without a GPU or workers, torch warns of the one and refuses the other.
         pin_memory=pin_memory and torch.cuda.is_available(),
         persistent_workers=persistent_workers and num_workers > 0,

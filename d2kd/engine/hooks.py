@@ -14,7 +14,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from d2kd.checkpoint import WholeCheckpointer, checkpoint_names, whole_file
-from d2kd.data.loader import derive_seed
+from d2kd.data.samples import derive_seed
 from d2kd.modeling.distillation.health import PATIENCE
 
 __all__ = ["BestCheckpointer", "OptimizerWatch", "PeriodicCheckpointer", "SeedEachIteration", "TrainingCost"]

@@ -5,8 +5,11 @@ import random
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetMapper
+from PIL import Image
 
-from d2kd.data.loader import SampleError, build_train_loader, derive_seed
+from d2kd.data.loader import build_train_loader
+from d2kd.data.samples import SampleError, derive_seed
 
 DATASET = [{"image_id": i} for i in range(7)]
 #: What a run with unlabeled images adds to one without whose ``total_batch_size`` is 4.
@@ -142,11 +145,12 @@ def test_labels_of_unlabeled_images_are_withheld_from_the_mapper():
         return {"instances": "none found"}  # a mapper that drops the mark and makes labels of nothing
 
     seen = []
-    dataset = [{"image_id": 0, "annotations": [{"category_id": 1}]}]
+    labels = [{"category_id": 1, "bbox": [0, 0, 4, 4]}]
+    dataset = [{"image_id": 0, "annotations": labels}]
     mixed = samples(12, mapper=mapper, **{**MIXED, "dataset": dataset, "unlabeled": dataset})
     split(mixed)
     assert [("annotations" in keys) for keys in seen[:6]] == [True] * 4 + [False] * 2
-    assert dataset[0]["annotations"] == [{"category_id": 1}]
+    assert dataset[0]["annotations"] is labels
 
 
 def test_derived_seeds_do_not_collide():
@@ -292,3 +296,39 @@ def test_a_sample_that_cannot_be_made_is_named_in_one_sentence(mapper, message, 
     with pytest.raises(SampleError, match=message) as caught:
         samples(6, mapper=mapper, num_workers=workers, **{**MIXED, "dataset": dataset})
     assert str(caught.value).startswith("dataloader.train.mapper ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_entry_that_cannot_be_read_gives_way_to_the_next_one(workers, caplog):
+    def unreadable(entry):
+        if entry["image_id"] == 3:
+            raise OSError("image file is truncated")
+        return draw(entry)
+
+    expected = [4 if s[0] == 3 else s[0] for s in samples(14)]
+    assert [s[0] for s in samples(14, mapper=unreadable, on_error="skip", num_workers=workers)] == expected
+    if not workers:
+        assert "Skipped, 1 so far in this process (dataloader.train.on_error): " in caplog.text
+        assert "cannot read entry 3 of dataloader.train.dataset" in caplog.text
+    with pytest.raises(SampleError, match="or set dataloader.train.on_error=skip"):
+        samples(14, mapper=unreadable, num_workers=workers)
+
+
+def test_skipping_ends_where_nothing_can_be_read():
+    def unreadable(entry):
+        raise OSError("no such disk")
+
+    with pytest.raises(SampleError, match="10 entries of dataloader.train.dataset in a row cannot be read"):
+        samples(1, mapper=unreadable, on_error="skip")
+    with pytest.raises(ValueError, match="on_error is 'ignore', expected 'raise' or 'skip'"):
+        samples(1, on_error="ignore")
+
+
+def test_more_than_8_bits_a_channel_are_refused_by_detectron2s_mapper_alone(tmp_path):
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.full((8, 8), 4000, dtype=np.uint16)).save(path)
+    entry = {"file_name": str(path), "width": 8, "height": 8, "image_id": 0}
+    mapper = DatasetMapper(is_train=False, augmentations=[], image_format="BGR")
+    with pytest.raises(SampleError, match=r"deep.png.*more than 8 bits a channel \(I;16\).*convert it to 8"):
+        samples(1, dataset=[entry], mapper=mapper)
+    assert samples(1, dataset=[entry], mapper=draw)  # another mapper may scale it
