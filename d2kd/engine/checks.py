@@ -86,6 +86,8 @@ def check_config(cfg: DictConfig, *, resume: bool = False) -> None:
             continue
         if value is not _MISSING and (type(value) is not int or value < least):
             raise ConfigError(f"{key} is {value!r}, expected a whole number >= {least}.")
+    if train.seed >= 2**32:
+        raise ConfigError(f"train.seed is {train.seed}, expected less than 2**32, as numpy does.")
     rate = OmegaConf.select(cfg, "optimizer.lr", default=0.0)
     if isinstance(rate, (bool, str, type(None))) or not (rate >= 0 and math.isfinite(rate)):
         raise ConfigError(f"optimizer.lr is {rate!r}, expected a number >= 0.")

@@ -32,6 +32,7 @@ def test_common_config_passes(cfg):
     [
         ("train.seed=-1", "train.seed is -1"),
         ("train.seed=null", "train.seed is None"),
+        ("train.seed=4294967296", "train.seed is 4294967296, expected less than"),
         ("train.device=gpu", "train.device is 'gpu'"),
         ("train.device=cuda", "torch sees no GPU"),
         ("train.amp.enabled=True", "float16 needs a GPU.*bfloat16"),
