@@ -85,7 +85,7 @@ class Report:
                 "confusion": examination.teacher.votes(len(examination.teacher_classes)).tolist(),
                 "other_pixels": {
                     " ".join(setting.beside(examination.present)): examination.figures(knowledge)
-                    for setting, knowledge in examination.others.items()
+                    for setting, (knowledge, _) in examination.others.items()
                 },
                 "stop": verdict.stop,
                 "warnings": verdict.warnings,

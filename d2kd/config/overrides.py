@@ -162,6 +162,8 @@ def _keys(content: Any, path: str = "") -> Iterator[str]:
 def _check_type(override: str, key: str, old: object, new: object) -> None:
     kinds = {"a number": (int, float), "a text": (str,), "true or false": (bool,)}
     types: dict[type, str] = {of_kind: kind for kind, many in kinds.items() for of_kind in many}
+    if isinstance(old, (Mapping, DictConfig)) and isinstance(new, (int, float)):
+        raise ValueError(f"The override {override!r} makes {key} {new!r}, expected a node (KEY=VALUE inside), or null.")
     expected, found = types.get(type(old)), types.get(type(new))
     not_finite = isinstance(new, float) and not math.isfinite(new) and isinstance(old, (int, float))
     if not_finite or (expected is not None and found is not None and expected != found):

@@ -31,6 +31,7 @@ _REQUIRED_TRAIN = (
     "output_dir init_checkpoint max_iter seed device amp.enabled amp.dtype clip_grad accumulate ddp trainer "
     "checkpointer best_metric eval_period log_period"
 ).split()
+_NOT_NULL = [*_REQUIRED, "train.ddp", "train.trainer", "train.checkpointer"]
 #: Keys whose values are whole numbers, and the least value that makes sense.
 _WHOLE_NUMBERS = {
     "train.seed": 0,
@@ -39,12 +40,14 @@ _WHOLE_NUMBERS = {
     "train.eval_period": 0,  # after the last iteration only
     "train.log_period": 1,
     "train.checkpointer.period": 1,
+    "train.checkpointer.max_to_keep": 1,
     "train.trainer.gather_metric_period": 1,
     "train.ddp.timeout_minutes": 1,
     "dataloader.train.total_batch_size": 1,
     "dataloader.train.num_workers": 0,
     "dataloader.test.num_workers": 0,
 }
+_OPTIONAL = {"train.checkpointer.max_to_keep"}  # null: all
 _MISSING = object()
 
 
@@ -58,9 +61,9 @@ def check_config(cfg: DictConfig, *, resume: bool = False) -> None:
             ``train.init_checkpoint`` is not read and need not exist.
 
     Raises:
-        ConfigError: missing keys, a number of iterations, period, seed or learning rate that is none, an unknown device
-            or dtype, float16 on a CPU, several CPU processes beside a visible GPU, or distillation losses whose weights
-            are all 0.
+        ConfigError: missing keys or nodes, no ``train.output_dir``, a number of iterations, period, seed or learning
+            rate that is none, an unknown device or dtype, float16 on a CPU, several CPU processes beside a visible GPU,
+            or distillation losses whose weights are all 0.
         ValueError, TypeError: a loss that cannot be built, or a ``train.clip_grad`` that is none.
         FileNotFoundError: ``train.init_checkpoint`` is a path, and there is no such file.
     """
@@ -72,12 +75,21 @@ def check_config(cfg: DictConfig, *, resume: bool = False) -> None:
             "configs/common the other parts."
         )
     train = cfg.train
+    for key in _NOT_NULL:
+        if OmegaConf.select(cfg, key) is None:
+            raise ConfigError(f"{key} is null, expected a node with its arguments.")
+    if not (isinstance(train.output_dir, str) and train.output_dir):
+        raise ConfigError(f"train.output_dir is {train.output_dir!r}, expected the path of a folder.")
     for key, least in _WHOLE_NUMBERS.items():
         value = OmegaConf.select(cfg, key, default=_MISSING)
+        if value is None and key in _OPTIONAL:
+            continue
         if value is not _MISSING and (type(value) is not int or value < least):
             raise ConfigError(f"{key} is {value!r}, expected a whole number >= {least}.")
+    if train.seed >= 2**32:
+        raise ConfigError(f"train.seed is {train.seed}, expected less than 2**32, as numpy does.")
     rate = OmegaConf.select(cfg, "optimizer.lr", default=0.0)
-    if isinstance(rate, (bool, str)) or not (rate >= 0 and math.isfinite(rate)):
+    if isinstance(rate, (bool, str, type(None))) or not (rate >= 0 and math.isfinite(rate)):
         raise ConfigError(f"optimizer.lr is {rate!r}, expected a number >= 0.")
     check_clip_grad(train.clip_grad)
     device = resolve_device(train.device)

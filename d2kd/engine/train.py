@@ -22,7 +22,15 @@ from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig
 from torch import nn
 
-from d2kd.checkpoint import UNTRAINED, FittingCheckpointer, Misfit, MisfitError, WholeCheckpointer, load_strictly
+from d2kd.checkpoint import (
+    UNTRAINED,
+    FittingCheckpointer,
+    Misfit,
+    MisfitError,
+    WholeCheckpointer,
+    check_finite,
+    load_strictly,
+)
 from d2kd.config.nodes import target_of
 from d2kd.data import build_train_loader
 from d2kd.engine.checks import check_classes, check_image_format
@@ -67,8 +75,9 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
         the results of the last evaluation, as of :func:`d2kd.engine.evaluate`.
 
     Raises:
-        ConfigError: the mappers' channels are not the model's, the data have more classes than it, or there is no
-            teacher to check.
+        ConfigError: the mappers' channels are not the model's, the data have more classes than it, there is no teacher
+            to check, or the optimizer or its schedule cannot be made.
+        LayoutError: the weights that the run begins with are not finite.
         ResumeError: the last checkpoint has other parameters than the model.
         MisfitError: ``train.init_checkpoint`` has no weight of the model.
         ValueError, FileNotFoundError: the teacher cannot be loaded or does not fit the student.
@@ -85,7 +94,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
     trainer = Trainer(
         create_ddp_model(model, resolve_device(train.device), **train.ddp),
         None,  # the loader follows when the first iteration is known
-        instantiate(cfg.optimizer),
+        _made(cfg.optimizer, "optimizer"),
         amp_dtype=amp_dtype(train.amp),
         clip_grad=train.clip_grad,
         accumulate=train.accumulate,
@@ -113,7 +122,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
         TrainingCost(),
         SeedEachIteration(train.seed),
         OptimizerWatch(model, trainer.optimizer),
-        hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+        hooks.LRScheduler(scheduler=_made(cfg.lr_multiplier, "lr_multiplier")),
     ]
     saving, writing = [], []
     if comm.is_main_process():
@@ -122,6 +131,9 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
     trainer.register_hooks([*timing, *saving, stop, hooks.EvalHook(train.eval_period, test), *writing])
 
     checkpointer.resume_or_load(train.init_checkpoint, resume=resume)
+    check_finite(
+        model, checkpointer.get_checkpoint_file() if goes_on else f"train.init_checkpoint={train.init_checkpoint}"
+    )
     # The checkpoint has the iteration that was just finished.
     start_iter = trainer.iter + 1 if goes_on else 0
     done = start_iter >= train.max_iter
@@ -217,6 +229,20 @@ def _evaluate_last(trainer: Trainer, iteration: int) -> None:
         trainer.iter = trainer.start_iter = trainer.max_iter = iteration
         trainer.before_train()
         trainer.after_train()
+
+
+def _made(node: DictConfig, key: str) -> Any:
+    """
+    What a node makes.
+
+    Raises:
+        ConfigError: its target refuses its arguments.
+    """
+    try:
+        return instantiate(node)
+    except (ValueError, RuntimeError, IndexError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"{key} cannot be made: {reason}. Correct its values.") from error
 
 
 def _say_what_fits(misfit: Misfit, model: nn.Module, path: str, goes_on: bool) -> None:

@@ -189,14 +189,14 @@ def _images(data: object) -> list[Mapping[str, Any]]:
 def check_clip_grad(clip_grad: object) -> None:
     """
     Raises:
-        ValueError: neither None nor a mapping with a positive ``max_norm`` and at most a ``norm_type`` beside it.
+        ValueError: neither None nor a mapping with a positive ``max_norm`` and at most a positive ``norm_type``.
     """
     if clip_grad is None:
         return
     values = dict(clip_grad) if isinstance(clip_grad, (Mapping, DictConfig)) else {}
     numbers = all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in values.values())
-    if not (numbers and {"max_norm"} <= values.keys() <= {"max_norm", "norm_type"} and values["max_norm"] > 0):
-        raise ValueError(f"train.clip_grad is {clip_grad!r}, expected None or max_norm > 0 and norm_type.")
+    if not (numbers and {"max_norm"} <= values.keys() <= {"max_norm", "norm_type"} and min(values.values()) > 0):
+        raise ValueError(f"train.clip_grad is {clip_grad!r}, expected None or max_norm > 0 and norm_type > 0.")
 
 
 def _backbone_for_parts(model: nn.Module) -> nn.Module:

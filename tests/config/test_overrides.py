@@ -49,6 +49,8 @@ def test_a_key_that_does_not_exist_is_refused_with_the_nearest(override, sentenc
         ("model.losses.crosskd_cls.weight=inf", "weight inf, expected a number that is finite, such as its"),
         ("train.output_dir=2024", "output_dir 2024, expected a text, such as its present value 'output/digits/gfl_"),
         ("train.amp.enabled=1", "enabled 1, expected true or false, such as its present value False "),
+        ("model.losses=false", "makes model.losses False, expected a node .*, or null"),
+        ("train.checkpointer=3", "makes train.checkpointer 3, expected a node"),
         ("dataloader.train.pin_memory=yes", "pin_memory 'yes', expected true or false, such as its present value"),
     ],
 )

@@ -32,6 +32,7 @@ def test_common_config_passes(cfg):
     [
         ("train.seed=-1", "train.seed is -1"),
         ("train.seed=null", "train.seed is None"),
+        ("train.seed=4294967296", "train.seed is 4294967296, expected less than"),
         ("train.device=gpu", "train.device is 'gpu'"),
         ("train.device=cuda", "torch sees no GPU"),
         ("train.amp.enabled=True", "float16 needs a GPU.*bfloat16"),
@@ -50,6 +51,14 @@ def test_common_config_passes(cfg):
         ("optimizer.lr=-1", "optimizer.lr is -1, expected a number >= 0"),
         ("optimizer.lr=nan", "optimizer.lr is nan, expected a number >= 0"),
         ("optimizer.lr=fast", "optimizer.lr is 'fast', expected a number >= 0"),
+        ("optimizer.lr=null", "optimizer.lr is None, expected a number >= 0"),
+        ("train.checkpointer.max_to_keep=0", "max_to_keep is 0, expected a whole number >= 1"),
+        ("train.output_dir=null", "train.output_dir is None, expected the path of a folder"),
+        ("train.output_dir=''", "train.output_dir is '', expected the path of a folder"),
+        ("model=null", "^model is null, expected a node"),
+        ("optimizer=null", "^optimizer is null, expected a node"),
+        ("dataloader.train=null", "^dataloader.train is null, expected a node"),
+        ("train.checkpointer=null", "^train.checkpointer is null, expected a node"),
     ],
 )
 def test_wrong_values_are_named(cfg, override, message):
@@ -57,10 +66,18 @@ def test_wrong_values_are_named(cfg, override, message):
         check_config(LazyConfig.apply_overrides(cfg, [override]))
 
 
-@pytest.mark.parametrize("value", ["{max_norm: 0}", "{norm_type: 2.0}", "{max_norm: 1, p: 2}", "3", "{max_norm: x}"])
+@pytest.mark.parametrize(
+    "value",
+    ["{max_norm: 0}", "{norm_type: 2.0}", "{max_norm: 1, p: 2}", "{max_norm: 1, norm_type: 0}", "3", "{max_norm: x}"],
+)
 def test_clipping_that_is_none(cfg, value):
     with pytest.raises(ValueError, match="train.clip_grad is .*, expected None or max_norm > 0 and norm_type"):
         check_config(LazyConfig.apply_overrides(cfg, [f"train.clip_grad={value}"]))
+
+
+def test_all_checkpoints_may_be_kept(cfg):
+    cfg.train.checkpointer.max_to_keep = None
+    check_config(cfg)
 
 
 def test_missing_keys_are_listed(cfg):

@@ -132,7 +132,22 @@ def test_first_weights_that_fit_in_part_are_said(folder, tmp_path):
     assert f"{fitting} of the model's {len(trained)} weights are those of train.init_checkpoint=" in log
     assert f"missing, {len(trained) - fitting}: head." in log and "unexpected, 1: roi_heads.x" in log
     with pytest.raises(MisfitError, match=rf"other.pth has none of the model's {len(trained)} weights"):
-        run(tmp_path / "run", *short, f"train.init_checkpoint={tmp_path / 'other.pth'}")
+        run(tmp_path / "other", *short, f"train.init_checkpoint={tmp_path / 'other.pth'}")
+
+
+def test_first_weights_that_are_not_finite_are_refused(folder, tmp_path):
+    """And not taken for a learning rate that is too high."""
+    weights = torch.load(folder / "teacher.pth")["model"]
+    weights["head.cls_score.bias"][0] = float("nan")
+    torch.save({"model": weights}, tmp_path / "nan.pth")
+    sentence = r"^train.init_checkpoint=.*nan.pth has weights that are not finite, 1: head.cls_score.bias; give another"
+    with pytest.raises(ValueError, match=sentence):
+        run(tmp_path / "run", f"train.init_checkpoint={tmp_path / 'nan.pth'}")
+
+
+def test_an_optimizer_that_refuses_its_values(tmp_path):
+    with pytest.raises(ConfigError, match="^optimizer cannot be made: Invalid momentum value: -1"):
+        run(tmp_path / "run", "optimizer.momentum=-1")
 
 
 def test_weights_that_fit_in_part_are_not_evaluated(folder, tmp_path):

@@ -16,6 +16,7 @@ __all__ = [
     "inference_of",
     "label_anchors_of",
     "make_anchors",
+    "make_statistics_float",
     "num_classes_of",
     "pixel_statistics",
     "reg_max_of",
@@ -60,6 +61,14 @@ def check_strides(detector: DenseDetector) -> None:
             f"{type(detector).__name__}'s anchor_generator.strides are {found}, but its features "
             f"{', '.join(detector.head_in_features)} have strides {expected}: make them equal."
         )
+
+
+def make_statistics_float(detector: DenseDetector) -> None:
+    """Pixel statistics that were given as integers (``pixel_mean=[0, 0, 0]``), which no dtype of weights follows."""
+    for name in ("pixel_mean", "pixel_std"):
+        values = detector.get_buffer(name)
+        if not values.is_floating_point():
+            setattr(detector, name, values.float())
 
 
 def pixel_statistics(detector: DenseDetector) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from d2kd.losses import DistillationLoss
 from d2kd.modeling.adapters import get_adapter, input_format_of
+from d2kd.modeling.detectors.interface import make_statistics_float
 from d2kd.modeling.distillation.agreement import raised_on_all_ranks
 from d2kd.modeling.distillation.batch_check import check_batch
 from d2kd.modeling.distillation.crossing import crossed_assignment, crossed_output
@@ -95,6 +96,7 @@ class DistilledDetector(nn.Module):
         super().__init__()
         detector: DenseDetector = instantiate(student)
         get_adapter(detector)
+        make_statistics_float(detector)
         for table in _ADOPTED:
             setattr(self, table, getattr(detector, table))
         for name, child in detector._modules.items():  # with those that are None, or have two names

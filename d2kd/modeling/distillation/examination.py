@@ -23,7 +23,7 @@ from d2kd.modeling.distillation.student_step import labels_of, predict
 from d2kd.modeling.distillation.teacher import Teacher
 from d2kd.structures import DenseOutput, kept_random_state
 
-__all__ = ["KNOWS", "Examination", "examine"]
+__all__ = ["KNOWS", "TRIED", "Examination", "examine"]
 
 #: The skill from which a detector knows something of the data: 0.8 of the 0.5 and more that detectors which are of use
 #: have on their own training images, those of COCO included.
@@ -32,8 +32,8 @@ KNOWS = 0.8 * 0.5
 #: Images in one pass: as few as the smallest batches have, so that it takes no more memory than a step.
 _CHUNK = 2
 
-#: On how many images of each rank other pixel statistics and channel orders are tried.
-_TRIED = 16
+#: On how many images of each rank other pixel statistics are tried; the other channel order is on all.
+TRIED = 16
 
 
 @dataclass
@@ -46,8 +46,8 @@ class Examination:
         num_images: how many images there were.
         teacher_classes, student_classes: for each class that both have, its number among their own.
         present: how the teacher's images are made.
-        others: the other ways that were tried on some of the images, with what the teacher knows then.
-        compared: what the teacher knows of these images as they are made at present.
+        others: the other ways that were tried, on all or some of the images: what the teacher knows then, and what it
+            knows of the same images as they are made at present.
     """
 
     teacher: Knowledge
@@ -56,8 +56,7 @@ class Examination:
     teacher_classes: tuple[int, ...]
     student_classes: tuple[int, ...]
     present: PixelSetting
-    others: dict[PixelSetting, Knowledge]
-    compared: Knowledge
+    others: dict[PixelSetting, tuple[Knowledge, Knowledge]]
 
     @property
     def gap(self) -> float:
@@ -97,12 +96,11 @@ class Examination:
     @property
     def best_other(self) -> PixelSetting | None:
         """Of the other ways the best, if it is clearly better than the present one; of equals the nearest to it."""
-        better = {
-            setting: x
-            for setting, x in self.others.items()
-            if self.skill(x)[0] >= KNOWS and _is_better(x, self.compared)
+        quality = {
+            setting: then.gain(now, "right")[0] + then.gain(now, "contrast")[0]
+            for setting, (then, now) in self.others.items()
+            if self.skill(then)[0] >= KNOWS and _is_better(then, now)
         }
-        quality = {setting: x.mean(x.right) + x.mean(x.contrast) for setting, x in better.items()}
         equals = [setting for setting, value in quality.items() if value > max(quality.values()) - 0.02]
         return min(equals, key=lambda x: (len(x.beside(self.present)), -quality[x]), default=None)
 
@@ -161,25 +159,30 @@ def examine(
         with raised_on_all_ranks(device):
             scenes = list(_scenes(student, overlap, items))
         num_images = sum(comm.all_gather(len(items)))
-        tried = scenes[: _TRIED // _CHUNK]
-        some = look(tried, [None, present, *reorder(present), *known_settings(present)])
-        rest = look(scenes[len(tried) :], [None, present])
-        compared, ours = some.pop(present), some.pop(None)
+        orders = reorder(present)
+        tried, rest = scenes[: TRIED // _CHUNK], scenes[TRIED // _CHUNK :]
+        some = look(tried, [None, present, *orders, *known_settings(present)])
+        whole = {x: Knowledge.cat([some[x], more]) for x, more in look(rest, [None, present, *orders]).items()}
+
+        def beside_present(
+            found: Mapping[PixelSetting | None, Knowledge],
+        ) -> dict[PixelSetting, tuple[Knowledge, Knowledge]]:
+            return {x: (then, found[present]) for x, then in found.items() if x is not None and x != present}
+
         examination = Examination(
-            teacher=Knowledge.cat([compared, rest[present]]),
-            student=Knowledge.cat([ours, rest[None]]),
+            teacher=whole[present],
+            student=whole[None],
             num_images=num_images,
             teacher_classes=overlap.teacher_classes or tuple(range(num_classes_of(detector))),
             student_classes=overlap.student_classes or tuple(range(num_classes_of(student))),
             present=present,
-            others={setting: x for setting, x in some.items() if setting is not None},
-            compared=compared,
+            others={**beside_present(some), **beside_present(whole)},
         )
         best = examination.best_other
         if best is not None:  # with the other order, or other statistics, as well
             tries = reorder(best) if best.input_format == present.input_format else known_settings(best)
             more = look(tried, [x for x in tries if x not in some and not x.is_near(present)])
-            examination.others |= {setting: x for setting, x in more.items() if setting is not None}
+            examination.others |= beside_present({**more, present: some[present]})
     return examination
 
 

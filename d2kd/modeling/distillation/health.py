@@ -30,7 +30,8 @@ FIRST_SHARE = 19
 SHARE_PERIOD = 100
 _SHARE = "_gradient_share"
 
-#: A term that pulls so many times as hard as the detection losses, or as weakly, in two measurements is warned of.
+#: A term that pulls so many times as hard as the detection losses, or as weakly, in two measurements is warned of, from
+#: half of its weight on.
 _FAR = 30
 
 #: The monitor that says how many objects a batch has.
@@ -200,7 +201,9 @@ class Health:
         )
         for name, share in shares.items():
             loss = active[name]
-            full = share * loss.weight / loss.scheduled_weight  # what it is at the end of a warm-up
+            if loss.scheduled_weight < loss.weight / 2:
+                continue  # a warm-up, or a term that fades: what it pulls with now says little of the weight
+            full = share * loss.weight / loss.scheduled_weight
             self._far[name] = self._far[name] + 1 if full >= _FAR or 0 < full <= 1 / _FAR else 0
             if self._far[name] < 2 or name in self._warned:
                 continue

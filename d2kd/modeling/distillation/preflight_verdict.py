@@ -125,7 +125,7 @@ def _other_pixels(examination: Examination) -> tuple[str | None, float]:
     best = examination.best_other
     if best is None:
         return None, 0.0
-    now, then = (examination.figures(x) for x in (examination.compared, examination.others[best]))
+    then, now = map(examination.figures, examination.others[best])
     sentence = (
         f"The teacher knows these images better with {' '.join(best.beside(examination.present))} than with "
         f"{' '.join(examination.present.beside(best))}: {then['right']:.2f} of {then['objects']} objects get the right "
@@ -142,7 +142,7 @@ def _is_far_better(examination: Examination) -> bool:
     if best is None:
         return False
     key = "right" if len(examination.teacher_classes) > 1 else "score"
-    now, then = (examination.figures(x)[key] for x in (examination.compared, examination.others[best]))
+    then, now = (examination.figures(x)[key] for x in examination.others[best])
     return now < FAR_BELOW * then
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
-from fvcore.common.param_scheduler import LinearParamScheduler
+from fvcore.common.param_scheduler import ConstantParamScheduler, LinearParamScheduler
 
 import d2kd
 from d2kd.losses import DistillationLoss, DynamicLocalizationDistillation, FeatureImitation, SoftmaxClassificationKD
@@ -216,10 +216,10 @@ def test_what_is_logged(caplog):
     assert "bckd_cls " in line and "bckd_loc " in line
 
 
-def far(weight, steps, caplog, monkeypatch):
+def far(weight, steps, caplog, monkeypatch, schedule=None):
     monkeypatch.setattr(health, "SHARE_PERIOD", 20)
     losses = preset("bckd", "FCOS")
-    losses["bckd_cls"].weight = weight
+    losses["bckd_cls"].weight, losses["bckd_cls"].schedule = weight, schedule
     model = distilled(build_detector("FCOS"), build_detector("FCOS", seed=1), losses)
     train(model, torch.optim.SGD(model.parameters(), lr=0.0), steps=steps)
     return [x.getMessage() for x in caplog.records if "would make them equal" in x.getMessage()]
@@ -234,6 +234,12 @@ def test_a_term_that_is_far_from_the_detection_losses_is_warned_of_once(weight, 
     assert f"'bckd_cls.weight={equal}'" in line
     caplog.clear()
     assert far(float(equal), 90, caplog, monkeypatch) == []
+
+
+@pytest.mark.parametrize(("scheduled", "warned"), [(0.4, False), (0.6, True)])
+def test_a_term_that_warms_up_is_not_judged_before_half_of_its_weight(scheduled, warned, caplog, monkeypatch):
+    lines = far(1e5, 90, caplog, monkeypatch, ConstantParamScheduler(scheduled))
+    assert bool(lines) is warned
 
 
 @pytest.mark.parametrize("frozen", ["backbone", "head compiled"])

@@ -11,7 +11,7 @@ from torch import multiprocessing
 
 from d2kd.losses import BinaryClassificationKD
 from d2kd.modeling import DistilledDetector
-from d2kd.modeling.distillation import preflight
+from d2kd.modeling.distillation import examination, preflight
 from tests.helpers import build_detector, join_two, make_losses, preset, run_step
 from tests.modeling.distillation.known_scene import make_batch, teacher
 
@@ -111,6 +111,12 @@ def test_batch_norms_without_their_statistics(short, caplog):
 def test_reversed_channels(short):
     sentence = stop_of(model_of(teacher(), input_format="RGB"), short)
     assert "better with input_format=BGR than with input_format=RGB: 1.00 of 24 objects" in sentence
+
+
+def test_the_other_channel_order_is_tried_on_all_images(short, monkeypatch):
+    """On few of them its effect may be too small to be sure of."""
+    monkeypatch.setattr(examination, "TRIED", 0)
+    assert "better with input_format=BGR" in stop_of(model_of(teacher(), input_format="RGB"), short)
 
 
 def test_other_pixel_statistics(short, caplog):

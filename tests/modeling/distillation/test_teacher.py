@@ -286,3 +286,13 @@ def test_a_checkpoints_own_pixel_statistics_are_compared(tmp_path, name):
     with pytest.raises(ValueError, match=rf"was trained with {name} \[0.0, 1.0, 255.0\]") as error:
         model.load_teacher()
     assert f"model.teacher.model.{name} is {PIXELS[name]}" in str(error.value)
+
+
+def test_pixel_statistics_may_be_integers(tmp_path):
+    """As a command line has them: model.teacher.model.pixel_mean=[0,0,0]."""
+    whole = dict(pixel_mean=[0, 0, 0], pixel_std=[1, 1, 1])
+    model = distilled(build_detector("FCOS", **whole), build_detector("FCOS", seed=1, **whole), "bckd").train()
+    plain = distilled(build_detector("FCOS", pixel_mean=[0.0] * 3, pixel_std=[1.0] * 3)).train()
+    expected, losses = run_step(plain, make_batch()), run_step(model, make_batch())
+    assert all(torch.equal(losses[name], value) for name, value in expected.items())
+    assert model.teacher.detector.pixel_mean.is_floating_point()
