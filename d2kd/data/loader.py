@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,11 +15,10 @@ from detectron2.data.build import build_batch_data_loader
 from detectron2.utils import comm
 from torch.utils import data as torchdata
 
+from d2kd.data.samples import SampleError, map_entry
 from d2kd.data.unlabeled import without_labels
 
-__all__ = ["SampleError", "build_train_loader", "derive_seed"]
-
-logger = logging.getLogger(f"detectron2.{__name__}")
+__all__ = ["build_train_loader", "derive_seed"]
 
 # First element of the key given to derive_seed(): independent streams of random numbers.
 _PERMUTATION, _SAMPLE, _WORKERS, _UNLABELED = range(4)
@@ -32,19 +30,6 @@ def derive_seed(seed: int, *key: int) -> int:
     keys give unrelated results, the same on every platform (:class:`numpy.random.SeedSequence`).
     """
     return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-class SampleError(OSError):
-    """
-    A training sample that cannot be made, in one sentence.
-
-    Args:
-        message: that sentence. torch hands on the error of a worker process as an error of the same class, whose
-            message is the worker's traceback: what stands before the sentence is left out.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
 
 
 @contextmanager
@@ -113,17 +98,8 @@ class _RunSamples(torchdata.Dataset):
         index = self._index(n)
         item = self._dataset[index]
         entry = f"entry {index} of dataloader.train.{self._key} ({item.get('file_name', 'without a file_name')})"
-        try:
-            with _isolated_rng(derive_seed(self._seed, _SAMPLE, n)):
-                sample = self._mapper(item)
-        except Exception as error:
-            found = " ".join(str(error).split())
-            if not isinstance(error, (OSError, ValueError)):  # it may be a defect of the mapper
-                logger.exception("dataloader.train.mapper failed for %s", entry)
-            raise SampleError(
-                f"dataloader.train.mapper cannot read {entry}: {type(error).__name__}: {found.rstrip('.')}. Correct "
-                "the entry, or leave it out."
-            ) from error
+        with _isolated_rng(derive_seed(self._seed, _SAMPLE, n)):
+            sample = map_entry(self._mapper, item, "dataloader.train.mapper", entry)
         if sample is None:
             # Detectron2's MapDataset would draw another image from a generator whose state cannot be resumed.
             raise SampleError(

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from d2kd.data.loader import SampleError, build_train_loader, derive_seed
+from d2kd.data import SampleError, build_train_loader
+from d2kd.data.loader import derive_seed
 
 DATASET = [{"image_id": i} for i in range(7)]
 #: What a run with unlabeled images adds to one without whose ``total_batch_size`` is 4.
