@@ -25,7 +25,7 @@ from d2kd.cli.check_picture import draw_picture
 from d2kd.cli.check_report import Report, class_names, look_at_terms, measure_cost, to_text
 from d2kd.config import CONFIG, load_config
 from d2kd.data.samples import derive_seed
-from d2kd.engine import ConfigError, check_config, check_image_format, resolve_device
+from d2kd.engine import ConfigError, check_config, check_image_format, make_loader, resolve_device
 from d2kd.experiments import write_json
 from d2kd.modeling import DistilledDetector
 from d2kd.modeling.distillation.examination import examine
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"Reading {args.batches} batches of {args.config_file} on {device} ...", file=sys.stderr)
     torch.manual_seed(derive_seed(cfg.train.seed, 0))
     model = _build_model(cfg, args.config_file)
-    loader = instantiate(cfg.dataloader.train)
+    loader = make_loader(cfg, "train")
     start = time.perf_counter()
     batches = list(islice(loader, args.batches))
     # Workers load while the training process trains.

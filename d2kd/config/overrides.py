@@ -27,6 +27,9 @@ _ARGUMENTS_OF: dict[str, Callable[..., object]] = {
     "train.checkpointer": PeriodicCheckpointer,
 }
 
+#: The top-level keys that training reads. A LazyConfig has every mapping that its file imports, such as a teacher's.
+_READ = ("dataloader", "lr_multiplier", "model", "optimizer", "train")
+
 _NO_DEFAULT = object()
 
 
@@ -143,7 +146,10 @@ def _unknown(
     names = {k.rpartition(".")[2]: k for k in beside}
     near = [names[name] + key.removeprefix(missing) for name in get_close_matches(last, names, 2, 0.7)]
     leaf = key.rpartition(".")[2]
-    elsewhere = sorted((k for k in keys if k.rpartition(".")[2] == leaf != "_target_"), key=lambda k: k.count("."))
+    elsewhere = sorted(
+        (k for k in keys if k.rpartition(".")[2] == leaf != "_target_"),
+        key=lambda k: (k.partition(".")[0] not in _READ, k.count(".")),
+    )
     near = near or elsewhere[:2] or get_close_matches(key, keys, 2, 0.8)
     hint = f": did you mean {' or '.join(near)}?" if near else "."
     return ValueError(

@@ -7,26 +7,22 @@ import logging
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from detectron2.data import DatasetFromList, DatasetMapper
+from detectron2.data import DatasetFromList
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
-from PIL import Image
 from torch.utils import data as torchdata
 
-__all__ = ["UNLABELED", "WORKERS", "MixedSamples", "RunSampler", "RunSamples", "SampleError", "derive_seed"]
+from d2kd.data.mapping import SampleError, map_entry
+
+__all__ = ["UNLABELED", "WORKERS", "MixedSamples", "RunSampler", "RunSamples", "derive_seed"]
 
 logger = logging.getLogger(f"detectron2.{__name__}")
 
 #: How many entries in a row may be skipped.
 _SKIPPED_IN_A_ROW = 10
-
-#: Files that may have more than 8 bits a channel.
-_DEEP = (".png", ".tif", ".tiff", ".pgm")
 
 # First element of the key given to derive_seed(): independent streams of random numbers.
 _PERMUTATION, _SAMPLE, WORKERS, UNLABELED = range(4)
@@ -38,19 +34,6 @@ def derive_seed(seed: int, *key: int) -> int:
     keys give unrelated results, the same on every platform (:class:`numpy.random.SeedSequence`).
     """
     return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-class SampleError(OSError):
-    """
-    A training sample that cannot be made, in one sentence.
-
-    Args:
-        message: that sentence. torch hands on the error of a worker process as an error of the same class, whose
-            message is the worker's traceback: what stands before the sentence is left out.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
 
 
 @contextmanager
@@ -145,40 +128,15 @@ class RunSamples(torchdata.Dataset):
     def _sample(self, index: int, n: int) -> Any:
         item = self._dataset[index]
         entry = f"entry {index} of dataloader.train.{self._key} ({item.get('file_name', 'without a file_name')})"
-        try:
-            if isinstance(self._mapper, DatasetMapper):
-                _check_depth(item)
-            with _isolated_rng(derive_seed(self._seed, _SAMPLE, n)):
-                sample = self._mapper(item)
-        except Exception as error:
-            found = " ".join(str(error).split())
-            if not isinstance(error, (OSError, ValueError)):  # it may be a defect of the mapper
-                logger.exception("dataloader.train.mapper failed for %s", entry)
-            raise SampleError(
-                f"dataloader.train.mapper cannot read {entry}: {type(error).__name__}: {found.rstrip('.')}. Correct "
-                "the entry, leave it out, or set dataloader.train.on_error=skip."
-            ) from error
+        advice = "correct the entry, leave it out, or set dataloader.train.on_error=skip"
+        with _isolated_rng(derive_seed(self._seed, _SAMPLE, n)):
+            sample = map_entry(self._mapper, item, "dataloader.train.mapper", entry, advice)
         if sample is None:
             # Detectron2's MapDataset would draw another image from a generator whose state cannot be resumed.
             raise SampleError(
                 f"dataloader.train.mapper returned None for {entry}: return a sample, or leave such entries out."
             )
         return sample
-
-
-def _check_depth(item: dict) -> None:
-    """
-    Raises:
-        ValueError: Detectron2's mapper would read the image as white, since it cuts values above 255.
-    """
-    name = str(item.get("file_name", ""))
-    if Path(name).suffix.lower() not in _DEEP:
-        return
-    with Image.open(PathManager.get_local_path(name)) as image:
-        if image.mode.startswith(("I", "F")):
-            raise ValueError(
-                f"it has more than 8 bits a channel ({image.mode}), which DatasetMapper does not scale; convert it to 8"
-            )
 
 
 def _are_wide(dataset: list[dict], key: str) -> list[bool]:

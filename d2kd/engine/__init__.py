@@ -4,6 +4,7 @@ from d2kd.engine.checks import check_classes, check_config, check_image_format
 from d2kd.engine.defaults import ConfigError, amp_dtype, create_ddp_model, default_writers, resolve_device
 from d2kd.engine.evaluation import evaluate, teacher_predictor
 from d2kd.engine.hooks import BestCheckpointer, OptimizerWatch, SeedEachIteration, TrainingCost
+from d2kd.engine.loaders import make_loader
 from d2kd.engine.ranks import Ranks, launch_ranks, names_the_wait, ranks_of
 from d2kd.engine.resume import ResumeError, differences, kept_record
 from d2kd.engine.run_folder import check_run_folder
@@ -35,6 +36,7 @@ __all__ = [
     "kept_record",
     "launch_ranks",
     "locked",
+    "make_loader",
     "names_the_wait",
     "ranks_of",
     "resolve_device",

@@ -43,6 +43,7 @@ from d2kd.engine.hooks import (
     SeedEachIteration,
     TrainingCost,
 )
+from d2kd.engine.loaders import make_loader
 from d2kd.engine.metrics_file import cut_metrics
 from d2kd.engine.resume import WAYS_OUT, ResumeError
 from d2kd.engine.run_folder import clear_run_folder
@@ -218,7 +219,7 @@ def do_test(cfg: DictConfig, model: nn.Module | Callable) -> Results:
     Returns:
         the results, as of :func:`d2kd.engine.evaluate`.
     """
-    results = evaluate(model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator))
+    results = evaluate(model, make_loader(cfg, "test"), instantiate(cfg.dataloader.evaluator))
     print_csv_format(results)
     return results
 
@@ -293,4 +294,4 @@ def _build_train_loader(cfg: DictConfig, start_iter: int) -> Iterable:
             "dataloader.train is not d2kd.data.build_train_loader: its data order starts anew, so this run differs "
             "from one that was not interrupted."
         )
-    return instantiate(node)
+    return make_loader(cfg, "train")

@@ -40,6 +40,14 @@ def test_a_key_that_does_not_exist_is_refused_with_the_nearest(override, sentenc
         load_config(CONFIG, [override])
 
 
+def test_keys_that_training_reads_are_suggested_before_others(tmp_path):
+    """``teacher`` is a key of this config, but not what is trained with."""
+    file = tmp_path / "distilled.py"
+    file.write_text("teacher = dict(width=1)\nmodel = dict(student=dict(backbone=dict(width=2)))\n")
+    with pytest.raises(ValueError, match=r"did you mean model.student.backbone.width or teacher.width\?"):
+        load_config(str(file), ["model.width=3"])
+
+
 @pytest.mark.parametrize(
     "override, sentence",
     [

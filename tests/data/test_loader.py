@@ -8,8 +8,8 @@ import torch
 from detectron2.data import DatasetMapper
 from PIL import Image
 
-from d2kd.data.loader import build_train_loader
-from d2kd.data.samples import SampleError, derive_seed
+from d2kd.data import SampleError, build_train_loader
+from d2kd.data.samples import derive_seed
 
 DATASET = [{"image_id": i} for i in range(7)]
 #: What a run with unlabeled images adds to one without whose ``total_batch_size`` is 4.

@@ -173,7 +173,7 @@ def _poor(examination: Examination, initial_norms: int) -> str | None:
     return (
         f"The teacher knows little of this data: it {_describe(examination.teacher, examination)}."
         f"{_norms(initial_norms)} Detectors that teach something get more than half right of what chance gets wrong: "
-        "see what it detects with d2kd check, and its AP with d2kd train --check-teacher."
+        "look at its detections (check.png of d2kd check) and its AP (d2kd train --check-teacher)."
     )
 
 
