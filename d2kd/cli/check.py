@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import instantiate
+from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
@@ -80,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
     for name in ("detectron2.engine.train_loop", "detectron2.d2kd.modeling.distillation.health"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what they say of a run is in the report
     print(f"Reading {args.batches} batches of {args.config_file} on {device} ...", file=sys.stderr)
+    seed_all_rng(cfg.train.seed)  # as a run does: Detectron2's train loader draws its order from numpy's generator
     torch.manual_seed(derive_seed(cfg.train.seed, 0))
     model = _build_model(cfg, args.config_file)
     loader = make_loader(cfg, "train")

@@ -45,9 +45,10 @@ def draw_picture(
     regions = _regions(model, items)
     found = _detections(model, items)
     columns = 2 + len(regions)
-    figure = Figure(figsize=(3.2 * columns, 3.3 * len(items)), dpi=110, layout="constrained")
+    heights = [3.2 * height / width for height, width in (item["image"].shape[-2:] for item in items)]
+    figure = Figure(figsize=(3.2 * columns, sum(heights) + 0.3), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(len(items), columns, squeeze=False)
+    panels = figure.subplots(len(items), columns, squeeze=False, gridspec_kw={"height_ratios": heights})
     for row, (item, detected) in enumerate(zip(items, found, strict=True)):
         instances = item["instances"]
         _draw(panels[row, 0], item, model.input_format)

@@ -330,4 +330,4 @@ def _range(values: Collection[float]) -> str:
 def _duration(hours: float) -> str:
     if hours >= 1:
         return f"{hours:.1f} hours"
-    return f"{60 * hours:.0f} minutes" if hours >= 1 / 30 else f"{3600 * hours:.0f} seconds"
+    return f"{60 * hours:.0f} minutes" if hours >= 1 / 30 else f"{3600 * hours:.0f} s"

@@ -167,11 +167,11 @@ def _launch(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argument_parser()
     args = parser.parse_args(argv)
-    if not args.config_file:
-        parser.error("--config-file FILE is required")
     for opt in args.opts:
         if opt.startswith("-") or "=" not in opt:
             parser.error(f"{opt!r} is no key=value override; options come before the overrides")
+    if not args.config_file:
+        parser.error("--config-file FILE is required")
     if args.resume and args.overwrite:
         parser.error("--resume goes on with a run that --overwrite deletes: give one of them")
     if args.allow_partial and not args.eval_only:

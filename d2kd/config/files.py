@@ -107,7 +107,8 @@ def config_path(file: str) -> str:
     folder = _folder("d2kd", "configs")
     if (folder / file).is_file():
         return str(folder / file)
-    near = get_close_matches(file, _names(folder))
+    beside = [str(path) for path in Path(file).parent.glob("*.*")]
+    near = get_close_matches(file, [*beside, *_names(folder)])
     hint = f"; did you mean {' or '.join(near)}?" if near else "."
     raise FileNotFoundError(f"There is no file {file!r}, and d2kd has no config of that name{hint}")
 

@@ -54,6 +54,31 @@ def check(tmp_path, checkpoint):
     return lambda *argv: main(["--config-file", str(config), "--batches", "8", *map(str, argv)])
 
 
+DRAWN = """
+import numpy as np
+from tests.modeling.distillation.known_scene import make_batch
+
+def draw_batches():
+    while True:
+        yield make_batch(int(np.random.randint(1000)))
+
+dataloader["train"] = L(draw_batches)()
+train.max_iter = 10
+"""
+
+
+def test_a_loader_that_draws_its_order_from_numpy_gives_the_same_report(tmp_path, checkpoint):
+    """As Detectron2's does."""
+    config = tmp_path / "drawn.py"
+    config.write_text(CONFIG.format(checkpoint=checkpoint, output=tmp_path / "output") + DRAWN)
+    found = []
+    for name in ("first.json", "second.json"):
+        main(["--config-file", str(config), "--batches", "8", "--json", str(tmp_path / name)])
+        found.append(json.loads((tmp_path / name).read_text()))
+    assert found[0]["preflight"] == found[1]["preflight"]
+    assert re.search(r"; 10 of them, with their data, \d+ (s|minutes)\.$", found[0]["verdict"][3])
+
+
 def test_a_pair_that_fits(check, tmp_path, capsys):
     assert check("--json", tmp_path / "check.json") == 0
     printed = capsys.readouterr().out

@@ -71,6 +71,12 @@ def test_a_config_that_is_nowhere():
         config_path("zzz")
 
 
+def test_a_config_beside_the_missing_one_is_suggested(tmp_path):
+    (tmp_path / "distilled.py").touch()
+    with pytest.raises(FileNotFoundError, match=f"; did you mean {tmp_path}/distilled.py"):
+        config_path(f"{tmp_path}/distiled.py")
+
+
 def test_overrides_come_after_the_method():
     cfg = load_config("digits/fcos_crosskd.py", ["model.losses.bckd_cls.weight=7", "train.seed=3"], method="bckd")
     assert list(cfg.model.losses) == ["bckd_cls", "bckd_loc"]

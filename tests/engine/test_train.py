@@ -215,6 +215,7 @@ def test_mapper_in_another_channel_order(tmp_path):
     [
         (["--config-file", "no/such.py"], "no/such.py"),
         (["--config-file", CONFIG, "train.max_iter=1", "--resume"], "'--resume' is no key=value"),
+        (["train.max_iter=1", "--config-file", CONFIG], "'--config-file' is no key=value"),
         (["--config-file", CONFIG, "train.init_checkpoint=no/such.pth"], "init_checkpoint is 'no/such.pth'"),
         (["--config-file", CONFIG, "train.seed=-1"], "train.seed is -1"),
     ],
