@@ -184,7 +184,7 @@ def other_layout(
         return f"a backbone alone, without the {len(head)} tensors of a head: give a checkpoint of the whole detector"
     if 2 * len(missing) < len(wanted) and 3 * len(mismatched) > len(wanted) - len(missing):
         student = any(key.startswith("distillation.") for key in unexpected)
-        whose = "of a distilled run, so of a student," if student else "of a detector"
+        whose = "of a distilled run or its baseline, so of a student," if student else "of a detector"
         return (
             f"a checkpoint {whose} in another size, {len(mismatched)} tensors differ: {_few(mismatched)}; give the "
             "checkpoint that was trained with this config"

@@ -180,7 +180,7 @@ def test_a_students_file(tmp_path):
     run_step(student, make_batch())
     DetectionCheckpointer(student, str(tmp_path)).save("student")
     message = refusal(tmp_path / "student.pth", width=8, conv_dims=[16, 16])
-    assert "is a checkpoint of a distilled run, so of a student, in another size" in message
+    assert "is a checkpoint of a distilled run or its baseline, so of a student, in another size" in message
     assert "(checkpoint (8, 16, 3, 3), model (8, 32, 3, 3))" in message
     assert loads(tmp_path / "student.pth")  # a student of the teacher's size may teach
 
