@@ -146,6 +146,7 @@ def load_strictly(
     entry: str = "model",
     allow_partial: bool = False,
     key: str = "",
+    way_out: str = "",
 ) -> Loaded:
     """
     Load ``checkpoint`` through ``DetectionCheckpointer``, refusing all but a complete load.
@@ -159,6 +160,7 @@ def load_strictly(
         entry: which of the file's entries are the weights; see :func:`other_weights`.
         allow_partial: return what did not fit instead of raising.
         key: where the checkpoint was given, for the sentence about a file that is something else; "": as an argument.
+        way_out: the end of the sentence about a checkpoint that does not fit, e.g. the option of ``allow_partial``.
 
     Raises:
         DamagedError, LayoutError: see :class:`WholeCheckpointer`; or it is a checkpoint of something else,
@@ -168,6 +170,7 @@ def load_strictly(
         FileNotFoundError: there is no such file.
     """
     loaded = Loaded()
+    otherwise = f"; {way_out}" if way_out else ""
 
     def on_load(misfit: Misfit) -> None:
         loaded.misfit = misfit
@@ -175,8 +178,8 @@ def load_strictly(
             return
         left = [*misfit.unexpected, *checkpointer.ignored]
         if what := other_layout(checkpoint, model, misfit.missing, left, misfit.mismatched):
-            raise LayoutError(f"{checkpoint} is {what}.")
-        raise MisfitError(f"{refusal}:\n{misfit}")
+            raise LayoutError(f"{checkpoint} is {what}{otherwise}.")
+        raise MisfitError(f"{refusal}{otherwise}:\n{misfit}")
 
     checkpointer = FittingCheckpointer(model, on_load=on_load, harmless=harmless, entry=entry)
     # A path with a query, such as "x.pkl?matching_heuristics=True", is Detectron2's own grammar.

@@ -281,7 +281,9 @@ def ld(data: Data) -> Kernel:
             mask = weight > 0
             student_map, kind = (logits, 0) if name == "ld_main_kd" else (bins, 1)
             kl = _kl(rows(student_map, mask), rows(teacher[kind][level], mask), -1, loss.temperature)
-            per_location = kl.unsqueeze(-1).flatten(1).mean(dim=1) / student_map.shape[2 if kind == 0 else 3]
+            per_location = kl.unsqueeze(-1).flatten(1).mean(dim=1) / (
+                student_map.shape[3] if kind else loss.tuned_for_classes
+            )
             terms.append((per_location * weight[mask]).sum())
         return torch.stack(terms).sum()
 

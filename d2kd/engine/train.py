@@ -195,8 +195,8 @@ def do_eval(
     misfit = load_strictly(
         model,
         path,
-        refusal=f"{path} is no complete checkpoint of the model, whose other weights would be random (--allow-partial "
-        "evaluates it all the same)",
+        refusal=f"{path} is no complete checkpoint of the model",
+        way_out="--allow-partial evaluates it all the same, with random values for what it lacks",
         absent=f"The weights to evaluate are {path!r}, but there is no such file.",
         allow_partial=allow_partial,
     ).misfit

@@ -66,8 +66,8 @@ def load_student(cfg: DictConfig, checkpoint: str, *, allow_partial: bool = Fals
         loaded = load_strictly(
             detector,
             checkpoint,
-            refusal=f"{checkpoint} is no checkpoint of this config's student ({type(detector).__name__}); "
-            "--allow-partial exports it with random values for what it lacks",
+            refusal=f"{checkpoint} is no checkpoint of this config's student ({type(detector).__name__})",
+            way_out="--allow-partial exports it with random values for what it lacks",
             absent=f"The checkpoint is {checkpoint!r}, but there is no such file.",
             harmless=re.compile(r"^distillation\."),
             allow_partial=allow_partial,

@@ -49,7 +49,7 @@ def test_a_command_returns_its_exit_status(module):
     [
         (
             ["-m", "d2kd.cli.train", "--config-file", str(ROOT / "configs/digits/fcos_crosskd.py"), "train.seed=-1"],
-            r"d2kd train: train.seed is -1, expected an integer >= 0.\n",
+            r"d2kd train: train.seed is -1, expected a whole number >= 0.\n",
         ),
         (
             [str(ROOT / "tools/convert_mmdet_checkpoint.py"), *"no.pth x.pth --detector gfl --depth 18".split()],

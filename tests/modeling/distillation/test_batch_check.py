@@ -67,14 +67,13 @@ def test_labels_that_are_not_used_may_have_any():
     run_step(model, batch)
 
 
-def test_labels_on_a_device_do_not_make_the_host_wait(pretended_device):
-    device = pretended_device.device
-    model = distilled(build_detector("GFL"), build_detector("GFL", seed=1), "bckd").train().to(device)
+def test_labels_on_a_device_do_not_make_the_host_wait(device):
+    model = distilled(build_detector("GFL"), build_detector("GFL", seed=1), "bckd").train().to(device.device)
     batch = make_batch()
     for item in batch:
-        item["instances"] = item["instances"].to(device)
-    waits_of(model, batch, pretended_device)  # loads the teacher
-    waits = waits_of(model, batch, pretended_device) - student_alone("GFL", batch, pretended_device)
+        item["instances"] = item["instances"].to(device.device)
+    waits_of(model, batch, device)  # loads the teacher
+    waits = waits_of(model, batch, device) - student_alone("GFL", batch, device)
     assert waits.total() <= BEYOND, waits
     with pytest.raises(ValueError, match=SENTENCE.format(3, "model.student")):
         run_step(model, with_class(NUM_CLASSES, batch))

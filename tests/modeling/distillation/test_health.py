@@ -11,7 +11,7 @@ from fvcore.common.param_scheduler import ConstantParamScheduler, LinearParamSch
 
 import d2kd
 from d2kd.losses import DistillationLoss, DynamicLocalizationDistillation, FeatureImitation, SoftmaxClassificationKD
-from d2kd.modeling.distillation import health
+from d2kd.modeling.distillation import health, preflight
 from tests.helpers import FAMILIES, build_detector, distilled, make_batch, make_losses, preset, run_step
 from tests.nodes import pair
 
@@ -23,6 +23,7 @@ BATCH = make_batch(sizes=((32, 32),), objects=2)
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     monkeypatch.setattr(health, "PATIENCE", PATIENCE)
+    monkeypatch.setattr(preflight, "BATCHES", 1000)  # these teachers have random weights
 
 
 def bckd(seed=1, **fields):
@@ -219,7 +220,8 @@ def test_what_is_logged(caplog):
 def far(weight, steps, caplog, monkeypatch, schedule=None):
     monkeypatch.setattr(health, "SHARE_PERIOD", 20)
     losses = preset("bckd", "FCOS")
-    losses["bckd_cls"].weight, losses["bckd_cls"].schedule = weight, schedule
+    loss = losses["bckd_cls"]
+    loss.weight, loss.schedule, loss.schedule_iters = weight, schedule, schedule and 1000
     model = distilled(build_detector("FCOS"), build_detector("FCOS", seed=1), losses)
     train(model, torch.optim.SGD(model.parameters(), lr=0.0), steps=steps)
     return [x.getMessage() for x in caplog.records if "would make them equal" in x.getMessage()]

@@ -254,19 +254,19 @@ def test_training_is_bit_for_bit_the_same(short, monkeypatch):
     assert all(torch.equal(value, outcomes[1][name]) for name, value in outcomes[0].items())
 
 
-def test_nothing_is_waited_for_before_the_verdict(pretended_device, short):
+def test_nothing_is_waited_for_before_the_verdict(device, short):
     waits = []
     for value in ("on", "off"):
-        model = model_of(build_detector("FCOS", seed=9), preflight=value).to(pretended_device.device)
+        model = model_of(build_detector("FCOS", seed=9), preflight=value).to(device.device)
         run_step(model, make_batch(0))
-        pretended_device.reset()
+        device.reset()
         run_step(model, make_batch(1))
-        waits.append(pretended_device.waits.total())
+        waits.append(device.waits.total())
     assert waits[0] == waits[1]
 
 
-def test_the_verdict_on_a_device(pretended_device, short):
-    model = model_of(build_detector("FCOS", seed=9)).to(pretended_device.device)
+def test_the_verdict_on_a_device(device, short):
+    model = model_of(build_detector("FCOS", seed=9)).to(device.device)
     for step in range(short - 1):
         run_step(model, make_batch(step))
     with pytest.raises(ValueError, match="as good as chance"):
