@@ -151,15 +151,19 @@ def test_an_installed_wheel_has_the_command(environment: Path, tmp_path: Path) -
 def test_an_installed_wheel_trains_a_packaged_config_and_exports_the_student(environment: Path, tmp_path: Path) -> None:
     name, config = write_coco(tmp_path), "digits/fcos_small_baseline.py"
     datasets = [f"dataloader.{split}.dataset" for split in ("train", "test")]
+    classes = "model.student.num_classes=80"
     d2kd_command(
         *(environment, tmp_path, "train", "--config-file", config, "train.max_iter=2", "train.output_dir=run"),
         *(f"{dataset}._target_=detectron2.data.get_detection_dataset_dicts" for dataset in datasets),
         *(f"{dataset}.names={name}" for dataset in datasets),
+        classes,
     )
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.json").read_text().splitlines()]
     assert "bbox/AP" in rows[-1]
-    d2kd_command(environment, tmp_path, "export", config, "run/model_final.pth", "--output", "student.pth")
-    detector = instantiate(d2kd.get_config("common/models/digits_fcos_small.py").model)
+    d2kd_command(environment, tmp_path, "export", config, "run/model_final.pth", "--output", "student.pth", classes)
+    model = d2kd.get_config("common/models/digits_fcos_small.py").model
+    model.num_classes = 80
+    detector = instantiate(model)
     incompatible = detector.load_state_dict(torch.load(tmp_path / "student.pth")["model"])
     assert not incompatible.missing_keys and not incompatible.unexpected_keys
 
