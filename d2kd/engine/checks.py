@@ -42,7 +42,6 @@ _WHOLE_NUMBERS = {
     "train.checkpointer.period": 1,
     "train.checkpointer.max_to_keep": 1,
     "train.trainer.gather_metric_period": 1,
-    "train.ddp.timeout_minutes": 1,
     "dataloader.train.total_batch_size": 1,
     "dataloader.train.num_workers": 0,
     "dataloader.test.num_workers": 0,
@@ -91,6 +90,9 @@ def check_config(cfg: DictConfig, *, resume: bool = False) -> None:
     rate = OmegaConf.select(cfg, "optimizer.lr", default=0.0)
     if isinstance(rate, (bool, str, type(None))) or not (rate >= 0 and math.isfinite(rate)):
         raise ConfigError(f"optimizer.lr is {rate!r}, expected a number >= 0.")
+    minutes = OmegaConf.select(cfg, "train.ddp.timeout_minutes", default=30)
+    if isinstance(minutes, (bool, str, type(None))) or not (minutes > 0 and math.isfinite(minutes)):
+        raise ConfigError(f"train.ddp.timeout_minutes is {minutes!r}, expected a number > 0.")
     check_clip_grad(train.clip_grad)
     device = resolve_device(train.device)
     if amp_dtype(train.amp) == torch.float16 and device.type == "cpu":

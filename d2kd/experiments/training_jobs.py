@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from functools import cache, partial
@@ -14,6 +15,7 @@ from detectron2.config import instantiate
 from omegaconf import OmegaConf
 
 from d2kd.config import ALONE, CONFIG, config_path
+from d2kd.engine.metrics_file import cut_metrics
 from d2kd.experiments.curves import read_metrics
 from d2kd.experiments.files import read_json, write_json
 from d2kd.experiments.git import git_state
@@ -129,6 +131,7 @@ def _prepare(run: Run) -> Command | None:
     if is_finished(run):
         return None
     write_json(run.folder / "request.json", wanted)
+    _forget_abandoned(run)
     # One thread: a second gains little on small images, stalls where a core is busy, and would make CPU seconds depend
     # on the number of processes. What this process imports is what the training imports.
     env = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -140,6 +143,13 @@ def is_finished(run: Run) -> bool:
     if not run.result_file.is_file():
         return False
     return read_json(run.result_file)["metric"] == run.metric
+
+
+def _forget_abandoned(run: Run) -> None:
+    """Drop what an interrupted run has logged after its last checkpoint, from where it goes on."""
+    tag = run.folder / "last_checkpoint"
+    if tag.is_file() and (at := re.fullmatch(r"model_(\d+)\.pth", tag.read_text(errors="replace").strip())):
+        cut_metrics(run.folder / "metrics.json", int(at[1]) + 1, evaluated_again=False)
 
 
 def _prepare_teacher(run: Run, checkpoint: str) -> Command | None:
