@@ -43,7 +43,9 @@ def test_a_killed_run_ends_with_the_same_weights(lab):
     assert outcome.identical, outcome.log
     assert outcome.lost <= PERIOD
     rows = [json.loads(line) for line in (lab.folder / "killed/metrics.json").read_text().splitlines()]
-    assert [row["iteration"] for row in rows] == list(range(13))  # the last is that of the evaluation
+    iterations = [row["iteration"] for row in rows]
+    assert iterations == sorted(set(iterations)) and iterations[-1] == 12  # the last is that of the evaluation
+    assert len(iterations) >= 12  # one may be missing: killed between its checkpoint and its line
     assert len(list((lab.folder / "killed").glob("model_0*.pth"))) <= 2  # max_to_keep, over both parts
 
 
