@@ -1,7 +1,7 @@
 """Files that are whole or absent, and checkpoints that are loaded completely or refused."""
 
 from d2kd.checkpoint.downloads import forget_download
-from d2kd.checkpoint.layouts import LayoutError, check_finite
+from d2kd.checkpoint.layouts import LayoutError, check_finite, first_of
 from d2kd.checkpoint.pickles import unsafe_names
 from d2kd.checkpoint.run import WholeCheckpointer, checkpoint_names
 from d2kd.checkpoint.strict import (
@@ -10,7 +10,6 @@ from d2kd.checkpoint.strict import (
     Loaded,
     Misfit,
     MisfitError,
-    first_of,
     load_strictly,
     other_weights,
 )

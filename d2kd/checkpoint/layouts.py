@@ -13,7 +13,15 @@ from torch import nn
 
 from d2kd.checkpoint.whole import DamagedError
 
-__all__ = ["LayoutError", "check_finite", "check_start", "check_weights", "named_by_objects", "other_layout"]
+__all__ = [
+    "LayoutError",
+    "check_finite",
+    "check_start",
+    "check_weights",
+    "first_of",
+    "named_by_objects",
+    "other_layout",
+]
 
 _SAVE = "save the detector's weights alone, torch.save({'model': detector.state_dict()}, FILE)"
 
@@ -76,11 +84,11 @@ def named_by_objects(path: str, names: Sequence[str]) -> str:
     if roots & {"mmengine", "mmcv", "mmdet"}:
         what = f"is an OpenMMLab checkpoint: {_convert(path, ())} --trust-pickle converts it, if you trust it"
     elif roots & {"lightning", "lightning_fabric", "pytorch_lightning"}:
-        what = f"is a Lightning checkpoint with objects of {_few(names)}: {_SAVE}"
+        what = f"is a Lightning checkpoint with objects of {first_of(names, 3)}: {_SAVE}"
     elif any(name.startswith("torch.nn.modules.") for name in names):
-        what = f"is a whole module ({_few(names)}), which would run code when it is read: {_SAVE}"
+        what = f"is a whole module ({first_of(names, 3)}), which would run code when it is read: {_SAVE}"
     else:
-        what = f"holds {_few(names)} beside weights, which is read only by running what the file says: {_SAVE}"
+        what = f"holds {first_of(names, 3)} beside weights, which is read only by running what the file says: {_SAVE}"
     return f"{path} {what}."
 
 
@@ -117,7 +125,7 @@ def _entries(content: Mapping[Any, Any], path: str) -> str:
     if "param_groups" in content or "optimizer" in content:
         return "has an optimizer's state and no weights: give the checkpoint that was saved with it"
     strange = [str(key) for key, value in content.items() if not isinstance(value, (np.ndarray, torch.Tensor))]
-    return f"has no weights: its entries {_few(strange) or '(none)'} are no arrays"
+    return f"has no weights: its entries {first_of(strange, 3) or '(none)'} are no arrays"
 
 
 def _is_state(content: Mapping[Any, Any]) -> bool:
@@ -146,7 +154,9 @@ def check_finite(model: nn.Module, path: str) -> None:
         if wrong.any() and not name.startswith("distillation."):
             bad.append(name)
     if bad:
-        raise LayoutError(f"{path} has weights that are not finite, {len(bad)}: {_few(bad)}; give another checkpoint.")
+        raise LayoutError(
+            f"{path} has weights that are not finite, {len(bad)}: {first_of(bad, 3)}; give another checkpoint."
+        )
 
 
 # By its keys
@@ -186,8 +196,8 @@ def other_layout(
         student = any(key.startswith("distillation.") for key in unexpected)
         whose = "of a distilled run or its baseline, so of a student," if student else "of a detector"
         return (
-            f"a checkpoint {whose} in another size, {len(mismatched)} tensors differ: {_few(mismatched)}; give the "
-            "checkpoint that was trained with this config"
+            f"a checkpoint {whose} in another size, {len(mismatched)} tensors differ: {first_of(mismatched, 3)}; give "
+            "the checkpoint that was trained with this config"
         )
     return None
 
@@ -221,6 +231,7 @@ def _convert(path: str, keys: Iterable[str]) -> str:
     return f"d2kd convert {path} converted.pth --detector {detector} --depth {depth}"
 
 
-def _few(names: Sequence[str]) -> str:
-    more = len(names) - 3
-    return ", ".join(names[:3]) + (f" and {more} more" if more > 0 else "")
+def first_of(names: Sequence[str], count: int = 5) -> str:
+    """The first ``count`` names, and how many more there are."""
+    more = len(names) - count
+    return ", ".join(names[:count]) + (f" and {more} more" if more > 0 else "")

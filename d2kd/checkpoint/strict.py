@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlparse
@@ -12,7 +12,7 @@ from urllib.parse import urlparse
 import torch
 from torch import nn
 
-from d2kd.checkpoint.layouts import LayoutError, check_finite, other_layout
+from d2kd.checkpoint.layouts import LayoutError, check_finite, first_of, other_layout
 from d2kd.checkpoint.run import WholeCheckpointer
 from d2kd.checkpoint.whole import DamagedError
 
@@ -22,16 +22,12 @@ __all__ = [
     "Loaded",
     "Misfit",
     "MisfitError",
-    "first_of",
     "load_strictly",
     "other_weights",
 ]
 
 #: Keys that a checkpoint may lack or have in excess: they hold nothing of a detector that was trained.
 UNTRAINED = re.compile(r"(^|\.)(pixel_(mean|std)|num_batches_tracked|cell_anchors\.\d+)$|^distillation\.")
-
-#: How many keys a message names.
-_NAMED = 5
 
 
 class MisfitError(ValueError):
@@ -59,12 +55,6 @@ class Misfit:
     def __str__(self) -> str:
         found = {"missing": self.missing, "unexpected": self.unexpected, "shape mismatch": self.mismatched}
         return "\n".join(f"  {kind}, {len(keys)}: {first_of(keys)}" for kind, keys in found.items() if keys)
-
-
-def first_of(names: Sequence[str]) -> str:
-    """The first few."""
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 @dataclass

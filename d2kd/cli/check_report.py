@@ -23,6 +23,7 @@ from d2kd.engine import Trainer, amp_dtype
 from d2kd.modeling import DistilledDetector, get_adapter
 from d2kd.modeling.detectors.interface import make_anchors, strides_of
 from d2kd.modeling.distillation.examination import Examination
+from d2kd.modeling.distillation.health import FAR, FIRST_SHARE, SHARE_PERIOD
 from d2kd.modeling.distillation.preflight_verdict import LEAST_OBJECTS, Verdict
 
 __all__ = ["Cost", "Report", "Term", "class_names", "look_at_terms", "measure_cost", "to_text"]
@@ -30,11 +31,8 @@ __all__ = ["Cost", "Report", "Term", "class_names", "look_at_terms", "measure_co
 Batch = list[dict[str, Any]]
 
 #: A step at which every schedule has come to its end, and gradient shares are measured.
-_ITERATION = 10**6 + 19
+_ITERATION = FIRST_SHARE + 10**4 * SHARE_PERIOD
 _TERM_BATCHES, _ROUNDS = 3, 4
-
-#: Shares of the detection losses' gradient beyond which a term is worth a look.
-_MUCH = 30
 
 
 @dataclass
@@ -135,7 +133,7 @@ class Report:
         still = [name for name, share in shares.items() if share == 0]
         if still:
             return f"{', '.join(still)} {'does' if len(still) == 1 else 'do'} not pull: see the regions in the picture."
-        far = {name: share for name, share in shares.items() if not 1 / _MUCH <= share <= _MUCH}
+        far = {name: share for name, share in shares.items() if not 1 / FAR <= share <= FAR}
         if far:
             told = [
                 f"{x} {y:.2g} times (equal at weight {self.model.losses[x].weight / y:.2g})" for x, y in far.items()
@@ -172,7 +170,7 @@ def look_at_terms(model: DistilledDetector, batches: Sequence[Batch], cfg: DictC
     trainer.train(0, len(batches))
     values: dict[str, list[float]] = {}
     for index, batch in enumerate(batches[:_TERM_BATCHES]):
-        with EventStorage(_ITERATION + 100 * index) as storage, _autocast(model, cfg):
+        with EventStorage(_ITERATION + SHARE_PERIOD * index) as storage, _autocast(model, cfg):
             losses = model(batch)
         found = {name: value.item() for name, value in losses.items()}
         found |= {key: value for key, (value, _) in storage.latest().items() if key.endswith("_gradient_share")}

@@ -20,8 +20,9 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from omegaconf import OmegaConf
+from torch import nn
 
-from d2kd.checkpoint import checkpoint_names
+from d2kd.checkpoint import WholeCheckpointer
 from d2kd.cli import fail, is_users_error, run_command, sentence
 from d2kd.config import ALONE, CONFIG, config_path, load_config
 from d2kd.engine import (
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                     stack.enter_context(locked(cfg.train.output_dir))
                 check_run_folder(cfg, resume=args.resume, overwrite=args.overwrite)
         record = Path(cfg.train.output_dir, "config.yaml")
-        goes_on = args.resume and bool(checkpoint_names(record.parent))
+        goes_on = args.resume and WholeCheckpointer(nn.Module(), cfg.train.output_dir).has_checkpoint()
         before = stack.enter_context(kept_record(record, evaluation=args.eval_only)) if comm.is_main_process() else None
         default_setup(cfg, args)
         setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="d2kd")

@@ -8,13 +8,13 @@ import os
 from collections.abc import Sequence
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from PIL import ImageMode
 from torch import nn
 
+from d2kd.checkpoint import WholeCheckpointer
 from d2kd.config.nodes import target_of
 from d2kd.engine.defaults import ConfigError, amp_dtype, resolve_device
 from d2kd.engine.trainer import check_clip_grad
@@ -106,7 +106,7 @@ def check_config(cfg: DictConfig, *, resume: bool = False) -> None:
             "Detectron2's launcher picks NCCL where it sees one: set CUDA_VISIBLE_DEVICES to nothing."
         )
     path = train.init_checkpoint
-    if resume and DetectionCheckpointer(nn.Module(), train.output_dir).has_checkpoint():
+    if resume and WholeCheckpointer(nn.Module(), train.output_dir).has_checkpoint():
         path = ""
     # The checkpointer reads URLs, and takes queries off paths ("x.pkl?matching_heuristics=True").
     if path and "://" not in path and not os.path.isfile(path.split("?")[0]):

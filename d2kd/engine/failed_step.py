@@ -13,7 +13,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from d2kd.checkpoint import whole_file
+from d2kd.checkpoint import save_whole
 
 __all__ = ["FailedStep", "load_failed_step", "save_failed_step"]
 
@@ -59,8 +59,7 @@ def save_failed_step(
         "rank": comm.get_rank(),
         "error": error,
     }
-    with whole_file(path) as partial:
-        torch.save(content, partial)
+    save_whole(content, path)
     return path
 
 

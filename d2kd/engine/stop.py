@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -68,7 +67,7 @@ class StopOnSignal(HookBase):
         if self._evaluating:
             raise KeyboardInterrupt
         # Not by a logger or print(), which may be in the middle of a line.
-        os.write(sys.stderr.fileno(), b"\nFinishing this step, then writing a checkpoint. Once more: stop at once.\n")
+        os.write(2, b"\nFinishing this step, then writing a checkpoint. Once more: stop at once.\n")
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

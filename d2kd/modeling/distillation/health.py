@@ -17,7 +17,7 @@ from d2kd.modeling.distillation.gradient_shares import gradient_shares
 from d2kd.modeling.distillation.step_regions import region_keys
 from d2kd.modeling.distillation.watched_tensors import Snapshot, TeacherWatch
 
-__all__ = ["FIRST_SHARE", "OBJECTS", "PATIENCE", "SHARE_PERIOD", "Health"]
+__all__ = ["FAR", "FIRST_SHARE", "OBJECTS", "PATIENCE", "SHARE_PERIOD", "Health"]
 
 # Below Detectron2's logger: whichever trainer runs has set that one up.
 logger = logging.getLogger(f"detectron2.{__name__}")
@@ -32,7 +32,7 @@ _SHARE = "_gradient_share"
 
 #: A term that pulls so many times as hard as the detection losses, or as weakly, in two measurements is warned of, from
 #: half of its weight on.
-_FAR = 30
+FAR = 30
 
 #: The monitor that says how many objects a batch has.
 OBJECTS = "kd/objects"
@@ -204,7 +204,7 @@ class Health:
             if loss.scheduled_weight < loss.weight / 2:
                 continue  # a warm-up, or a term that fades: what it pulls with now says little of the weight
             full = share * loss.weight / loss.scheduled_weight
-            self._far[name] = self._far[name] + 1 if full >= _FAR or 0 < full <= 1 / _FAR else 0
+            self._far[name] = self._far[name] + 1 if full >= FAR or 0 < full <= 1 / FAR else 0
             if self._far[name] < 2 or name in self._warned:
                 continue
             self._warned.add(name)
