@@ -61,17 +61,9 @@ def replay(path, config):
     return run(parser.parse_args(["--replay", str(path), "--config-file", str(config)]))
 
 
-BOXES = {
-    "without area": [10.0, 10.0, 10.0, 30.0],
-    "that is inverted": [30.0, 30.0, 10.0, 10.0],
-    "that is not finite": [float("nan")] * 4,
-}
-
-
-@pytest.mark.parametrize("kind", BOXES)
-def test_the_labels_are_looked_at_first(kind, tmp_path, config, capsys):
-    batch = make_batch()
-    batch[1]["instances"].gt_boxes.tensor[0] = torch.tensor(BOXES[kind])
+def test_the_labels_are_looked_at_first(tmp_path, config, capsys):
+    batch, kind = make_batch(), "without area"
+    batch[1]["instances"].gt_boxes.tensor[0] = torch.tensor([10.0, 10.0, 10.0, 30.0])
     path, told = failed(tmp_path, batch)
     assert path.name == "non_finite_iter0_rank0.pth"
     assert told.startswith("Not finite: loss_box_reg. Iteration 0, rank 0: ") and "Images: 0.png, 1.png." in told

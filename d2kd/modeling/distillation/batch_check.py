@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from torch import Tensor
 
 from d2kd.modeling.detectors.interface import num_classes_of, pixel_statistics
+from d2kd.modeling.distillation.non_finite import label_faults
 
 __all__ = ["check_batch"]
 
@@ -29,8 +31,8 @@ def check_batch(
         raise_if: of :func:`raised_on_all_ranks`, for labels that lie on a device: no look waits for it.
 
     Raises:
-        ValueError: an image of another number of channels than the detector's, or an object of a class that it does not
-            have.
+        ValueError: an image of another number of channels than the detector's, an object of a class that it does not
+            have, or a box that is inverted or not finite: GFL and ATSS would train on it with finite losses.
     """
     channels, known = len(pixel_statistics(detector)[0]), num_classes_of(detector)
     for item in batched_inputs:
@@ -41,11 +43,17 @@ def check_batch(
             )
         if (classes := _classes(item)) is None or not len(classes):
             continue
-        unknown = ((classes < 0) | (classes >= known)).any()
-        if classes.device.type != "cpu":
-            raise_if(unknown, partial(_unknown_class, item, classes, known, key))
-        elif unknown:
-            raise _unknown_class(item, classes, known, key)
+        boxes = item["instances"].gt_boxes.tensor
+        sides = boxes[:, 2:] - boxes[:, :2]
+        wrong = {
+            partial(_unknown_class, item, classes, known, key): ((classes < 0) | (classes >= known)).any(),
+            partial(_broken_box, item): ~((sides >= 0) & (sides < torch.inf)).all(),
+        }
+        for make_error, flag in wrong.items():
+            if flag.device.type != "cpu":
+                raise_if(flag, make_error)
+            elif flag:
+                raise make_error()
 
 
 def _classes(item: Mapping[str, Any]) -> Tensor | None:
@@ -61,6 +69,10 @@ def _unknown_class(item: Mapping[str, Any], classes: Tensor, known: int, key: st
         f"An object of {_file(item)} has class {wrong}, but {key}.num_classes is {known}, so that classes are 0 to "
         f"{known - 1}: correct the annotations, or num_classes."
     )
+
+
+def _broken_box(item: Mapping[str, Any]) -> ValueError:
+    return ValueError(f"{label_faults([item])[0]}: correct it in the annotations or in dataloader.train.mapper.")
 
 
 def _file(item: Mapping[str, Any]) -> str:

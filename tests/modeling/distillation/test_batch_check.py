@@ -49,6 +49,27 @@ def test_a_class_that_the_student_does_not_have(family, method, number):
         run_step(model, with_class(number))
 
 
+@pytest.mark.parametrize(
+    ("box", "kind"),
+    [
+        ([30.0, 30.0, 10.0, 10.0], "that is inverted"),
+        ([float("nan")] * 4, "that is not finite"),
+        ([0.0, 0.0, float("inf"), 8.0], "that is not finite"),
+        ([-float("inf"), 0.0, 8.0, 8.0], "that is not finite"),
+    ],
+)
+@pytest.mark.parametrize("method", [None, "bckd"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_box_that_no_image_can_have(family, method, box, kind):
+    teacher = build_detector(family, seed=1) if method else None
+    model = distilled(build_detector(family), teacher, method).train()
+    batch = make_batch()
+    batch[1]["file_name"] = "street.jpg"
+    batch[1]["instances"].gt_boxes.tensor[0] = torch.tensor(box)
+    with pytest.raises(ValueError, match=f"street.jpg has a box {kind}, .*: correct it in the annotations or in"):
+        run_step(model, batch)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_plain_detector_in_the_trainer(family):
     model = build_detector(family).train()
