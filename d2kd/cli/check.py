@@ -22,8 +22,9 @@ from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
 from d2kd.cli import check_device, check_replay, run_command
+from d2kd.cli.check_measure import class_names, look_at_terms, measure_cost
 from d2kd.cli.check_picture import draw_picture
-from d2kd.cli.check_report import Report, class_names, look_at_terms, measure_cost, to_text
+from d2kd.cli.check_report import Report, to_text
 from d2kd.config import CONFIG, load_config
 from d2kd.data.samples import derive_seed
 from d2kd.engine import ConfigError, check_config, check_image_format, make_loader, resolve_device

@@ -1,62 +1,23 @@
-"""What d2kd check measures of a distilled model beside its teacher's knowledge, and what it prints."""
+"""What d2kd check prints and writes: what was measured of a distilled model, beside its teacher's knowledge."""
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Collection, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from detectron2.config import instantiate
-from detectron2.data import MetadataCatalog
-from detectron2.engine import hooks
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
-from detectron2.utils.events import EventStorage
-from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from d2kd.cli.benchmark_measure import Case, peak_bytes
-from d2kd.engine import Trainer, amp_dtype
+from d2kd.cli.check_measure import TERM_BATCHES, Cost, Term
 from d2kd.modeling import DistilledDetector, get_adapter
 from d2kd.modeling.detectors.interface import make_anchors, strides_of
 from d2kd.modeling.distillation.examination import Examination
-from d2kd.modeling.distillation.health import FAR, FIRST_SHARE, SHARE_PERIOD
+from d2kd.modeling.distillation.health import FAR
 from d2kd.modeling.distillation.preflight_verdict import LEAST_OBJECTS, Verdict
 
-__all__ = ["Cost", "Report", "Term", "class_names", "look_at_terms", "measure_cost", "to_text"]
-
-Batch = list[dict[str, Any]]
-
-#: A step at which every schedule has come to its end, and gradient shares are measured.
-_ITERATION = FIRST_SHARE + 10**4 * SHARE_PERIOD
-_TERM_BATCHES, _ROUNDS = 3, 4
-
-
-@dataclass
-class Term:
-    """A loss of the run: its mean value, and its gradient at the student's FPN outputs over the detection losses'."""
-
-    value: float
-    gradient_share: float | None = None
-
-
-@dataclass
-class Cost:
-    """Of one training step, forward and backward, and of all of them. Times of the wall."""
-
-    seconds: float
-    baseline_seconds: float
-    data_seconds: float
-    peak_bytes: int
-    baseline_peak_bytes: int
-    iterations: int
-
-    @property
-    def hours(self) -> float:
-        return self.iterations * (self.seconds + self.data_seconds) / 3600
+__all__ = ["Report", "to_text"]
 
 
 @dataclass
@@ -142,90 +103,6 @@ class Report:
         return f"pull with {_range(shares.values())} times the detection losses' gradient."
 
 
-def class_names(cfg: DictConfig) -> list[str] | None:
-    """``thing_classes`` of the training data, if they are known."""
-    names = OmegaConf.select(cfg, "dataloader.train.dataset.names", default=None)
-    first = names if isinstance(names, str) else names[0] if names else None
-    if first is None or first not in MetadataCatalog.list():
-        return None
-    return MetadataCatalog.get(first).as_dict().get("thing_classes")
-
-
-def look_at_terms(model: DistilledDetector, batches: Sequence[Batch], cfg: DictConfig) -> dict[str, Term]:
-    """
-    The losses of some batches, and the gradient shares of those that distil, after a training step on each batch: those
-    of a student that was not trained at all say little. ``model`` is trained by that.
-    """
-    nodes = deepcopy(cfg)
-    nodes.optimizer.params.model = model
-    trainer = Trainer(
-        model,
-        batches,
-        instantiate(nodes.optimizer),
-        amp_dtype=amp_dtype(cfg.train.amp),
-        clip_grad=cfg.train.clip_grad,
-        accumulate=cfg.train.accumulate,
-    )
-    trainer.register_hooks([hooks.LRScheduler(scheduler=instantiate(nodes.lr_multiplier))])
-    trainer.train(0, len(batches))
-    values: dict[str, list[float]] = {}
-    for index, batch in enumerate(batches[:_TERM_BATCHES]):
-        with EventStorage(_ITERATION + SHARE_PERIOD * index) as storage, _autocast(model, cfg):
-            losses = model(batch)
-        found = {name: value.item() for name, value in losses.items()}
-        found |= {key: value for key, (value, _) in storage.latest().items() if key.endswith("_gradient_share")}
-        for key, value in found.items():
-            values.setdefault(key, []).append(value)
-    means = {key: statistics.fmean(x) for key, x in values.items()}
-    terms = {}
-    for key, value in means.items():
-        if key.startswith("loss_kd_"):
-            name = key.removeprefix("loss_kd_")
-            terms[name] = Term(value, means.get(f"kd/{name}_gradient_share"))
-        elif not key.startswith("kd/"):
-            terms[key] = Term(value)
-    return terms
-
-
-def measure_cost(model: DistilledDetector, batches: Sequence[Batch], cfg: DictConfig, data_seconds: float) -> Cost:
-    """A training step beside that of the student alone, in rounds of one after the other; medians."""
-    baseline = DistilledDetector(student=model.student, input_format=model.input_format).train()
-    parameters = [x for x in model.parameters() if x.requires_grad]
-
-    def case(name: str, detector: nn.Module, batch: Batch) -> Case:
-        def step(_: None) -> None:
-            with EventStorage(_ITERATION + 1), _autocast(model, cfg):
-                losses = detector(batch)
-            torch.stack(list(losses.values())).sum().backward()
-
-        return Case(name, step, setup=lambda: model.zero_grad(set_to_none=False))
-
-    def seconds(timed: Case) -> float:
-        inputs = timed.setup()
-        _wait(model.device)
-        start = time.perf_counter()
-        timed.run(inputs)
-        _wait(model.device)
-        return time.perf_counter() - start
-
-    pairs = [(case("step", model, x), case("baseline", baseline, x)) for x in batches[:_ROUNDS]]
-    peaks = [peak_bytes(x, model.device, parameters) for x in pairs[0]]
-    times = [[seconds(x) for x in pair] for pair in pairs]
-    model.zero_grad()
-    step, alone = (statistics.median(x) for x in zip(*times))
-    return Cost(step, alone, data_seconds, peaks[0], peaks[1], cfg.train.max_iter)
-
-
-def _autocast(model: DistilledDetector, cfg: DictConfig) -> torch.autocast:
-    dtype = amp_dtype(cfg.train.amp)
-    return torch.autocast(model.device.type, dtype=dtype, enabled=dtype is not None)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def describe_pair(model: DistilledDetector) -> list[tuple[str, tuple[str, ...]]]:
     """What the two detectors are: rows of (what, (student's, teacher's)); alike for both where they share it."""
     teacher = model.teacher
@@ -279,7 +156,7 @@ def to_text(report: Report) -> str:
         lines += _columns(what, f"{ours[key]:.2f}", f"{theirs[key]:.2f}", by_chance)
     lines += _columns("gap of their scores", f"{examination.gap:.2f}", "")
     lines += [f"  The teacher takes {x}." for x in _confusions(report)]
-    lines += ["", f"The terms, in {_TERM_BATCHES} batches (gradient at the student's FPN outputs, detection's being 1)"]
+    lines += ["", f"The terms, in {TERM_BATCHES} batches (gradient at the student's FPN outputs, detection's being 1)"]
     lines += _columns("", "value", "gradient")
     for name, term in report.terms.items():
         share = "" if term.gradient_share is None else f"{term.gradient_share:.3g}"
