@@ -11,11 +11,12 @@ import torch
 from detectron2.config import instantiate
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils.events import get_event_storage
-from torch import Tensor, nn
+from torch import Tensor
 
 from d2kd.losses import DistillationLoss
 from d2kd.modeling.adapters import get_adapter, input_format_of
 from d2kd.modeling.detectors.interface import make_statistics_float
+from d2kd.modeling.distillation.adopted_student import AdoptedStudent
 from d2kd.modeling.distillation.agreement import raised_on_all_ranks
 from d2kd.modeling.distillation.batch_check import check_batch
 from d2kd.modeling.distillation.crossing import crossed_assignment, crossed_output
@@ -44,19 +45,7 @@ from d2kd.structures import kept_random_state
 __all__ = ["DistilledDetector"]
 
 
-#: The student's own tables: what it holds beside its children is moved, cast, saved and loaded with this module.
-_ADOPTED = (
-    "_parameters",
-    "_buffers",
-    "_non_persistent_buffers_set",
-    "_state_dict_hooks",
-    "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
-)
-
-
-class DistilledDetector(nn.Module):
+class DistilledDetector(AdoptedStudent):
     """
     A detector with the student's parameters under the student's own names, trained by the student's own losses plus
     distillation losses. In eval mode it is the student.
@@ -80,9 +69,7 @@ class DistilledDetector(nn.Module):
         ValueError: losses without a teacher, or values that contradict each other.
     """
 
-    pixel_mean: Tensor
     distillation: DistillationState
-    _student: DenseDetector
 
     def __init__(
         self,
@@ -93,17 +80,10 @@ class DistilledDetector(nn.Module):
         input_format: str | None = None,
         tap_projector_channels: Sequence[int] | None = None,
     ) -> None:
-        super().__init__()
         detector: DenseDetector = instantiate(student)
         get_adapter(detector)
         make_statistics_float(detector)
-        for table in _ADOPTED:
-            setattr(self, table, getattr(detector, table))
-        for name, child in detector._modules.items():  # with those that are None, or have two names
-            if name == "distillation":
-                raise ValueError("The student has a child named 'distillation', a name that d2kd uses: rename it.")
-            self.add_module(name, child)
-        object.__setattr__(self, "_student", detector)  # kept out of the module tree
+        super().__init__(detector)
         self.input_format = input_format_of(
             detector, input_format, "model.input_format (in a yacs config: INPUT.FORMAT)"
         )
@@ -124,14 +104,7 @@ class DistilledDetector(nn.Module):
         self._health = Health()
         warn_of_stacked_terms(built)
 
-    # ---- student and teacher ---------------------------------------------------------------------------------
-
-    @property
-    def student(self) -> DenseDetector:
-        """The plain detector, looking at this model's modules (they may have been replaced since, e.g. by SyncBN)."""
-        for name in self._student._modules:
-            self._student._modules[name] = self._modules[name]
-        return self._student
+    # ---- the teacher -------------------------------------------------------------------------------------------------
 
     @property
     def teacher(self) -> Teacher | None:
@@ -155,10 +128,6 @@ class DistilledDetector(nn.Module):
         if self._overlap is None:
             raise RuntimeError("The pair was not checked yet: call load_teacher() of a DistilledDetector with losses.")
         return self._overlap
-
-    @property
-    def device(self) -> torch.device:
-        return self._student.device
 
     def load_teacher(self) -> None:
         """
@@ -193,11 +162,6 @@ class DistilledDetector(nn.Module):
                 "This DistilledDetector is a copy (deepcopy or pickle), and copies have no teacher: train the original."
             )
         return self._teacher
-
-    def train(self, mode: bool = True) -> DistilledDetector:
-        super().train(mode)
-        self.student.train(mode)
-        return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DistilledDetector:
         super()._apply(fn, recurse)
