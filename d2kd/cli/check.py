@@ -30,9 +30,8 @@ from d2kd.data.samples import derive_seed
 from d2kd.engine import ConfigError, check_config, check_image_format, make_loader, resolve_device
 from d2kd.experiments import write_json
 from d2kd.modeling import DistilledDetector
-from d2kd.modeling.distillation.examination import examine
+from d2kd.modeling.distillation.examination import examine, judge
 from d2kd.modeling.distillation.preflight import BATCHES, IMAGES, pick_images
-from d2kd.modeling.distillation.preflight_verdict import judge
 
 COMMAND = "d2kd check"
 EXAMPLES = """

@@ -13,9 +13,8 @@ from torch import nn
 from d2kd.cli.check_measure import TERM_BATCHES, Cost, Term
 from d2kd.modeling import DistilledDetector, get_adapter
 from d2kd.modeling.detectors.interface import make_anchors, strides_of
-from d2kd.modeling.distillation.examination import Examination
+from d2kd.modeling.distillation.examination import LEAST_OBJECTS, Examination, Verdict
 from d2kd.modeling.distillation.health import FAR
-from d2kd.modeling.distillation.preflight_verdict import LEAST_OBJECTS, Verdict
 
 __all__ = ["Report", "to_text"]
 

@@ -9,9 +9,8 @@ from typing import Any
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from torch import Tensor
 
-from d2kd.modeling.distillation.examination import examine
+from d2kd.modeling.distillation.examination import examine, judge
 from d2kd.modeling.distillation.overlap import Overlap
-from d2kd.modeling.distillation.preflight_verdict import judge
 from d2kd.modeling.distillation.teacher import Teacher
 
 __all__ = ["BATCHES", "IMAGES", "Preflight", "pick_images"]

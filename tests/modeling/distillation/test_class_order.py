@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from d2kd.modeling.distillation.class_order import find_class_order
+from d2kd.modeling.distillation.examination.class_order import find_class_order
 
 
 def votes(names, counts, num_names=None, right=0.9):

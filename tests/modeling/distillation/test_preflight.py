@@ -11,7 +11,7 @@ from torch import multiprocessing
 
 from d2kd.losses import BinaryClassificationKD
 from d2kd.modeling import DistilledDetector
-from d2kd.modeling.distillation import examination, preflight
+from d2kd.modeling.distillation import preflight
 from tests.helpers import build_detector, join_two, make_losses, preset, run_step
 from tests.modeling.distillation.known_scene import make_batch, teacher
 
@@ -115,7 +115,7 @@ def test_reversed_channels(short):
 
 def test_the_other_channel_order_is_tried_on_all_images(short, monkeypatch):
     """On few of them its effect may be too small to be sure of."""
-    monkeypatch.setattr(examination, "TRIED", 0)
+    monkeypatch.setattr("d2kd.modeling.distillation.examination.images.TRIED", 0)
     assert "better with input_format=BGR" in stop_of(model_of(teacher(), input_format="RGB"), short)
 
 

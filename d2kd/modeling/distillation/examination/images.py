@@ -16,9 +16,9 @@ from torch import Tensor
 from d2kd.modeling.adapters import get_adapter
 from d2kd.modeling.detectors.interface import label_anchors_of, num_classes_of, pixel_statistics
 from d2kd.modeling.distillation.agreement import raised_on_all_ranks
-from d2kd.modeling.distillation.knowledge import Knowledge, read_knowledge
+from d2kd.modeling.distillation.examination.knowledge import Knowledge, read_knowledge
+from d2kd.modeling.distillation.examination.pixel_settings import PixelSetting, apply_setting, known_settings, reorder
 from d2kd.modeling.distillation.overlap import Overlap
-from d2kd.modeling.distillation.pixel_settings import PixelSetting, apply_setting, known_settings, reorder
 from d2kd.modeling.distillation.student_step import labels_of, predict
 from d2kd.modeling.distillation.teacher import Teacher
 from d2kd.structures import DenseOutput, kept_random_state

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from d2kd.modeling.distillation.class_order import find_class_order
-from d2kd.modeling.distillation.examination import KNOWS, Examination
-from d2kd.modeling.distillation.knowledge import Knowledge
+from d2kd.modeling.distillation.examination.class_order import find_class_order
+from d2kd.modeling.distillation.examination.images import KNOWS, Examination
+from d2kd.modeling.distillation.examination.knowledge import Knowledge
 
 __all__ = ["LEAST_OBJECTS", "Verdict", "judge"]
 
