@@ -6,7 +6,7 @@ from detectron2.solver import WarmupParamScheduler
 from detectron2.solver.build import get_default_optimizer_params
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 
-digits_adamw = L(torch.optim.AdamW)(
+adamw = L(torch.optim.AdamW)(
     params=L(get_default_optimizer_params)(base_lr="${..lr}", weight_decay_norm=0.0),
     lr=3e-3,
     weight_decay=1e-2,

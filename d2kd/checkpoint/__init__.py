@@ -2,7 +2,7 @@
 
 from d2kd.checkpoint.downloads import forget_download
 from d2kd.checkpoint.layouts import LayoutError, check_finite, first_of
-from d2kd.checkpoint.pickles import unsafe_names
+from d2kd.checkpoint.pickles import read_weights, unsafe_names
 from d2kd.checkpoint.run import WholeCheckpointer, checkpoint_names
 from d2kd.checkpoint.strict import (
     UNTRAINED,
@@ -31,6 +31,7 @@ __all__ = [
     "forget_download",
     "load_strictly",
     "other_weights",
+    "read_weights",
     "save_whole",
     "unsafe_names",
     "whole_file",

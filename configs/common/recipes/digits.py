@@ -1,7 +1,7 @@
 """The schedule of every digits run; a leaf sets its output_dir, and train.max_iter stretches or shortens it."""
 
 from ..data.digits import dataloader
-from ..optim import digits_adamw as optimizer
+from ..optim import adamw as optimizer
 from ..optim import steps as lr_multiplier
 from ..train import train
 

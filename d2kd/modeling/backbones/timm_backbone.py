@@ -1,16 +1,19 @@
-"""Networks of the timm library as Detectron2 backbones; the only file that needs timm, and only when one is built."""
+"""Networks of the timm library as Detectron2 backbones; timm is imported when one is built."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
+import torch
 from detectron2.modeling.backbone import Backbone
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["TimmBackbone"]
+from d2kd.checkpoint import first_of, read_weights
+
+__all__ = ["TimmBackbone", "import_timm"]
 
 
 class TimmBackbone(Backbone):
@@ -40,8 +43,14 @@ class TimmBackbone(Backbone):
         out_indices: which of the network's outputs, as in ``timm.create_model``; most convolutional networks have
             0 to 4 with strides 2 to 32, some (ConvNeXt, Swin) 0 to 3 with strides 4 to 32.
         pretrained: start from timm's weights, which it downloads. For evaluation, and for a teacher, whose checkpoint
-            holds the backbone too, False does. Weights that lie in a file:
-            ``pretrained=True, pretrained_cfg_overlay={"file": path}``.
+            holds the backbone too, False does.
+        weights: start from these instead: the path of a file, or name -> tensor, of the whole network as timm names its
+            weights (a node such as :func:`efficientnet_lite_weights`). Every weight of the backbone has to be there;
+            others, of the classifier and of stages that are not used, are left out.
+        freeze_at: the weights up to the output "res<freeze_at>" stay as they are, and its batch norms use their running
+            statistics, as in Detectron2's ``ResNet``. 0: everything is trained.
+        channels_last: compute in this memory format, faster for networks of depthwise convolutions. The features are
+            in the ordinary one.
         kwargs: further arguments of ``timm.create_model``, such as ``drop_path_rate``. Often needed:
             ``strict_img_size=False`` for a Swin, ``dynamic_img_size=True`` and ``dynamic_img_pad=True`` for a ViT,
             which else take images of one size; ``feature_cls="getter"`` for a MobileNet or EfficientNet whose last
@@ -51,12 +60,22 @@ class TimmBackbone(Backbone):
     Raises:
         ImportError: timm is not installed.
         ValueError: no such network, no such output, or outputs that cannot be named: two of one stride, or a stride
-            that is no power of two.
+            that is no power of two; no output to freeze at; weights that are missing or of other shapes.
     """
 
-    def __init__(self, name: str, *, out_indices: Sequence[int], pretrained: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        out_indices: Sequence[int],
+        pretrained: bool = False,
+        weights: str | Mapping[str, Tensor] | None = None,
+        freeze_at: int = 0,
+        channels_last: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__()
-        timm = _import_timm()
+        timm = import_timm()
         if ":" not in name and not timm.is_model(name):  # with a colon: a place to fetch the network from
             similar = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=5, cutoff=0)
             raise ValueError(
@@ -85,8 +104,14 @@ class TimmBackbone(Backbone):
         self._out_features = [f"res{stride.bit_length() - 1}" for stride in strides]
         self._out_feature_strides = dict(zip(self._out_features, strides))
         self._out_feature_channels = dict(zip(self._out_features, chosen.channels()))
+        if weights is not None:
+            _load(self.body, weights, name)
+        if freeze_at:
+            timm.utils.freeze(self.body, _modules_up_to(self.body, freeze_at, name))
+        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.body.to(memory_format=self._memory_format)
         # Those of windowed transformers come channels last.
-        self._channels_last = getattr(self.body, "output_fmt", "NCHW") == "NHWC"
+        self._permutes = getattr(self.body, "output_fmt", "NCHW") == "NHWC"
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]  # Backbone's has no argument
         """
@@ -96,18 +121,63 @@ class TimmBackbone(Backbone):
         Returns:
             (N, C, H / stride, W / stride) features by name, sizes rounded as the network does.
         """
-        features = self.body(x)
-        if self._channels_last:
+        features = self.body(x.contiguous(memory_format=self._memory_format))
+        if self._permutes:
             features = [feature.permute(0, 3, 1, 2) for feature in features]
+        elif self._memory_format is torch.channels_last:
+            features = [feature.contiguous() for feature in features]
         return dict(zip(self._out_features, features, strict=True))
 
 
-def _import_timm() -> ModuleType:
+def import_timm() -> ModuleType:
+    """
+    Raises:
+        ImportError: timm is not installed.
+    """
     try:
         import timm  # noqa: PLC0415 - optional
     except ImportError as error:
         raise ImportError("TimmBackbone needs timm, which is not installed: pip install timm.") from error
     return timm
+
+
+def _load(body: nn.Module, weights: str | Mapping[str, Tensor], network: str) -> None:
+    """Load all of the body's weights, whose names differ from the whole network's as timm takes it apart."""
+    source = weights if isinstance(weights, str) else "the weights"
+    given = read_weights(weights) if isinstance(weights, str) else weights
+    # FeatureGetterNet puts "model." before the names, FeatureListNet "_" in place of dots.
+    given = {name.replace(".", "_"): value for name, value in given.get("state_dict", given).items()}
+    wanted = {name: name.removeprefix("model.").replace(".", "_") for name in body.state_dict()}
+    misfits = [
+        name
+        for name, value in body.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+        and (wanted[name] not in given or given[wanted[name]].shape != value.shape)
+    ]
+    if misfits:
+        raise ValueError(
+            f"TimmBackbone: {len(misfits)} weights of {network} are not in {source}, or have other shapes there: "
+            f"{first_of(misfits)}. Expected timm's weights of the same network."
+        )
+    body.load_state_dict({name: given[key] for name, key in wanted.items() if key in given}, strict=False)
+
+
+def _modules_up_to(body: nn.Module, freeze_at: int, network: str) -> list[str]:
+    """The body's modules without children, in their order, up to the last of the output of stride 2**freeze_at."""
+    outputs = [body.feature_info[index] for index in range(len(body.feature_info))]  # type: ignore[index]
+    last = next((x["module"] for x in outputs if x["reduction"] == 2**freeze_at), None)
+    leaves = [name for name, module in body.named_modules() if not list(module.children())]
+    inside = [
+        index
+        for index, leaf in enumerate(leaves)
+        if last and f"{leaf.removeprefix('model.').replace('.', '_')}_".startswith(f"{last.replace('.', '_')}_")
+    ]
+    if not inside:
+        raise ValueError(
+            f"TimmBackbone: freeze_at is {freeze_at}, but {network} has no output of stride {2**freeze_at} to freeze up "
+            f"to; it has {_describe(body.feature_info)}."
+        )
+    return leaves[: inside[-1] + 1]
 
 
 def _describe(outputs: Any) -> str:
