@@ -1,1 +1,15 @@
-"""The cards' GFL on EfficientNet-Lite0 cut after stride 16, with ImageNet weights; stride 32 is made from it."""
+"""The cards' GFL on EfficientNet-Lite0 with ImageNet weights, cut after stride 16: what a phone might run."""
+
+from detectron2.config import LazyCall as L
+from detectron2.modeling.backbone import SimpleFeaturePyramid
+
+from .cards_backbone import lite0
+from .cards_gfl import model
+
+model.backbone = L(SimpleFeaturePyramid)(
+    net=lite0(out_indices=[3], freeze_at=3),
+    in_feature="res4",
+    out_channels=48,
+    scale_factors=[1.0, 0.5],  # strides 16 and 32
+    norm="BN",
+)
