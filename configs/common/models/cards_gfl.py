@@ -7,7 +7,7 @@ from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from d2kd.modeling.backbones import group_norm
 from d2kd.modeling.detectors import GFL, ATSSAssigner, GFLHead
 
-from .cards_backbone import fpn, resnet
+from .photo_backbones import fpn, resnet
 
 model = L(GFL)(
     backbone=fpn(resnet(stem=16, widths=[16, 32, 64, 96], out_features=["res4", "res5"]), ["res4", "res5"], 48),

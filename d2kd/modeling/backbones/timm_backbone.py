@@ -145,9 +145,8 @@ def _load(body: nn.Module, weights: str | Mapping[str, Tensor], network: str) ->
     """Load all of the body's weights, whose names differ from the whole network's as timm takes it apart."""
     source = weights if isinstance(weights, str) else "the weights"
     given = read_weights(weights) if isinstance(weights, str) else weights
-    # FeatureGetterNet puts "model." before the names, FeatureListNet "_" in place of dots.
-    given = {name.replace(".", "_"): value for name, value in given.get("state_dict", given).items()}
-    wanted = {name: name.removeprefix("model.").replace(".", "_") for name in body.state_dict()}
+    given = {_plain_name(name): value for name, value in given.get("state_dict", given).items()}
+    wanted = {name: _plain_name(name) for name in body.state_dict()}
     misfits = [
         name
         for name, value in body.state_dict().items()
@@ -162,22 +161,27 @@ def _load(body: nn.Module, weights: str | Mapping[str, Tensor], network: str) ->
     body.load_state_dict({name: given[key] for name, key in wanted.items() if key in given}, strict=False)
 
 
+def _plain_name(name: str) -> str:
+    """A name of the body's or of the network's: FeatureGetterNet adds "model.", FeatureListNet has "_" for dots."""
+    return name.removeprefix("model.").replace(".", "_")
+
+
 def _modules_up_to(body: nn.Module, freeze_at: int, network: str) -> list[str]:
-    """The body's modules without children, in their order, up to the last of the output of stride 2**freeze_at."""
+    """The body's modules that have parameters, in their order, up to the last of the output of stride 2**freeze_at."""
     outputs = [body.feature_info[index] for index in range(len(body.feature_info))]  # type: ignore[index]
     last = next((x["module"] for x in outputs if x["reduction"] == 2**freeze_at), None)
-    leaves = [name for name, module in body.named_modules() if not list(module.children())]
+    modules = [name for name, module in body.named_modules() if list(module.parameters(recurse=False))]
     inside = [
         index
-        for index, leaf in enumerate(leaves)
-        if last and f"{leaf.removeprefix('model.').replace('.', '_')}_".startswith(f"{last.replace('.', '_')}_")
+        for index, module in enumerate(modules)
+        if last and f"{_plain_name(module)}_".startswith(f"{_plain_name(last)}_")
     ]
     if not inside:
         raise ValueError(
-            f"TimmBackbone: freeze_at is {freeze_at}, but {network} has no output of stride {2**freeze_at} to freeze up "
-            f"to; it has {_describe(body.feature_info)}."
+            f"TimmBackbone: freeze_at is {freeze_at}, but {network} has no output of stride {2**freeze_at} to freeze "
+            f"up to; it has {_describe(body.feature_info)}."
         )
-    return leaves[: inside[-1] + 1]
+    return modules[: inside[-1] + 1]
 
 
 def _describe(outputs: Any) -> str:

