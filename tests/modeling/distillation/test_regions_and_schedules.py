@@ -68,6 +68,15 @@ def test_the_regions_of_one_function_are_made_in_one_call():
     assert found["loss_kd_left"] > 0 and found["loss_kd_right"].item() == 0
 
 
+def test_a_region_that_reads_predictions_reads_those_of_its_loss():
+    """Crossed outputs of different tails are different sources."""
+    losses = {f"tail{tail}": BinaryClassificationKD(source="crossed", tail=tail, region="gap") for tail in (0, 1, 2)}
+    together = run_step(distilled(*pair(), losses), make_batch())
+    for name, loss in losses.items():
+        alone = run_step(distilled(*pair(), {name: loss}), make_batch())
+        assert together[f"loss_kd_{name}"].item() == alone[f"loss_kd_{name}"].item() > 0
+
+
 def scheduled(schedule, **kwargs):
     return BinaryClassificationKD(schedule=schedule, schedule_iters=10, **kwargs)
 
