@@ -21,9 +21,7 @@ def tally(what: str, outcomes: list[Outcome]) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python3 -m tests.faults", description=__doc__)
-    parser.add_argument(
-        "--kills", type=int, default=20, help="random kills of one process, each family (default: 20; 0: none of one)"
-    )
+    parser.add_argument("--kills", type=int, default=20, help="random kills of one process, each family (default: 20)")
     parser.add_argument("--rank-kills", type=int, default=10, help="random kills of two ranks (default: 10)")
     parser.add_argument("--seed", type=int, default=0, help="of the times of the kills (default: 0)")
     args = parser.parse_args()
