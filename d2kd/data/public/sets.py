@@ -11,7 +11,7 @@ __all__ = ["SETS", "SPLITS", "PublicSet"]
 SPLITS = ("train", "val", "test")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # hashable
 class PublicSet:
     """
     One data set.
