@@ -11,6 +11,8 @@ from d2kd.data.images import image_size
 
 __all__ = ["read_yolo"]
 
+_ROUNDING = 1e-3  # of the tools that wrote the file
+
 
 def read_yolo(path: str | Path, image: str | Path, num_classes: int) -> dict[str, Any]:
     """
@@ -40,7 +42,7 @@ def read_yolo(path: str | Path, image: str | Path, num_classes: int) -> dict[str
             ) from error
         if class_id not in range(num_classes):
             raise ValueError(f"{path}: line {number} has the class {class_id:g}, expected 0 to {num_classes - 1}.")
-        if not all(0 <= value <= 1 for value in (x, y, w, h)):
+        if not all(-_ROUNDING <= value <= 1 + _ROUNDING for value in (x, y, w, h)):
             raise ValueError(
                 f"{path}: line {number} has the box {[x, y, w, h]}, expected numbers from 0 to 1, shares of the "
                 "image's width and height."

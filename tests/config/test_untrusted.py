@@ -130,9 +130,7 @@ def test_a_class_that_a_config_file_defines(tmp_path, imported):
     (tmp_path / "other.py").write_text("from .teacher import model\n")
     source = str(tmp_path / ("other.py" if imported else "teacher.py"))
     LazyConfig.save(LazyConfig.load(source), str(tmp_path / "config.yaml"))
-    with pytest.raises(
-        ValueError, match="it names Mine, which a config file defines, .*: give the LazyConfig .py"
-    ):
+    with pytest.raises(ValueError, match="it names Mine, which a config file defines, .*: give the LazyConfig .py"):
         build_teacher(str(tmp_path / "config.yaml"))
     assert type(build_teacher(source)).__name__ == "Mine"
 

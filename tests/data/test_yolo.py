@@ -31,6 +31,10 @@ class TestReadYolo:
             ],
         }
 
+    def test_rounding_of_other_tools(self, read):
+        (annotation,) = read("0 0.5 0.5 1.0000001 1")["annotations"]
+        assert annotation["bbox"] == pytest.approx([0, 0, 40, 20], abs=1e-4)
+
     @pytest.mark.parametrize("text", ["", "\n", "  \n"])
     def test_no_objects(self, read, text):
         assert read(text)["annotations"] == []
@@ -46,6 +50,7 @@ class TestReadYolo:
             ("-1 0.5 0.5 0.5 0.5", "has the class -1"),
             ("0.5 0.5 0.5 0.5 0.5", "has the class 0.5"),
             ("nan 0.5 0.5 0.5 0.5", "has the class nan"),
+            ("0 0.5 0.5 1.01 0.5", "expected numbers from 0 to 1"),
             ("0 20 10 20 5", r"has the box \[20.0, 10.0, 20.0, 5.0\], expected numbers from 0 to 1"),
             ("0 0.5 0.5 nan 0.5", r"expected numbers from 0 to 1"),
             ("0 0.5 0.5 -0.5 0.5", r"expected numbers from 0 to 1"),
