@@ -20,6 +20,7 @@ COMMANDS = {
     "benchmark": ("benchmark", "measure time and memory of a distilled training step"),
     "export": ("export", "get the student out of a distilled run"),
     "convert": ("convert", "convert an OpenMMLab checkpoint to a Detectron2 one"),
+    "data": ("data", "get a public data set of real photographs"),
     "methods": ("methods", "list the distillation methods"),
     "demo": ("demo", "distil a small FCOS on handwritten digits, on a CPU"),
 }

@@ -14,10 +14,11 @@ from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
 from detectron2.engine import hooks
 from detectron2.utils.events import EventStorage
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from d2kd.cli.benchmark_measure import Case, peak_bytes, synchronize
+from d2kd.config.nodes import dataset_names
 from d2kd.engine import Trainer, amp_dtype
 from d2kd.modeling import DistilledDetector
 from d2kd.modeling.distillation.health import FIRST_SHARE, SHARE_PERIOD
@@ -61,11 +62,8 @@ class Cost:
 
 def class_names(cfg: DictConfig) -> list[str] | None:
     """``thing_classes`` of the training data, if they are known."""
-    names = OmegaConf.select(cfg, "dataloader.train.dataset.names", default=None)
-    first = names if isinstance(names, str) else names[0] if names else None
-    if first is None or first not in MetadataCatalog.list():
-        return None
-    return MetadataCatalog.get(first).as_dict().get("thing_classes")
+    names = dataset_names(cfg, "train")
+    return MetadataCatalog.get(names[0]).get("thing_classes") if names and names[0] in MetadataCatalog.list() else None
 
 
 def look_at_terms(model: DistilledDetector, batches: Sequence[Batch], cfg: DictConfig) -> dict[str, Term]:

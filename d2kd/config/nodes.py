@@ -10,7 +10,7 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-__all__ = ["self_contained", "target_of"]
+__all__ = ["dataset_names", "self_contained", "target_of"]
 
 Node = TypeVar("Node", bound=DictConfig | ListConfig)
 
@@ -19,6 +19,20 @@ def target_of(node: DictConfig) -> Any:
     """The class or function that ``instantiate(node)`` calls; None if there is none."""
     target = node.get("_target_")
     return locate(target) if isinstance(target, str) else target
+
+
+def dataset_names(cfg: DictConfig, split: str) -> list[str]:
+    """
+    The names of the datasets that ``cfg.dataloader[split]`` reads, as Detectron2 registers them: ``names`` of its
+    ``dataset``, or of the one in it, where that is :func:`d2kd.data.subset`; empty if there are none.
+    """
+    node = OmegaConf.select(cfg, f"dataloader.{split}.dataset", default=None)
+    while isinstance(node, DictConfig):
+        names = node.get("names")
+        if names:
+            return [names] if isinstance(names, str) else list(names)
+        node = node.get("dataset")
+    return []
 
 
 def self_contained(node: Node, name: str, move: str) -> Node:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import dataclasses
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -79,6 +80,13 @@ def check_targets(content: Any, trust: Sequence[str] = ()) -> None:
 def _trusted(name: str, trust: Iterable[str]) -> Any:
     """The object of a dotted name; its package is imported only if it is trusted."""
     root = name.partition(".")[0]
+    last = name.rpartition(".")[2]
+    # What Detectron2 names the code of a config file, and of one that it imports.
+    if name == f"builtins.{last}" and not hasattr(builtins, last) or name.startswith("detectron2._cfg_loader"):
+        raise ValueError(
+            f"it names {last}, which a config file defines, so that this dumped config does not hold it: give the "
+            f"LazyConfig .py that it was made from, or move {last} into a module that can be imported."
+        )
     if root in trust:
         return locate(name)
     found = locate(name) if root in _PACKAGES else None

@@ -93,7 +93,7 @@ def DistilledDetector(cfg: CfgNode) -> distillation.DistilledDetector:
     return distillation.DistilledDetector(
         student=student,
         input_format=cfg.INPUT.FORMAT,
-        losses=_build_losses(type(student), node.METHOD, node.TEACHER_FAMILY, node.LOSSES or ()),
+        losses=_build_losses(type(student), node.METHOD, node.TEACHER_FAMILY, node.LOSSES or (), cfg.SOLVER.MAX_ITER),
         teacher={
             "model": teacher_node(node.TEACHER_CONFIG, f"{_NODE}.TEACHER_CONFIG", node.TEACHER_TRUST),
             "checkpoint": node.TEACHER_WEIGHTS,
@@ -122,7 +122,7 @@ def _class_map(pairs: Sequence[Sequence[int]]) -> dict[int, int] | None:
 
 
 def _build_losses(
-    detector_class: type, method: str, teacher_family: str, changes: Sequence[str]
+    detector_class: type, method: str, teacher_family: str, changes: Sequence[str], max_iter: int
 ) -> dict[str, DistillationLoss]:
     try:
         preset = get_losses(method, *preset_families(detector_class), teacher=teacher_family)
@@ -133,7 +133,9 @@ def _build_losses(
             f"{_NODE}.TEACHER_FAMILY is {teacher_family!r}, expected one that {method} has a preset for: "
             f"{', '.join(METHODS[method])}."
         )
-    losses = OmegaConf.create(preset, flags={"allow_objects": True})
+    # Presets stretch their schedules over train.max_iter, as a LazyConfig has it.
+    tree = OmegaConf.create({"train": {"max_iter": max_iter}, "losses": preset}, flags={"allow_objects": True})
+    losses = tree.losses
     off = {_apply(losses, change, method) for change in changes}
     built = {}
     with kept_random_state():  # so that the baseline draws the same numbers after this

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from PIL import ImageMode
 from torch import nn
 
 from d2kd.checkpoint import WholeCheckpointer
-from d2kd.config.nodes import target_of
+from d2kd.config.nodes import dataset_names, target_of
 from d2kd.engine.defaults import ConfigError, amp_dtype, resolve_device
 from d2kd.engine.trainer import check_clip_grad
 from d2kd.modeling import DistilledDetector
@@ -165,7 +165,7 @@ def check_classes(cfg: DictConfig, model: nn.Module) -> None:
     called once they are loaded. Classes that the data do not have are logged.
 
     Args:
-        cfg: only ``dataloader.train.dataset.names`` and ``model`` are read.
+        cfg: only ``dataloader.train.dataset`` is read.
         model: the one to train.
 
     Raises:
@@ -173,8 +173,7 @@ def check_classes(cfg: DictConfig, model: nn.Module) -> None:
     """
     known = getattr(model.student if isinstance(model, DistilledDetector) else model, "num_classes", None)
     key = "model.student.num_classes" if isinstance(model, DistilledDetector) else "model.num_classes"
-    names = OmegaConf.select(cfg, "dataloader.train.dataset.names", default=())
-    for name in names if isinstance(names, ListConfig) else [names]:
+    for name in dataset_names(cfg, "train"):
         classes: Sequence[str] = (
             MetadataCatalog.get(name).get("thing_classes") if name in MetadataCatalog.list() else ()
         )
@@ -182,7 +181,7 @@ def check_classes(cfg: DictConfig, model: nn.Module) -> None:
             continue
         if len(classes) > known:
             raise ConfigError(
-                f"{name} (dataloader.train.dataset.names) has {len(classes)} classes, but {key} is {known}: set it, "
+                f"{name} (dataloader.train.dataset) has {len(classes)} classes, but {key} is {known}: set it, "
                 f"and num_classes of the head, to {len(classes)}."
             )
         if len(classes) < known:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, MutableSequence, Sequence
+from pathlib import Path
 from typing import Any
 
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators, inference_on_dataset
@@ -13,14 +15,17 @@ from detectron2.utils import comm
 from detectron2.utils.logger import log_first_n
 from torch import nn
 
+from d2kd.checkpoint import whole_file
 from d2kd.engine.defaults import ConfigError
 from d2kd.modeling.adapters import guarded_hooks
 from d2kd.modeling.detectors.interface import num_classes_of
 
-__all__ = ["evaluate", "teacher_predictor"]
+__all__ = ["Results", "evaluate", "teacher_predictor", "write_evaluation"]
 
 _LOGGER = f"detectron2.{__name__}"  # below Detectron2's, which any script that trains sets up
 logger = logging.getLogger(_LOGGER)
+
+Results = dict[str, Any]  # task -> {metric -> value}; empty on all ranks but the main one
 
 
 class _CountDetections(DatasetEvaluator):
@@ -38,7 +43,7 @@ def evaluate(
     model: nn.Module | Callable,
     data_loader: Iterable,
     evaluator: DatasetEvaluator | MutableSequence[DatasetEvaluator],
-) -> dict[str, Any]:
+) -> Results:
     """
     :func:`detectron2.evaluation.inference_on_dataset`, with AP, AP50 and AP75 of 0 if the model detects nothing:
     ``COCOEvaluator`` then returns ``{}`` or NaN, from which no best checkpoint can be chosen. Without annotations there
@@ -69,6 +74,38 @@ def evaluate(
         bbox = results.setdefault("bbox", {})
         bbox.update({k: 0.0 for k in ("AP", "AP50", "AP75") if math.isnan(bbox.get(k, math.nan))})
     return results
+
+
+def write_evaluation(folder: str | Path, evaluation: Mapping[str, object]) -> None:
+    """
+    Write ``evaluation.json`` into a run's folder, whole or not at all, and log where it is; one that was there is
+    replaced. Metrics that are NaN, such as the AP of a class without objects, are null.
+
+    Args:
+        evaluation: what was evaluated, and its results, as of :func:`evaluate`.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    path = Path(folder, "evaluation.json")
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(_plain(evaluation), indent=2) + "\n")
+    logger.info("The results are in %s", path)
+
+
+def _plain(value: object) -> object:
+    """What JSON has for it: numbers of numpy and torch are numbers, NaN is null, else unknown objects are texts."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(inner) for inner in value]
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    try:
+        number = float(value)  # type: ignore[arg-type]  # what it does not take, it refuses
+    except (TypeError, ValueError):
+        return str(value)
+    return number if math.isfinite(number) else None
 
 
 def _has_annotations(evaluator: COCOEvaluator) -> bool:

@@ -31,11 +31,11 @@ from d2kd.checkpoint import (
     check_finite,
     load_strictly,
 )
-from d2kd.config.nodes import target_of
+from d2kd.config.nodes import dataset_names, target_of
 from d2kd.data import build_train_loader
 from d2kd.engine.checks import check_classes, check_image_format
 from d2kd.engine.defaults import ConfigError, amp_dtype, create_ddp_model, default_writers, resolve_device
-from d2kd.engine.evaluation import evaluate, teacher_predictor
+from d2kd.engine.evaluation import Results, evaluate, teacher_predictor, write_evaluation
 from d2kd.engine.hooks import (
     BestCheckpointer,
     OptimizerWatch,
@@ -56,8 +56,6 @@ __all__ = ["do_eval", "do_test", "do_train"]
 
 # Below Detectron2's logger, which any script that trains sets up.
 logger = logging.getLogger(f"detectron2.{__name__}")
-
-Results = dict[str, Any]  # task -> {metric -> value}; empty on all ranks but the main one
 
 
 def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, check_teacher: bool = False) -> Results:
@@ -89,7 +87,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
     with raised_on_all_ranks():  # a file that one machine lacks, for instance
         model = _build_model(cfg, load_teacher=True)
     logger.info("Model:\n%s", model)
-    teacher_ap = _teacher_ap(cfg, model) if check_teacher else None
+    teacher = _evaluate_teacher(cfg, model) if check_teacher else None
 
     cfg.optimizer.params.model = model  # the student's parameters: the teacher is not in its module tree
     trainer = Trainer(
@@ -156,8 +154,8 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
         # a resumed run would differ in the last bits. Without that the loss is as fast.
         with torch.jit.optimized_execution(False):
             trainer.train(start_iter, train.max_iter)
-    if teacher_ap is not None:
-        logger.info("teacher AP %s, student AP %s", teacher_ap, _ap(results))
+    if teacher is not None:
+        logger.info("teacher AP %s, student AP %s", _ap(teacher), _ap(results))
     return results
 
 
@@ -165,7 +163,8 @@ def do_eval(
     cfg: DictConfig, *, resume: bool = False, check_teacher: bool = False, allow_partial: bool = False
 ) -> Results:
     """
-    Evaluate ``train.init_checkpoint``. The teacher's files are read only if it is evaluated too.
+    Evaluate ``train.init_checkpoint``, and write ``evaluation.json`` into ``train.output_dir``: which weights, on which
+    dataset, with which results. The teacher's files are read only if it is evaluated too.
 
     Args:
         cfg: model, dataloader.{test,evaluator}, train (see configs/common).
@@ -189,7 +188,7 @@ def do_eval(
             "train.init_checkpoint is empty, expected the weights to evaluate: add train.init_checkpoint=PATH, or "
             f"--resume for the last checkpoint in train.output_dir={cfg.train.output_dir}."
         )
-    teacher_ap = _teacher_ap(cfg, model) if check_teacher else None
+    teacher = _evaluate_teacher(cfg, model) if check_teacher else None
     goes_on = resume and checkpointer.has_checkpoint()
     path = checkpointer.get_checkpoint_file() if goes_on else cfg.train.init_checkpoint
     misfit = load_strictly(
@@ -203,8 +202,12 @@ def do_eval(
     if misfit:
         logger.warning("Evaluated with weights that do not fit the model (--allow-partial):\n%s", misfit)
     results = do_test(cfg, model)
-    if teacher_ap is not None:
-        logger.info("teacher AP %s, student AP %s", teacher_ap, _ap(results))
+    if comm.is_main_process():
+        about = {"weights": path, "complete": not misfit, "datasets": dataset_names(cfg, "test")}
+        evaluation = about | {"results": results}
+        write_evaluation(cfg.train.output_dir, evaluation | ({} if teacher is None else {"teacher": teacher}))
+    if teacher is not None:
+        logger.info("teacher AP %s, student AP %s", _ap(teacher), _ap(results))
     return results
 
 
@@ -265,12 +268,12 @@ def _say_what_fits(misfit: Misfit, model: nn.Module, path: str, goes_on: bool) -
         logger.warning("The other weights begin as they were made, or are not of this model:\n%s", misfit)
 
 
-def _teacher_ap(cfg: DictConfig, model: nn.Module) -> str:
+def _evaluate_teacher(cfg: DictConfig, model: nn.Module) -> Results:
     predictor = teacher_predictor(model)
     logger.info("Evaluating the teacher")
-    ap = _ap(do_test(cfg, predictor))
-    logger.info("teacher AP %s", ap)
-    return ap
+    results = do_test(cfg, predictor)
+    logger.info("teacher AP %s", _ap(results))
+    return results
 
 
 def _ap(results: Results) -> str:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from d2kd.config.nodes import dataset_names
 from d2kd.experiments.files import read_json
 from d2kd.experiments.jobs import JobError
 from d2kd.experiments.plan import TEACHER, Run
@@ -39,9 +40,8 @@ def _name_of(value: Any) -> str:
 def _annotations(cfg: DictConfig) -> dict[str, str | None]:
     """Dataset -> digest of its COCO json, for the datasets of the config that are registered with one."""
     found = {}
-    for loader in ("train", "test"):
-        names = OmegaConf.select(cfg, f"dataloader.{loader}.dataset.names", default=())
-        for name in names if isinstance(names, ListConfig) else filter(None, [names]):
+    for split in ("train", "test"):
+        for name in dataset_names(cfg, split):
             if name in DatasetCatalog and (file := MetadataCatalog.get(name).get("json_file")):
                 found[name] = sha256(file)
     return found

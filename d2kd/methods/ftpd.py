@@ -24,7 +24,7 @@ def _losses(
     *, kind: str, cls: float, box: float, centerness: float | None = None, distribution: bool = False
 ) -> dict[str, DictConfig]:
     """Parallel distillation: each response of the head by a loss of its own, all of one source."""
-    where = dict(source="student", region=_QUALITY, normalizer="locations", **warm_up(500))
+    where = dict(source="student", region=_QUALITY, normalizer="locations", **warm_up())
     losses = dict(
         ftpd_cls=L(TemperatureFreeClassificationKD)(
             weight=cls,
@@ -33,7 +33,7 @@ def _losses(
             region="all_locations",
             normalizer="positives",
             quality_region=_QUALITY,
-            **warm_up(500),
+            **warm_up(),
         ),
         ftpd_dlt=(
             L(DynamicLocalizationDistillation)(weight=2.0, kind="std", **where)

@@ -15,7 +15,7 @@ def _tid(*, min_teacher_score: float) -> Method:
             region_weights=dict(weak=4.0, key=2.0, rest=1.0),
             combine="product",
             min_teacher_score=min_teacher_score,
-            **warm_up(500),
+            **warm_up(),
         )
     )
     return Method(

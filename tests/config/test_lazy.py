@@ -9,11 +9,12 @@ from detectron2.modeling.meta_arch.fcos import FCOS
 from omegaconf import OmegaConf
 from torch import nn
 
-from d2kd.config import distill, with_method
+from d2kd.config import distill, load_config, with_method
 from d2kd.data import class_map
 from d2kd.losses import BinaryClassificationKD
 from d2kd.methods import get_losses
 from d2kd.modeling import DistilledDetector
+from d2kd.modeling.distillation.state import build_losses
 from d2kd.modeling.distillation.teacher import Teacher
 from tests.helpers import build_detector, make_batch, run_step
 from tests.nodes import checkpoint_of, fcos, retinanet
@@ -253,6 +254,13 @@ def test_another_method_of_a_distilled_node():
     assert with_method(node, "alone").losses is None
     assert with_method(node, "config") == node
     assert OmegaConf.to_container(node, resolve=False) == before
+
+
+def test_a_warm_up_is_a_share_of_the_configs_schedule():
+    cfg = load_config("digits/gfl_crosskd.py", ["train.max_iter=1800"], method="tid")
+    assert build_losses(cfg.model.losses)["tid"].schedule_iters == 1800
+    cfg = load_config("digits/gfl_crosskd.py", ["model.losses.tid.schedule_iters=7"], method="tid")
+    assert build_losses(cfg.model.losses)["tid"].schedule_iters == 7
 
 
 def test_a_method_of_a_baseline_that_names_a_teacher():

@@ -117,6 +117,24 @@ def made_here(*args):
     raise AssertionError
 
 
+@pytest.mark.parametrize("imported", [False, True])
+def test_a_class_that_a_config_file_defines(tmp_path, imported):
+    text = (
+        "from d2kd.config import get_config\n"
+        "from detectron2.modeling.meta_arch.retinanet import RetinaNet\n"
+        "class Mine(RetinaNet):\n    pass\n"
+        "model = get_config('common/models/retinanet.py').model\n"
+        "model._target_ = Mine\n"
+    )
+    (tmp_path / "teacher.py").write_text(text)
+    (tmp_path / "other.py").write_text("from .teacher import model\n")
+    source = str(tmp_path / ("other.py" if imported else "teacher.py"))
+    LazyConfig.save(LazyConfig.load(source), str(tmp_path / "config.yaml"))
+    with pytest.raises(ValueError, match="it names Mine, which a config file defines, .*: give the LazyConfig .py"):
+        build_teacher(str(tmp_path / "config.yaml"))
+    assert type(build_teacher(source)).__name__ == "Mine"
+
+
 def test_objects_in_the_model_that_are_not_trusted(tmp_path):
     for value in (made_here, partial(made_here, 1), partial(nn.LayerNorm, made_here), ShapeSpec(channels=made_here)):
         (tmp_path / "x.yaml").write_text(yaml.dump({"model": {"a": value}}))

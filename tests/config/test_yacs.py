@@ -138,6 +138,14 @@ def test_losses_are_the_methods_with_changes():
     assert warmed_up.schedule is None and losses_of(method="ftpd")["ftpd_cls"].schedule is not None
 
 
+def test_a_warm_up_is_a_share_of_the_schedule():
+    cfg = wrapped(METHOD="tid", **ABSENT)
+    cfg.SOLVER.MAX_ITER = 1800
+    loss = build_model(cfg).losses["tid"]
+    loss.iteration = 5
+    assert loss.scheduled_weight == pytest.approx(loss.weight / 2)  # of 1800 / 180 iterations
+
+
 def test_losses_whose_weights_are_all_0_are_refused():
     with pytest.raises(ValueError, match=f"{KEY}.LOSSES .* weights of all bckd's losses are 0: set {KEY}.METHOD"):
         losses_of("bckd_loc.weight=0", "bckd_cls.weight=0")

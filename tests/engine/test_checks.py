@@ -165,21 +165,28 @@ def test_losses_are_built_without_random_numbers():
     assert torch.rand(1) == expected
 
 
-@pytest.mark.parametrize("names", ["three_classes", ["three_classes"]])
-def test_classes_of_the_data(cfg, caplog, names):
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        {"names": "three_classes"},
+        {"names": ["three_classes"]},
+        {"dataset": {"names": "three_classes"}, "share": 0.5},  # of subset()
+    ],
+)
+def test_classes_of_the_data(cfg, caplog, dataset):
     MetadataCatalog.get("three_classes").thing_classes = ["cat", "dog", "eel"]
-    cfg.dataloader.train.dataset = {"names": names}
+    cfg.dataloader.train.dataset = dataset
     check_classes(cfg, SimpleNamespace(num_classes=3))
     check_classes(cfg, SimpleNamespace())  # unknown
     assert not caplog.records
     with pytest.raises(
         ConfigError,
-        match=r"^three_classes \(dataloader.train.dataset.names\) has 3 classes, but model.num_classes is 2: set it",
+        match=r"^three_classes \(dataloader.train.dataset\) has 3 classes, but model.num_classes is 2: set it",
     ):
         check_classes(cfg, SimpleNamespace(num_classes=2))
     with caplog.at_level(logging.WARNING):
         check_classes(cfg, SimpleNamespace(num_classes=5))
     assert "three_classes has 3 classes (cat, dog, eel), but model.num_classes is 5" in caplog.text
-    cfg.dataloader.train.dataset.names = "never_registered"
+    cfg.dataloader.train.dataset = {"names": "never_registered"}
     check_classes(cfg, SimpleNamespace(num_classes=1))
     assert "never_registered" not in MetadataCatalog.list()

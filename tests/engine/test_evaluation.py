@@ -1,7 +1,10 @@
 import json
+import logging
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from detectron2.data import get_detection_dataset_dicts
@@ -10,6 +13,7 @@ from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.structures import Boxes, Instances
 
 from d2kd.engine import ConfigError, evaluate, teacher_predictor
+from d2kd.engine.evaluation import write_evaluation
 
 NAN = math.nan
 
@@ -100,3 +104,22 @@ def test_a_test_set_without_annotations_has_no_ap(tmp_path, caplog):
 def test_plain_student_has_no_teacher_to_check():
     with pytest.raises(ConfigError, match="model.teacher"):
         teacher_predictor(SimpleNamespace(teacher=None))
+
+
+class TestWriteEvaluation:
+    def test_numbers_of_all_kinds_and_nan(self, tmp_path, caplog):
+        results = {"bbox": {"AP": np.float32(12.5), "AP-card": NAN, "images": 4}, "note": Path("a")}
+        with caplog.at_level(logging.INFO):
+            write_evaluation(tmp_path / "run", {"datasets": ["cards_val"], "results": results, "complete": True})
+        assert json.loads((tmp_path / "run" / "evaluation.json").read_text()) == {
+            "datasets": ["cards_val"],
+            "results": {"bbox": {"AP": 12.5, "AP-card": None, "images": 4}, "note": "a"},
+            "complete": True,
+        }
+        assert f"The results are in {tmp_path / 'run' / 'evaluation.json'}" in caplog.text
+
+    def test_one_that_was_there_is_replaced_as_a_whole(self, tmp_path):
+        for weights in ("a long name of a file.pth", "b.pth"):
+            write_evaluation(tmp_path, {"weights": weights})
+        assert json.loads((tmp_path / "evaluation.json").read_text()) == {"weights": "b.pth"}
+        assert [path.name for path in tmp_path.iterdir()] == ["evaluation.json"]

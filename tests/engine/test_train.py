@@ -136,6 +136,9 @@ def test_eval_only(trained, tmp_path):
     final = trained[0] / "model_final.pth"
     results = run(tmp_path, "--eval-only", f"train.init_checkpoint={final}", "model.test_score_thresh=0.0")
     assert 0.0 <= results["bbox"]["AP"] <= 100.0
+    evaluation = json.loads((tmp_path / "evaluation.json").read_text())
+    assert (evaluation["weights"], evaluation["complete"]) == (str(final), True)
+    assert evaluation["results"]["bbox"]["AP"] == results["bbox"]["AP"]
     assert run(trained[0], "--eval-only", "--resume")["bbox"]["AP"] == 0.0
     with pytest.raises(ConfigError, match="train.init_checkpoint is empty"):
         run(tmp_path, "--eval-only")

@@ -2,6 +2,7 @@
 
 import pytest
 from detectron2.config import instantiate
+from omegaconf import OmegaConf
 
 import d2kd
 from d2kd.losses import (
@@ -126,6 +127,26 @@ def test_ld(family, main, vlr, temperature, region, exclude_positives):
     assert losses["ld_vlr_kd"].regions[0].options == {**options, "weighting": "mask"}
 
 
+def warm_up_iters(loss):
+    """The iteration from which on a loss has its weight, which grows linearly up to there."""
+    weights = []
+    while not weights or weights[-1] < loss.weight:
+        loss.iteration = len(weights)
+        weights.append(loss.scheduled_weight)
+    end = len(weights) - 1
+    assert weights == pytest.approx([loss.weight * n / end for n in range(end + 1)])
+    loss.iteration = loss.schedule_iters
+    assert loss.scheduled_weight == loss.weight
+    return end
+
+
+@pytest.mark.parametrize("max_iter, iters", [(90000, 500), (1800, 10), (180, 1)])
+def test_a_warm_up_is_a_share_of_the_config_s_schedule(max_iter, iters):
+    losses = get_losses("tid", "GFL")
+    cfg = OmegaConf.create({"train": {"max_iter": max_iter}, "losses": losses}, flags={"allow_objects": True})
+    assert warm_up_iters(instantiate(cfg.losses.tid)) == iters
+
+
 @pytest.mark.parametrize(
     "family, cls, dlt, box, centerness",
     [
@@ -156,8 +177,7 @@ def test_ftpd_distils_every_response_in_parallel(method, family, cls, dlt, box, 
     assert losses["ftpd_box"].iou_type == "giou"
     quality = ("teacher_quality", {"centerness": True}, "locations")
     for name, loss in losses.items():
-        assert loss.source == "student" and loss.schedule_iters == 500
-        assert (loss.schedule(0), loss.schedule(1)) == (0, 1)
+        assert loss.source == "student" and warm_up_iters(loss) == 500
         terms = [(spec.name, spec.options, spec.normalizer) for spec in loss.regions]
         if name != "ftpd_cls":
             assert terms == [quality]
@@ -173,7 +193,7 @@ def test_tid(method, least, family):
     assert (loss.weight, loss.region_weights) == (1, {"weak": 4, "key": 2, "rest": 1})
     assert (loss.combine, loss.min_teacher_score, loss.projector) == ("product", least, None)
     assert [spec.normalizer for spec in loss.regions] == ["level_mean"] * 3
-    assert loss.schedule_iters == 500 and (loss.schedule(0), loss.schedule(1)) == (0, 1)
+    assert warm_up_iters(loss) == 500
 
 
 @pytest.mark.parametrize("family, weight", [("GFL", 6), ("RetinaNet", 2), ("FCOS", 2), ("ATSS", 1)])
