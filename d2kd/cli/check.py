@@ -36,9 +36,10 @@ from d2kd.modeling.distillation.preflight import BATCHES, IMAGES, pick_images
 COMMAND = "d2kd check"
 _DRAWN = 2
 EXAMPLES = """
-The exit status is 0, or 2 where no run should be spent: the last five lines say why. A picture of two images (labels,
-detections, where the terms act) is written to train.output_dir. The terms are those after the run's first steps, whose weights are not
-kept. Everything is one process: for N GPUs give it what one of them gets, dataloader.train.total_batch_size=BATCH/N.
+The exit status is 0, or 2 where no run should be spent: the last five lines say why. A picture (labels, detections,
+where the terms act) is written to train.output_dir. The terms are those after the run's first steps, whose weights are
+not kept. Everything is one process: for N GPUs give it what one of them gets,
+dataloader.train.total_batch_size=BATCH/N.
 
 examples:
   d2kd check --config-file digits/gfl_crosskd.py

@@ -70,7 +70,7 @@ class SheetWriter(HookBase):
                 self.trainer.storage.put_image(f"sheet/{index}", np.asarray(sheet).transpose(2, 0, 1))
 
 
-def sheet_writers(cfg: DictConfig, model: nn.Module) -> list[SheetWriter]:
+def sheet_writers(cfg: DictConfig, model: nn.Module) -> list[HookBase | None]:
     """The hook that ``train.vis_period`` asks for, if there is something to be seen and somewhere to show it."""
     period = cfg.train.get("vis_period", 0)
     if not period:

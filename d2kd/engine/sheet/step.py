@@ -108,11 +108,8 @@ def look_at_step(model: DistilledDetector, item: Mapping[str, Any], iteration: i
 
     maps, remarks = _region_maps(twin.losses, given, cells)
     gap = cells(_gap(twin, item), centers)
-    maps.append(
-        HeatMap(
-            "gap |pₜ − pₛ|", "class scores of teacher and student", gap, [f"largest {x.values.max():.2f}" for x in gap]
-        )
-    )
+    largest = [f"largest {x.values.max():.2f}" for x in gap]
+    maps.append(HeatMap("gap |pₜ − pₛ|", "class scores of teacher and student", gap, largest))
     if gradients is None:
         remarks.append("The student's features need no gradient (a frozen backbone), so distillation sends them none.")
     else:
@@ -123,7 +120,7 @@ def look_at_step(model: DistilledDetector, item: Mapping[str, Any], iteration: i
 
 
 def _recorder(given: _Given, name: str) -> Callable[[nn.Module, tuple[DenseOutput, DenseOutput, list[Tensor]]], None]:
-    def record(_: nn.Module, args: tuple[DenseOutput, DenseOutput, list[Tensor]]) -> None:
+    def record(loss: nn.Module, args: tuple[DenseOutput, DenseOutput, list[Tensor]]) -> None:
         source, _, regions = args
         given[name] = source.anchors, [x if x.dim() == 5 else x[None] for x in regions]
 
