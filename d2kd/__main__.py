@@ -17,7 +17,7 @@ COMMANDS = {
     "check-adapter": ("check_adapter", "check that d2kd reads your detector correctly"),
     "visualize": ("visualize", "see what distillation does with single images"),
     "compare": ("compare", "train methods x seeds of one config and compare them"),
-    "plot": ("plot", "draw what runs have logged: AP, terms, gradient shares, learning rate"),
+    "plot": ("plot", "draw what runs have logged: AP, terms, gradient shares, learning rate; or AP against cost"),
     "benchmark": ("benchmark", "measure time and memory of a distilled training step"),
     "export": ("export", "get the student out of a distilled run"),
     "convert": ("convert", "convert an OpenMMLab checkpoint to a Detectron2 one"),

@@ -19,12 +19,15 @@ from d2kd.experiments.curves import CurvePoint, resample
 from d2kd.experiments.metrics import metric_name
 from d2kd.experiments.plan import TEACHER, method_label, stretched_for
 
-__all__ = ["PALETTE", "draw_sheet", "line_style", "plot_curves"]
+__all__ = ["COST_LABELS", "PALETTE", "distilled_methods", "draw_sheet", "line_style", "plot_curves"]
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; markers differ as well.
 _ORANGE, _SKY, _GREY = WRONG, RIGHT, "#6b6b6b"
 _OTHERS = [("#0072B2", "s"), ("#009E73", "D"), ("#CC79A7", "^"), ("#D55E00", "v"), (_SKY, "P"), ("#000000", "X")]
 _OTHERS += [("#8C564B", "*"), ("#5B3A8C", "<")]  # beside theirs, since their yellow does not show on white
+
+#: What the axis of a cost says, by the kind of device.
+COST_LABELS = {"cpu": "CPU seconds of the training loop", "cuda": "seconds of the training loop, on a GPU"}
 
 #: The colours of curves, in their order.
 PALETTE = tuple(color for color, _ in _OTHERS)
@@ -36,7 +39,7 @@ def line_style(method: str, distilled: Sequence[str]) -> dict[str, Any]:
 
     Args:
         method: of the curve.
-        distilled: all methods of the panel that distil, in their order.
+        distilled: all methods of the figure that distil, in their order.
     """
     if method == ALONE:
         return {"color": _GREY, "marker": "o"}
@@ -62,13 +65,13 @@ def plot_curves(path: str | Path, runs: Sequence[Mapping[str, Any]], labels: Map
     figure = Figure(figsize=(11, 4.2 * len(configs)), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(configs), 2, squeeze=False, sharey="row")
+    distilled = distilled_methods(runs)
     for (left, right), config in zip(panels, configs, strict=True):
         of_config = [run for run in runs if run["config"] == config]
-        _plot_config((left, right), of_config, labels or {})
+        _plot_config((left, right), of_config, distilled, labels or {})
         left.set_ylabel(f"{config}: {metric_name(of_config[0]['metric'])} on dataloader.test")
         left.set_xlabel("training iterations")
-        clock = {"cpu": "CPU seconds", "cuda": "seconds on a GPU"}[of_config[0]["device"]]
-        right.set_xlabel(f"{clock} of the training loop")
+        right.set_xlabel(COST_LABELS[of_config[0]["device"]])
     handles = {
         label: handle
         for panel in panels[:, 0]
@@ -79,7 +82,15 @@ def plot_curves(path: str | Path, runs: Sequence[Mapping[str, Any]], labels: Map
         figure.savefig(partial, format="png")
 
 
-def _plot_config(panels: tuple[Axes, Axes], runs: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> None:
+def distilled_methods(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The methods that distil, in their order: by it each has one style in all panels."""
+    methods = dict.fromkeys(run["method"] for run in runs)
+    return [method for method in methods if method not in (ALONE, TEACHER) and not stretched_for(method)]
+
+
+def _plot_config(
+    panels: tuple[Axes, Axes], runs: Sequence[Mapping[str, Any]], distilled: Sequence[str], labels: Mapping[str, str]
+) -> None:
     groups: dict[str, list[list[CurvePoint]]] = {}
     for run in runs:
         if run["method"] == TEACHER:
@@ -87,7 +98,6 @@ def _plot_config(panels: tuple[Axes, Axes], runs: Sequence[Mapping[str, Any]], l
                 panel.axhline(value, color="black", linestyle=":", linewidth=1.2, label=TEACHER)
         else:
             groups.setdefault(run["method"], []).append([CurvePoint(*point) for point in run["curve"]])
-    distilled = [method for method in groups if method != ALONE and not stretched_for(method)]
     for method, curves in groups.items():
         points = resample(curves)  # (runs, points, 3)
         mean = points.mean(axis=0)

@@ -52,7 +52,7 @@ def make_sheet(
     detectors: dict[str, Detector] = {"teacher": teacher_predictor(model)}
     if alone is not None:
         detectors["student alone"] = alone
-    detectors["student, distilled"] = model.twin().eval()
+    detectors["student" if alone is None else "student, distilled"] = model.twin().eval()
     plain = {"image": item["image"], "height": image.shape[-2], "width": image.shape[-1]}
     columns: dict[str, Sequence[Box]] = {"labels" if "instances" in item else "no labels": truth}
     for name, detector in detectors.items():
