@@ -61,7 +61,7 @@ def plot_ceiling(path: str | Path, runs: Sequence[Mapping[str, Any]]) -> None:
     """
     A row for each config: the final metric against the cost on a logarithmic axis, a line for each method over its
     schedules' lengths, with a band of one standard deviation over seeds; a teacher is a dotted line. Two panels where
-    other data than dataloader.test were reported: first dataloader.test, then these. Numbers stand at the student alone.
+    other data than dataloader.test were reported: first dataloader.test, then these. The student alone is numbered.
 
     Args:
         path: the PNG to write.

@@ -92,7 +92,8 @@ def look_at_step(model: DistilledDetector, item: Mapping[str, Any], iteration: i
     twin.student.head.register_forward_pre_hook(lambda _, args: seen.append(list(args[0])))
     for name, loss in twin.losses.items():
         loss.register_forward_pre_hook(_recorder(given, name))
-    with kept_random_state(twin.device), torch.enable_grad():
+    # What TorchScript compiles after its first calls is left for training to call.
+    with kept_random_state(twin.device), torch.enable_grad(), torch.jit.optimized_execution(False):
         with EventStorage(iteration):
             losses = twin([dict(item)])
         levels = [seen[0][level] for level in twin.overlap.student_levels]
@@ -109,7 +110,7 @@ def look_at_step(model: DistilledDetector, item: Mapping[str, Any], iteration: i
     maps, remarks = _region_maps(twin.losses, given, cells)
     gap = cells(_gap(twin, item), centers)
     largest = [f"largest {x.values.max():.2f}" for x in gap]
-    maps.append(HeatMap("gap |pₜ − pₛ|", "class scores of teacher and student", gap, largest))
+    maps.append(HeatMap("|pₜ − pₛ|", "gap of teacher's and student's class scores", gap, largest))
     if gradients is None:
         remarks.append("The student's features need no gradient (a frozen backbone), so distillation sends them none.")
     else:
