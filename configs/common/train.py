@@ -24,4 +24,5 @@ train = dict(
     best_metric="bbox/AP",  # model_best.pth has the highest value of this metric
     eval_period=5000,  # 0: evaluate after the last iteration only
     log_period=20,
+    vis_period=0,  # sheets of two test images to TensorBoard (d2kd visualize); 0: none
 )

@@ -22,22 +22,24 @@ from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
 from d2kd.cli import check_device, check_replay, run_command
-from d2kd.cli.check_measure import class_names, look_at_terms, measure_cost
-from d2kd.cli.check_picture import draw_picture
+from d2kd.cli.check_measure import look_at_terms, measure_cost
 from d2kd.cli.check_report import Report, to_text
 from d2kd.config import CONFIG, load_config
 from d2kd.data.samples import derive_seed
 from d2kd.engine import ConfigError, check_config, check_image_format, make_loader, resolve_device
+from d2kd.engine.sheet import class_names, look_at_step, make_sheet, save_sheets
 from d2kd.experiments import write_json
 from d2kd.modeling import DistilledDetector
 from d2kd.modeling.distillation.examination import examine, judge
 from d2kd.modeling.distillation.preflight import BATCHES, IMAGES, pick_images
 
 COMMAND = "d2kd check"
+_DRAWN = 2
 EXAMPLES = """
-The exit status is 0, or 2 where no run should be spent: the last five lines say why. A picture (labels, teacher, where
-the terms look) is written to train.output_dir. The terms are those after the run's first steps, whose weights are not
-kept. Everything is one process: for N GPUs give it what one of them gets, dataloader.train.total_batch_size=BATCH/N.
+The exit status is 0, or 2 where no run should be spent: the last five lines say why. A picture (labels, detections,
+where the terms act) is written to train.output_dir. The terms are those after the run's first steps, whose weights are
+not kept. Everything is one process: for N GPUs give it what one of them gets,
+dataloader.train.total_batch_size=BATCH/N.
 
 examples:
   d2kd check --config-file digits/gfl_crosskd.py
@@ -109,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     )
     teacher.preflight = False  # the steps below are no run's
     picture = args.picture or Path(cfg.train.output_dir, "check.png")
-    draw_picture(picture, model, images[:3], names)
+    _draw(picture, model, images[:_DRAWN], names, cfg.train.max_iter)
     cost = measure_cost(model, batches, cfg, data_seconds)
     terms = look_at_terms(model, batches, cfg)
     report = Report(args.config_file, model, examination, verdict, terms, cost, names)
@@ -118,6 +120,21 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         write_json(args.json, report.figures())
     return 2 if verdict.stop else 0
+
+
+def _draw(
+    path: Path,
+    model: DistilledDetector,
+    items: Sequence[Mapping[str, Any]],
+    names: Sequence[str] | None,
+    iteration: int,
+) -> None:
+    sheets = []
+    for number, item in enumerate(items):
+        title = f"training image {number}, before the first step"
+        view = look_at_step(model, item, iteration)
+        sheets.append(make_sheet(model, item, view, names=names, title=title))
+    save_sheets(path, sheets)
 
 
 def _build_model(cfg: DictConfig, file: str) -> DistilledDetector:

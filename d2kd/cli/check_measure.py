@@ -11,19 +11,17 @@ from typing import Any
 
 import torch
 from detectron2.config import instantiate
-from detectron2.data import MetadataCatalog
 from detectron2.engine import hooks
 from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig
 from torch import nn
 
 from d2kd.cli.benchmark_measure import Case, peak_bytes, synchronize
-from d2kd.config.nodes import dataset_names
 from d2kd.engine import Trainer, amp_dtype
 from d2kd.modeling import DistilledDetector
 from d2kd.modeling.distillation.health import FIRST_SHARE, SHARE_PERIOD
 
-__all__ = ["TERM_BATCHES", "Cost", "Term", "class_names", "look_at_terms", "measure_cost"]
+__all__ = ["TERM_BATCHES", "Cost", "Term", "look_at_terms", "measure_cost"]
 
 Batch = list[dict[str, Any]]
 
@@ -58,12 +56,6 @@ class Cost:
     @property
     def hours(self) -> float:
         return self.iterations * (self.seconds + self.data_seconds) / 3600
-
-
-def class_names(cfg: DictConfig) -> list[str] | None:
-    """``thing_classes`` of the training data, if they are known."""
-    names = dataset_names(cfg, "train")
-    return MetadataCatalog.get(names[0]).get("thing_classes") if names and names[0] in MetadataCatalog.list() else None
 
 
 def look_at_terms(model: DistilledDetector, batches: Sequence[Batch], cfg: DictConfig) -> dict[str, Term]:

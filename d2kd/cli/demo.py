@@ -28,10 +28,10 @@ from torch import nn
 from d2kd.cli.compare import run_resumable
 from d2kd.config import ALONE, CONFIG, load_config
 from d2kd.data.digits import SIZES, prepare_digits
+from d2kd.engine.sheet import Box, mark
 from d2kd.experiments import (
     COCO_METRICS,
     TEACHER,
-    Box,
     CurvePoint,
     Experiment,
     build_jobs,
@@ -41,7 +41,6 @@ from d2kd.experiments import (
     last_quarter,
     load_student,
     load_teacher,
-    mark,
     markdown_table,
     plan_run,
     plan_teacher,

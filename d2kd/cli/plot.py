@@ -1,6 +1,7 @@
 """
-Draw what runs have logged to metrics.json: AP, each distillation term, the share of each term in the gradient, and the
-learning rate, against iterations and seconds of training.
+Draw what runs have logged to metrics.json: AP, learning rate, each distillation term and its share in the gradient,
+against iterations and seconds of training. Of outputs of d2kd compare: what each method reaches at the lengths of the
+schedule that were trained, against the cost of training.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from d2kd.cli import run_command
+from d2kd.experiments.ceiling_figure import plot_ceiling
 from d2kd.experiments.curves import read_metrics
+from d2kd.experiments.files import read_json
 from d2kd.experiments.run_figure import plot_runs
 
 COMMAND = "d2kd plot"
@@ -18,6 +21,7 @@ EXAMPLES = """
 examples:
   d2kd plot output/crosskd
   d2kd plot output/crosskd output/alone --output both.png
+  d2kd plot output/compare_2000 output/compare_4000 output/compare_8000 --output ceiling.png
 """
 
 
@@ -25,7 +29,8 @@ def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=COMMAND, description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's output folder, or its metrics.json")
+    about = "a run's output folder, or its metrics.json; or the output of d2kd compare, or its results.json"
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=about)
     parser.add_argument("--output", metavar="FILE.png", help="default: plot.png in the first run's folder")
     return parser
 
@@ -33,21 +38,38 @@ def argument_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     """
     Raises:
-        FileNotFoundError: a run has no metrics.json.
-        ValueError: one run is named twice, or nothing is logged.
+        FileNotFoundError: a folder has neither metrics.json nor results.json.
+        ValueError: one run is named twice, runs and outputs of d2kd compare are mixed, or there is nothing to draw.
     """
-    files = [path / "metrics.json" if path.is_dir() else path for path in map(Path, args.runs)]
-    for name, file in zip(args.runs, files):
-        if not file.is_file():
-            raise FileNotFoundError(f"{name} has no metrics.json, expected the output folder of a run.")
-    if len(set(files)) < len(files):
+    files = [_file(name) for name in args.runs]
+    if len({file.resolve() for file in files}) < len(files):
         raise ValueError("A run is named twice, expected each once.")
     output = Path(args.output) if args.output else files[0].with_name("plot.png")
-    names = [file.parent.resolve().name for file in files]
-    if len(set(names)) < len(names):
-        names = [str(file.parent) for file in files]
-    plot_runs(output, {name: read_metrics(file) for name, file in zip(names, files)})
+    compared = [file.name.endswith("results.json") for file in files]
+    if all(compared):
+        plot_ceiling(output, [result for file in files for result in read_json(file)["runs"]])
+    elif any(compared):
+        raise ValueError(
+            f"{args.runs[compared.index(True)]} is an output of d2kd compare and {args.runs[compared.index(False)]} a "
+            "run, expected one kind: the runs of d2kd compare are in its folders CONFIG/METHOD/seedN."
+        )
+    else:
+        names = [file.parent.resolve().name for file in files]
+        if len(set(names)) < len(names):
+            names = [str(file.parent) for file in files]
+        plot_runs(output, {name: read_metrics(file) for name, file in zip(names, files)})
     print(output)
+
+
+def _file(name: str) -> Path:
+    path = Path(name)
+    candidates = [path / "metrics.json", path / "results.json"] if path.is_dir() else [path]
+    found = next((file for file in candidates if file.is_file()), None)
+    if found is None:
+        raise FileNotFoundError(
+            f"{name} has no metrics.json, expected the output folder of a run, or of d2kd compare (results.json)."
+        )
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,7 +17,7 @@ from torch.utils import data as torchdata
 
 from d2kd.data.mapping import SampleError, map_entry
 
-__all__ = ["UNLABELED", "WORKERS", "MixedSamples", "RunSampler", "RunSamples", "derive_seed"]
+__all__ = ["UNLABELED", "WORKERS", "MixedSamples", "RunSampler", "RunSamples", "derive_seed", "isolated_rng"]
 
 logger = logging.getLogger(f"detectron2.{__name__}")
 
@@ -37,7 +37,7 @@ def derive_seed(seed: int, *key: int) -> int:
 
 
 @contextmanager
-def _isolated_rng(seed: int) -> Iterator[None]:
+def isolated_rng(seed: int) -> Iterator[None]:
     """
     Seed the CPU generators that data mappers draw from (``random``, ``numpy.random``, ``torch``), and restore their
     states on exit. CUDA generators are not touched.
@@ -129,7 +129,7 @@ class RunSamples(torchdata.Dataset):
         item = self._dataset[index]
         entry = f"entry {index} of dataloader.train.{self._key} ({item.get('file_name', 'without a file_name')})"
         advice = "correct the entry, leave it out, or set dataloader.train.on_error=skip"
-        with _isolated_rng(derive_seed(self._seed, _SAMPLE, n)):
+        with isolated_rng(derive_seed(self._seed, _SAMPLE, n)):
             sample = map_entry(self._mapper, item, "dataloader.train.mapper", entry, advice)
         if sample is None:
             # Detectron2's MapDataset would draw another image from a generator whose state cannot be resumed.

@@ -39,6 +39,7 @@ _WHOLE_NUMBERS = {
     "train.accumulate": 1,
     "train.eval_period": 0,  # after the last iteration only
     "train.log_period": 1,
+    "train.vis_period": 0,
     "train.checkpointer.period": 1,
     "train.checkpointer.max_to_keep": 1,
     "train.trainer.gather_metric_period": 1,

@@ -47,6 +47,7 @@ from d2kd.engine.loaders import make_loader
 from d2kd.engine.metrics_file import cut_metrics
 from d2kd.engine.resume import WAYS_OUT, ResumeError
 from d2kd.engine.run_folder import clear_run_folder
+from d2kd.engine.sheet import sheet_writers
 from d2kd.engine.stop import StopOnSignal
 from d2kd.engine.trainer import Trainer
 from d2kd.modeling import DistilledDetector
@@ -128,6 +129,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
         saving = [PeriodicCheckpointer(checkpointer, **train.checkpointer)]
         writing = [BestCheckpointer(train.eval_period, model, train.output_dir, train.best_metric)]
     trainer.register_hooks([*timing, *saving, stop, hooks.EvalHook(train.eval_period, test), *writing])
+    trainer.register_hooks(sheet_writers(cfg, model))
 
     checkpointer.resume_or_load(train.init_checkpoint, resume=resume)
     check_finite(

@@ -1,7 +1,7 @@
 """Methods x seeds of one config: what to train, jobs side by side, results, statistics, figures."""
 
 from d2kd.experiments.curves import CurvePoint, last_quarter
-from d2kd.experiments.figures import Box, draw_sheet, mark, plot_curves
+from d2kd.experiments.figures import draw_sheet, plot_curves
 from d2kd.experiments.files import write_json, write_text
 from d2kd.experiments.git import git_state
 from d2kd.experiments.jobs import JobError, run_jobs, short_path
@@ -14,7 +14,6 @@ from d2kd.experiments.training_jobs import build_jobs, environments
 __all__ = [
     "COCO_METRICS",
     "TEACHER",
-    "Box",
     "CurvePoint",
     "Experiment",
     "JobError",
@@ -27,7 +26,6 @@ __all__ = [
     "last_quarter",
     "load_student",
     "load_teacher",
-    "mark",
     "markdown_table",
     "plan_run",
     "plan_teacher",

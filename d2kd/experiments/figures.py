@@ -3,50 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from d2kd.checkpoint import whole_file
 from d2kd.config import ALONE
+from d2kd.engine.sheet import RIGHT, WRONG, Box, draw_boxes, font
 from d2kd.experiments.curves import CurvePoint, resample
 from d2kd.experiments.metrics import metric_name
 from d2kd.experiments.plan import TEACHER, method_label, stretched_for
-from d2kd.structures import iou
 
-__all__ = ["PALETTE", "Box", "draw_sheet", "line_style", "mark", "place_label", "plot_curves"]
+__all__ = ["COST_LABELS", "PALETTE", "distilled_methods", "draw_sheet", "line_style", "plot_curves"]
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; markers differ as well.
-_ORANGE, _SKY, _GREY = "#E69F00", "#56B4E9", "#6b6b6b"
+_ORANGE, _SKY, _GREY = WRONG, RIGHT, "#6b6b6b"
 _OTHERS = [("#0072B2", "s"), ("#009E73", "D"), ("#CC79A7", "^"), ("#D55E00", "v"), (_SKY, "P"), ("#000000", "X")]
 _OTHERS += [("#8C564B", "*"), ("#5B3A8C", "<")]  # beside theirs, since their yellow does not show on white
 
+#: What the axis of a cost says, by the kind of device.
+COST_LABELS = {"cpu": "CPU seconds of the training loop", "cuda": "seconds of the training loop, on a GPU"}
+
 #: The colours of curves, in their order.
 PALETTE = tuple(color for color, _ in _OTHERS)
-
-
-@dataclass(frozen=True)
-class Box:
-    """
-    Args:
-        xyxy: corners in pixels of the image.
-        name: of the class.
-        score: of the detection; None for ground truth.
-        right: whether it is one of the ground truth's objects; None where that is not asked.
-    """
-
-    xyxy: tuple[float, float, float, float]
-    name: str
-    score: float | None = None
-    right: bool | None = None
 
 
 def line_style(method: str, distilled: Sequence[str]) -> dict[str, Any]:
@@ -55,7 +39,7 @@ def line_style(method: str, distilled: Sequence[str]) -> dict[str, Any]:
 
     Args:
         method: of the curve.
-        distilled: all methods of the panel that distil, in their order.
+        distilled: all methods of the figure that distil, in their order.
     """
     if method == ALONE:
         return {"color": _GREY, "marker": "o"}
@@ -81,13 +65,13 @@ def plot_curves(path: str | Path, runs: Sequence[Mapping[str, Any]], labels: Map
     figure = Figure(figsize=(11, 4.2 * len(configs)), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(configs), 2, squeeze=False, sharey="row")
+    distilled = distilled_methods(runs)
     for (left, right), config in zip(panels, configs, strict=True):
         of_config = [run for run in runs if run["config"] == config]
-        _plot_config((left, right), of_config, labels or {})
+        _plot_config((left, right), of_config, distilled, labels or {})
         left.set_ylabel(f"{config}: {metric_name(of_config[0]['metric'])} on dataloader.test")
         left.set_xlabel("training iterations")
-        clock = {"cpu": "CPU seconds", "cuda": "seconds on a GPU"}[of_config[0]["device"]]
-        right.set_xlabel(f"{clock} of the training loop")
+        right.set_xlabel(COST_LABELS[of_config[0]["device"]])
     handles = {
         label: handle
         for panel in panels[:, 0]
@@ -98,7 +82,15 @@ def plot_curves(path: str | Path, runs: Sequence[Mapping[str, Any]], labels: Map
         figure.savefig(partial, format="png")
 
 
-def _plot_config(panels: tuple[Axes, Axes], runs: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> None:
+def distilled_methods(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The methods that distil, in their order: by it each has one style in all panels."""
+    methods = dict.fromkeys(run["method"] for run in runs)
+    return [method for method in methods if method not in (ALONE, TEACHER) and not stretched_for(method)]
+
+
+def _plot_config(
+    panels: tuple[Axes, Axes], runs: Sequence[Mapping[str, Any]], distilled: Sequence[str], labels: Mapping[str, str]
+) -> None:
     groups: dict[str, list[list[CurvePoint]]] = {}
     for run in runs:
         if run["method"] == TEACHER:
@@ -106,7 +98,6 @@ def _plot_config(panels: tuple[Axes, Axes], runs: Sequence[Mapping[str, Any]], l
                 panel.axhline(value, color="black", linestyle=":", linewidth=1.2, label=TEACHER)
         else:
             groups.setdefault(run["method"], []).append([CurvePoint(*point) for point in run["curve"]])
-    distilled = [method for method in groups if method != ALONE and not stretched_for(method)]
     for method, curves in groups.items():
         points = resample(curves)  # (runs, points, 3)
         mean = points.mean(axis=0)
@@ -122,23 +113,6 @@ def _plot_config(panels: tuple[Axes, Axes], runs: Sequence[Mapping[str, Any]], l
         panel.set_xlim(left=0)
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-
-
-def mark(boxes: Sequence[Box], truth: Sequence[Box], threshold: float = 0.5) -> list[Box]:
-    """
-    Say of each detection whether it is right: of the class of a ground-truth box that it overlaps by at least
-    ``threshold`` (IoU), and the first such, by score.
-    """
-    boxes = sorted(boxes, key=lambda box: -(box.score or 0.0))
-    found, there = (torch.tensor([b.xyxy for b in x], dtype=torch.float64).reshape(-1, 4) for x in (boxes, truth))
-    overlaps = iou(found[:, None], there).tolist()
-    free, out = list(range(len(truth))), []
-    for box, row in zip(boxes, overlaps, strict=True):
-        hits = [i for i in free if truth[i].name == box.name and row[i] >= threshold]
-        if hits:
-            free.remove(max(hits, key=row.__getitem__))
-        out.append(replace(box, right=bool(hits)))
-    return out
 
 
 def draw_sheet(
@@ -164,54 +138,9 @@ def draw_sheet(
     draw = ImageDraw.Draw(sheet)
     for column, (title, rows) in enumerate(columns.items()):
         x = gap + column * (panel + gap)
-        draw.text((x + panel / 2, head / 2), title, fill="black", font=_font(20), anchor="mm")
+        draw.text((x + panel / 2, head / 2), title, fill="black", font=font(20), anchor="mm")
         for row, (image, boxes) in enumerate(zip(images, rows, strict=True)):
-            sheet.paste(_draw_panel(image, boxes, panel), (x, head + row * (panel + gap)))
-    draw.text((gap, size[1] - foot / 2), caption, fill="black", font=_font(16), anchor="lm")
+            sheet.paste(draw_boxes(image, boxes, (panel, panel)), (x, head + row * (panel + gap)))
+    draw.text((gap, size[1] - foot / 2), caption, fill="black", font=font(16), anchor="lm")
     with whole_file(path) as partial:
         sheet.save(partial, format="PNG")
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)
-
-
-def _draw_panel(image: np.ndarray, boxes: Sequence[Box], size: int) -> Image.Image:
-    out = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)
-    draw, font = ImageDraw.Draw(out), _font(17)
-    scale = (size / image.shape[1], size / image.shape[0])
-    scaled = [tuple(v * scale[i % 2] for i, v in enumerate(box.xyxy)) for box in boxes]
-    colors = [{None: "white", True: _SKY, False: _ORANGE}[box.right] for box in boxes]
-    for corners, color in zip(scaled, colors, strict=True):
-        draw.rectangle(corners, outline="black", width=5)
-        draw.rectangle([corners[0] + 1, corners[1] + 1, corners[2] - 1, corners[3] - 1], outline=color, width=3)
-    taken: list[tuple[float, float, float, float]] = []
-    for box, corners, color in zip(boxes, scaled, colors, strict=True):
-        text = box.name if box.score is None else f"{box.name}  {box.score:.2f}"
-        label = place_label(draw.textbbox((0, 0), text, font=font)[2:], corners, size, taken)
-        taken.append(label)
-        draw.rectangle(label, fill=color, outline="black")
-        draw.text((label[0] + 4, label[1] + 1), text, fill="black", font=font)
-    return out
-
-
-def place_label(
-    text: tuple[float, float],
-    box: tuple[float, float, float, float],
-    size: int,
-    taken: Sequence[tuple[float, float, float, float]],
-) -> tuple[float, float, float, float]:
-    """A label's rectangle at its box: inside the panel and, if any place is free, on no other label."""
-    width, height = text[0] + 8, text[1] + 5
-    x0, y0, x1, y1 = box
-    places = [
-        (x, y) for y in (y0 - height, y1, y0, y1 - height, y0 - 2 * height, y1 + height) for x in (x0, x1 - width)
-    ]
-    rectangles = []
-    for x, y in places:
-        x, y = min(max(x, 0), size - width - 1), min(max(y, 0), size - height - 1)
-        rectangles.append((x, y, x + width, y + height))
-    for r in rectangles:
-        if not any(r[0] < t[2] and t[0] < r[2] and r[1] < t[3] and t[1] < r[3] for t in taken):
-            return r
-    return rectangles[0]

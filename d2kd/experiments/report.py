@@ -9,6 +9,7 @@ from d2kd.config import ALONE
 from d2kd.experiments.curves import CurvePoint, last_quarter
 from d2kd.experiments.figures import plot_curves
 from d2kd.experiments.files import write_json, write_text
+from d2kd.experiments.gain_figure import plot_gains
 from d2kd.experiments.metrics import decimals, metric_name
 from d2kd.experiments.plan import TEACHER, Experiment, method_label
 from d2kd.experiments.results import collect
@@ -109,7 +110,7 @@ def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str
 
 def write_report(experiment: Experiment, command: str) -> str:
     """
-    Write ``results.json``, ``results.md`` and ``curves.png`` to the output folder.
+    Write ``results.json``, ``results.md``, ``curves.png`` and, if there are pairs, ``gains.png`` to the output folder.
 
     Args:
         experiment: finished runs of its overrides are reported, whichever configs, methods and seeds it names.
@@ -130,4 +131,5 @@ def write_report(experiment: Experiment, command: str) -> str:
     write_text(experiment.output / "results.md", text)
     write_json(experiment.output / "results.json", {"command": command, "runs": results})
     plot_curves(experiment.output / "curves.png", results)
+    plot_gains(experiment.output / "gains.png", results)
     return text

@@ -19,6 +19,8 @@ from d2kd.experiments.plan import TEACHER, Run
 
 __all__ = ["check_request", "request", "sha256"]
 
+_HARMLESS = ("best_metric", "vis_period")
+
 
 @cache
 def _file_sha256(path: Path, modified: int) -> str:
@@ -50,15 +52,18 @@ def _annotations(cfg: DictConfig) -> dict[str, str | None]:
 def request(run: Run) -> dict[str, Any]:
     """
     What decides a run's outcome: its config (resolved) and overrides, the annotations of its data, its teacher's
-    weights, the kind of device. Not ``train.best_metric``, by which no weights change but those of model_best.pth.
+    weights, the kind of device. Not ``train.best_metric``, by which no weights change but those of model_best.pth, and
+    ``train.vis_period``, by which none do.
     """
     cfg = run.load_config()
+    harmless = {f"train.{key}" for key in _HARMLESS}
     distils = OmegaConf.select(cfg, "model.losses", default=None)
     annotations = _annotations(cfg)
-    del cfg.train.best_metric
+    for key in _HARMLESS:
+        cfg.train.pop(key, None)
     content = json.dumps(OmegaConf.to_container(cfg, resolve=True), sort_keys=True, default=_name_of)
     return {
-        "overrides": [override for override in run.overrides if not override.startswith("train.best_metric=")],
+        "overrides": [override for override in run.overrides if override.split("=")[0].lstrip("+") not in harmless],
         "config_sha256": hashlib.sha256(content.encode()).hexdigest(),
         "annotations_sha256": annotations,
         "teacher_sha256": sha256(cfg.model.teacher.checkpoint) if distils else None,

@@ -1,8 +1,9 @@
-"""A figure of single runs: AP, distillation terms, their gradient shares and the learning rate while training."""
+"""A figure of single runs: AP, learning rate, distillation terms and their gradient shares while training."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from d2kd.checkpoint import whole_file
 from d2kd.experiments.curves import CurvePoint, curve
@@ -22,17 +24,24 @@ __all__ = ["plot_runs"]
 Records = Mapping[int, Mapping[str, Any]]
 
 _COST = "cost/wall_seconds"
-_GREY = "#8a8a8a"
 _LINES: tuple[tuple[float, tuple[float, ...]], ...] = ((0, ()), (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
 _TERM, _SHARE, _DETECTION = "loss_kd_", "_gradient_share", "detection losses, summed"
 
 
+@dataclass(frozen=True)
+class _Quantity:
+    """What one panel shows: a logged scalar, its title, and whether it is a share of the detection losses' gradient."""
+
+    key: str
+    title: str
+    is_share: bool = False
+
+
 def plot_runs(path: str | Path, runs: Mapping[str, Records]) -> None:
     """
-    A row of panels for each of: the evaluations' metric, the values of the terms and of the detection losses, the
-    terms' gradient shares, and the learning rate; against iterations and, where it was logged, against the seconds of
-    training. A term has one colour in all panels, a run one kind of line. A row that no run has anything for is left
-    out.
+    A row for the evaluations' metric and the learning rate, one for the detection losses, and one for each term: its
+    value, and its share of the gradient. Each against iterations and, where it was logged, against the seconds of
+    training. A run has one colour and kind of line in all panels. What no run has is left out.
 
     Args:
         path: the PNG to write.
@@ -43,41 +52,42 @@ def plot_runs(path: str | Path, runs: Mapping[str, Records]) -> None:
     """
     runs = {label: _with_detection(records) for label, records in runs.items()}
     keys = list(dict.fromkeys(key for records in runs.values() for record in records.values() for key in record))
-    metric = next((key for key in ("bbox/AP", *keys) if key in keys and key.endswith("/AP")), None)
-    terms = sorted(key.removeprefix(_TERM) for key in keys if key.startswith(_TERM))
-    rows: list[tuple[str, dict[str, str], bool]] = [  # title, metric -> label of its line, logarithmic
-        (f"{metric_name(metric or '')} on dataloader.test", {metric: ""} if metric else {}, False),
-        ("value of the losses", {**{_TERM + x: x for x in terms}, _DETECTION: _DETECTION}, False),
-        ("gradient at the student's FPN,\ndetection losses = 1", {f"kd/{x}{_SHARE}": x for x in terms}, True),
-        ("learning rate", {"lr": ""}, False),
-    ]
-    rows = [(title, {k: v for k, v in lines.items() if k in keys}, log) for title, lines, log in rows]
-    rows = [row for row in rows if row[1]]
-    if not rows:
+    metric = next((key for key in ("bbox/AP", *keys) if key in keys and key.endswith("/AP")), "")
+    pairs = [(_Quantity(metric, f"{metric_name(metric)} on dataloader.test"), _Quantity("lr", "learning rate"))]
+    for term in sorted(key.removeprefix(_TERM) for key in keys if key.startswith(_TERM)):
+        share = _Quantity(f"kd/{term}{_SHARE}", f"{term}: gradient, detection losses = 1", is_share=True)
+        pairs.append((_Quantity(_TERM + term, f"{term}: value"), share))
+    pairs.append((_Quantity(_DETECTION, _DETECTION), _Quantity("grad_norm", "norm of the whole gradient")))
+    rows = [[quantity for quantity in pair if quantity.key in keys] for pair in pairs]
+    rows = [row for row in rows if row]
+    if not any(quantity.key != "grad_norm" for row in rows for quantity in row):
         raise ValueError("These runs have logged neither AP nor losses nor a learning rate: there is nothing to draw.")
-    colors = {**dict(zip(terms, cycle(PALETTE))), _DETECTION: _GREY, "": "black"}
-    columns = ["training iterations"] + ["seconds of training (wall clock)"] * (_COST in keys)
-    figure = Figure(figsize=(1 + 5 * len(columns), 0.6 + 2.5 * len(rows)), dpi=120, layout="constrained")
+    axes = ["training iterations"] + ["seconds (wall clock)"] * (_COST in keys)
+    width = max(map(len, rows)) * len(axes)
+    figure = Figure(figsize=(1 + 3.1 * width, 0.8 + 1.9 * len(rows)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(len(rows), len(columns), squeeze=False, sharey="row", sharex="col")
-    for row, (title, lines, log) in zip(panels, rows):
-        _plot_row(row, lines, runs, colors, log)
-        row[0].set_ylabel(title)
-    for panel, label in zip(panels[-1], columns):
-        panel.set_xlabel(label)
-    handles = {
-        label: Line2D([], [], color=colors[label], linewidth=2)
-        for label in (*terms, _DETECTION)
-        if label in _drawn(rows)
-    }
-    if len(runs) > 1:
-        handles |= {
-            f"run {label}": Line2D([], [], color="black", linestyle=style) for label, style in zip(runs, cycle(_LINES))
-        }
-    else:
-        figure.suptitle(next(iter(runs)))
-    if handles:
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, handlelength=3.5)
+    panels = figure.subplots(len(rows), width, squeeze=False)
+    last = {column: row for row, each in enumerate(rows) for column in range(len(each) * len(axes))}
+    shares: list[Axes] = []
+    for number, (row, quantities) in enumerate(zip(panels, rows)):
+        for panel in row[len(quantities) * len(axes) :]:
+            panel.remove()
+        for index, quantity in enumerate(quantities):
+            first = index * len(axes)
+            here = list(row[first : first + len(axes)])
+            _plot(here, quantity, runs)
+            here[0].set_title(quantity.title, loc="left", fontsize=10)
+            for column, (panel, label) in enumerate(zip(here, axes), first):
+                if last[column] == number:
+                    panel.set_xlabel(label)
+            if quantity.is_share:
+                shares += here
+    if shares:  # one scale, so that terms can be compared
+        limits = [limit for panel in shares for limit in panel.get_ylim()]
+        for panel in shares:
+            panel.set_ylim(min(limits), max(limits))
+    handles = [Line2D([], [], color=color, linestyle=line, linewidth=2) for color, line in _styles(runs)]
+    figure.legend(handles, list(runs), loc="outside upper center", ncols=min(4, len(runs)), handlelength=3.5)
     with whole_file(path) as partial:
         figure.savefig(partial, format="png")
 
@@ -91,39 +101,32 @@ def _with_detection(records: Records) -> dict[int, dict[str, Any]]:
     return out
 
 
-def _drawn(rows: Sequence[tuple[str, Mapping[str, str], bool]]) -> set[str]:
-    return {label for _, lines, _ in rows for label in lines.values()}
+def _styles(runs: Mapping[str, Records]) -> list[tuple[str, tuple[float, tuple[float, ...]]]]:
+    """Colour and kind of line of each run."""
+    return [(color, line) for _, color, line in zip(runs, cycle(PALETTE), cycle(_LINES))]
 
 
-def _plot_row(
-    panels: Sequence[Axes], lines: Mapping[str, str], runs: Mapping[str, Records], colors: Mapping[str, str], log: bool
-) -> None:
-    for records, style in zip(runs.values(), cycle(_LINES)):
-        for key, label in lines.items():
-            points = [point for point in curve(records, key, _COST) if not log or point.value > 0]
-            for panel, xs in zip(panels, _abscissas(points)):
-                marker = "o" if len(points) < 30 else None
-                values = [point.value for point in points]
-                panel.plot(xs, values, color=colors[label], linestyle=style, marker=marker, markersize=3, linewidth=1.5)
+def _plot(panels: Sequence[Axes], quantity: _Quantity, runs: Mapping[str, Records]) -> None:
+    for records, (color, line) in zip(runs.values(), _styles(runs)):
+        points = [point for point in curve(records, quantity.key, _COST) if not quantity.is_share or point.value > 0]
+        marker = "o" if len(points) < 30 else None
+        values = [point.value for point in points]
+        for panel, xs in zip(panels, _abscissas(points)):
+            panel.plot(xs, values, color=color, linestyle=line, marker=marker, markersize=3, linewidth=1.4)
     for panel in panels:
-        if log:
+        if quantity.is_share:
             panel.set_yscale("log")
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
             panel.yaxis.set_major_formatter("{x:g}")
+            panel.yaxis.set_minor_formatter(NullFormatter())
             panel.axhline(1, color="black", linewidth=0.8)
-            panel.annotate(
-                "as strong as the detection losses",
-                (0.99, 1),
-                xycoords=("axes fraction", "data"),
-                xytext=(0, 3),
-                textcoords="offset points",
-                ha="right",
-                fontsize=8,
-            )
         else:
             panel.set_ylim(bottom=0)
         panel.set_xlim(left=0)
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
+    for panel in panels[1:]:
+        panel.tick_params(labelleft=False)
 
 
 def _abscissas(points: Sequence[CurvePoint]) -> tuple[list[float], list[float]]:

@@ -2,10 +2,13 @@
 
 import json
 
+import pytest
 from PIL import Image
 
 from d2kd.cli.plot import main
+from d2kd.config import ALONE
 from d2kd.experiments.curves import read_metrics
+from tests.experiments.small import result
 
 
 def write(folder, *, terms=("a", "b"), cost=True, steps=100, period=20):
@@ -30,14 +33,14 @@ def test_one_run(tmp_path, capsys):
     folder = write(tmp_path / "run")
     assert main([str(folder)]) == 0
     assert capsys.readouterr().out.strip() == str(folder / "plot.png")
-    assert Image.open(folder / "plot.png").size[1] > 1000  # four rows
+    assert Image.open(folder / "plot.png").size[1] > 800  # four rows
 
 
 def test_several_runs_and_a_file(tmp_path):
     runs = [write(tmp_path / "one"), write(tmp_path / "alone", terms=(), cost=False)]
     output = tmp_path / "new" / "both.png"
     assert main([str(runs[0]), str(runs[1] / "metrics.json"), "--output", str(output)]) == 0
-    assert Image.open(output).size[0] > 1000  # two columns
+    assert Image.open(output).size[0] > 1000  # four columns
 
 
 def test_without_costs_there_is_one_column_and_without_terms_there_are_fewer_rows(tmp_path):
@@ -47,6 +50,31 @@ def test_without_costs_there_is_one_column_and_without_terms_there_are_fewer_row
         assert main([str(folder)]) == 0
         sizes.append(Image.open(folder / "plot.png").size)
     assert sizes[1][0] < sizes[0][0] and sizes[2][1] < sizes[0][1]
+
+
+def test_each_term_has_a_row(tmp_path):
+    heights = []
+    for count in (1, 8):
+        folder = write(tmp_path / str(count), terms=[f"t{index}" for index in range(count)])
+        assert main([str(folder)]) == 0
+        heights.append(Image.open(folder / "plot.png").size[1])
+    assert heights[1] - heights[0] == pytest.approx(7 * 1.9 * 110, abs=2)
+
+
+def test_outputs_of_compare(tmp_path, capsys):
+    for count in (1, 2, 4):
+        runs = [
+            result(method, seed, 30.0 + count, cost_seconds=50.0 * count, max_iter=400 * count)
+            for method in (ALONE, "bckd")
+            for seed in (0, 1)
+        ]
+        (tmp_path / f"x{count}").mkdir()
+        (tmp_path / f"x{count}" / "results.json").write_text(json.dumps({"command": "", "runs": runs}))
+    folders = [str(tmp_path / f"x{count}") for count in (1, 2, 4)]
+    assert main([*folders, "--output", str(tmp_path / "ceiling.png")]) == 0
+    assert Image.open(tmp_path / "ceiling.png").size[0] > 500
+    assert main([*folders, str(write(tmp_path / "run"))]) == 2
+    assert f"{folders[0]} is an output of d2kd compare and {tmp_path / 'run'} a run" in capsys.readouterr().err
 
 
 def test_the_length_of_a_run_is_read_off_its_last_line(tmp_path):

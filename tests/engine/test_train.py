@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import d2kd.engine.train
 from d2kd.cli import train as cli
@@ -196,6 +197,16 @@ def test_distilled_run_and_its_baseline(trained, distilled, tmp_path):
     incompatible = stock.load_state_dict(weights(tmp_path / "kd" / "model_final.pth"), strict=False)
     assert not incompatible.missing_keys
     assert all(key.startswith("distillation.") for key in incompatible.unexpected_keys)
+
+
+def test_sheets_for_tensorboard_leave_the_weights_as_they_are(distilled, tmp_path):
+    run(tmp_path / "plain", config=distilled)
+    run(tmp_path / "seen", "train.vis_period=2", config=distilled)
+    assert equal(weights(tmp_path / "plain" / "model_final.pth"), weights(tmp_path / "seen" / "model_final.pth"))
+    events = EventAccumulator(str(tmp_path / "seen"))
+    events.Reload()
+    assert events.Tags()["images"] == ["sheet/0", "sheet/1"]
+    assert [event.step for event in events.Images("sheet/0")] == [1, 3]
 
 
 def test_missing_teacher_is_known_before_data_is_read(distilled, tmp_path):

@@ -4,8 +4,9 @@ import numpy as np
 from PIL import Image
 
 from d2kd.config import ALONE
-from d2kd.experiments import TEACHER, Box, draw_sheet, mark, plot_curves, stretched
-from d2kd.experiments.figures import line_style, place_label
+from d2kd.engine.sheet import Box
+from d2kd.experiments import TEACHER, draw_sheet, plot_curves, stretched
+from d2kd.experiments.figures import line_style
 from tests.experiments.small import result
 
 
@@ -17,22 +18,6 @@ def test_curves_of_any_experiment_are_drawn(tmp_path):
     two, one = (Image.open(tmp_path / name) for name in ("two.png", "one.png"))
     assert two.width == one.width and two.height == 2 * one.height
     assert len(one.getcolors(one.width * one.height)) > 10
-
-
-def test_mark_gives_each_object_to_its_best_detection():
-    truth = [Box((0, 0, 10, 10), "3"), Box((20, 20, 30, 30), "4")]
-    found = [
-        Box((0, 0, 10, 9), "3", 0.5),
-        Box((0, 0, 10, 10), "3", 0.9),  # a second one on the same object is wrong
-        Box((20, 20, 30, 30), "3", 0.8),  # another class
-        Box((25, 25, 35, 35), "4", 0.7),  # beside it
-    ]
-    assert [(box.score, box.right) for box in mark(found, truth)] == [
-        (0.9, True),
-        (0.8, False),
-        (0.7, False),
-        (0.5, False),
-    ]
 
 
 def test_sheet_has_equal_panels(tmp_path):
@@ -48,15 +33,6 @@ def test_sheet_has_equal_panels(tmp_path):
         outside[rows, 8:208] = outside[rows, 216:416] = False
         assert outside.sum() < 200  # pixels of text alone
     np.testing.assert_array_equal(sheet[40:448, 8:208], sheet[40:448, 216:416])
-
-
-def test_labels_stay_inside_and_apart():
-    size, taken = 300, []
-    for box in [(0, 0, 80, 80), (5, 2, 85, 80), (220, 260, 299, 299), (100, 120, 160, 180), (104, 120, 160, 180)]:
-        x0, y0, x1, y1 = place_label((60, 18), box, size, taken)
-        assert 0 <= x0 and 0 <= y0 and x1 < size and y1 < size
-        assert all(x0 >= t[2] or t[0] >= x1 or y0 >= t[3] or t[1] >= y1 for t in taken)
-        taken.append((x0, y0, x1, y1))
 
 
 def test_eight_methods_in_a_panel_are_told_apart():

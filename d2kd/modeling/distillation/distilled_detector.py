@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NoReturn
@@ -155,6 +156,12 @@ class DistilledDetector(AdoptedStudent):
             tap_projector_channels=self.tap_projector_channels,
             input_formats=(self.input_format, teacher.input_format),
         )
+
+    def twin(self) -> DistilledDetector:
+        """A deep copy that the same teacher teaches: whatever is done with it leaves this model as it is."""
+        copied = deepcopy(self)
+        copied._teacher = self._teacher
+        return copied
 
     def _held_teacher(self) -> Teacher:
         if self._teacher is None:

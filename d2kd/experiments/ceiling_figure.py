@@ -1,0 +1,121 @@
+"""What methods reach at several lengths of the schedule: the final metric against the cost of training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from d2kd.checkpoint import whole_file
+from d2kd.config import ALONE
+from d2kd.experiments.figures import COST_LABELS, distilled_methods, line_style
+from d2kd.experiments.metrics import metric_name
+from d2kd.experiments.plan import TEACHER, method_label, stretched_for
+from d2kd.experiments.statistics import mean_std
+
+__all__ = ["LengthPoint", "by_length", "plot_ceiling"]
+
+#: Iterations, mean cost, mean metric, and its standard deviation over seeds.
+LengthPoint = tuple[int, float, float, float]
+
+
+def by_length(runs: Sequence[Mapping[str, Any]], key: str = "values") -> dict[str, list[LengthPoint]]:
+    """
+    Method -> a point for each length of its schedule, from the shortest on.
+
+    Args:
+        runs: of one config, of :func:`d2kd.experiments.collect`; those without cost or metric are left out.
+        key: of the metrics: "values" as reported, "metrics" on dataloader.test.
+
+    Raises:
+        ValueError: two runs of one method, seed and length.
+    """
+    found: dict[tuple[str, int], dict[int, tuple[float, float]]] = {}
+    for run in runs:
+        if run["method"] == TEACHER or stretched_for(run["method"]):
+            continue
+        seeds = found.setdefault((run["method"], run["max_iter"]), {})
+        if run["seed"] in seeds:
+            raise ValueError(
+                f"{run['config']} has two runs of {method_label(run['method'])}, seed {run['seed']}, "
+                f"{run['max_iter']} iterations: draw results of other overrides in a figure of their own."
+            )
+        value = run[key].get(run["metric"])
+        if value is not None and run["cost_seconds"] is not None:
+            seeds[run["seed"]] = run["cost_seconds"], value
+    points: dict[str, list[LengthPoint]] = {}
+    for (method, length), seeds in sorted(found.items(), key=lambda item: item[0][1]):
+        costs, values = mean_std([x for x, _ in seeds.values()]), mean_std([y for _, y in seeds.values()])
+        if costs is not None and values is not None:
+            points.setdefault(method, []).append((length, costs[0], values[0], values[1] or 0.0))
+    return points
+
+
+def plot_ceiling(path: str | Path, runs: Sequence[Mapping[str, Any]]) -> None:
+    """
+    A row for each config: the final metric against the cost on a logarithmic axis, a line for each method over its
+    schedules' lengths, with a band of one standard deviation over seeds; a teacher is a dotted line. Two panels where
+    other data than dataloader.test were reported: first dataloader.test, then these. The student alone is numbered.
+
+    Args:
+        path: the PNG to write.
+        runs: results of one or several ``d2kd compare``.
+
+    Raises:
+        ValueError: two runs of one method, seed and length, or none with a cost.
+    """
+    configs = list(dict.fromkeys(run["config"] for run in runs))
+    reported = any(run["reported"] for run in runs)
+    keys = {"metrics": "on dataloader.test", "values": "as reported"} if reported else {"values": "on dataloader.test"}
+    figure = Figure(figsize=(2 + 4.7 * len(keys), 3.9 * len(configs) + 0.7), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(configs), len(keys), squeeze=False, sharex="row", sharey="row")
+    methods = distilled_methods(runs)
+    handles = {}
+    for row, config in zip(panels, configs):
+        of_config = [run for run in runs if run["config"] == config]
+        for panel, (key, where) in zip(row, keys.items()):
+            _plot_lines(panel, by_length(of_config, key), methods)
+            for run in of_config:
+                value = run[key].get(run["metric"])
+                if run["method"] == TEACHER and value is not None:
+                    panel.axhline(value, color="black", linestyle=":", linewidth=1.2, label=TEACHER)
+            panel.set_title(f"{config}, {where}", loc="left")
+            panel.set_xlabel(COST_LABELS[of_config[0]["device"]])
+            handles |= dict(zip(*reversed(panel.get_legend_handles_labels())))
+        row[0].set_ylabel(f"final {metric_name(of_config[0]['metric'])}")
+    if not handles:
+        raise ValueError("None of these runs has a cost and a final metric: there is nothing to draw.")
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(5, len(handles)))
+    with whole_file(path) as partial:
+        figure.savefig(partial, format="png")
+
+
+def _plot_lines(panel: Axes, lines: Mapping[str, Sequence[LengthPoint]], methods: Sequence[str]) -> None:
+    for method in sorted(lines, key=lambda x: x != ALONE):
+        lengths, costs, values, stds = (np.array(x) for x in zip(*lines[method]))
+        style = line_style(method, methods)
+        panel.plot(costs, values, **style, markersize=6, linewidth=1.7, label=method_label(method))
+        panel.fill_between(costs, values - stds, values + stds, color=style["color"], alpha=0.15, linewidth=0)
+        for length, cost, value in zip(lengths, costs, values) if method == ALONE else ():
+            panel.annotate(
+                f"{length} iterations" if length == lengths[0] else f"{length / lengths[0]:.3g}×",
+                (cost, value),
+                xytext=(5, -13),
+                textcoords="offset points",
+                fontsize=8,
+                color=style["color"],
+            )
+    panel.set_xscale("log")
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    panel.xaxis.set_minor_formatter(NullFormatter())
+    panel.margins(x=0.06, y=0.1)
+    panel.grid(alpha=0.3)
+    panel.spines[["top", "right"]].set_visible(False)
