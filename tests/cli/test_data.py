@@ -36,7 +36,7 @@ class TestGet:
     def test_wrong_arguments(self, arguments, capsys):
         with pytest.raises(SystemExit):
             main(["data", *arguments])
-        assert "usage: d2kd data" in capsys.readouterr().err
+        assert "d2kd data" in capsys.readouterr().err
 
     def test_help_lists_the_data_sets(self, capsys):
         with pytest.raises(SystemExit):
