@@ -103,7 +103,7 @@ def describe_weights(student: LoadedStudent, path: Path) -> str:
         f"{path.stat().st_size} bytes"
     ]
     if student.misfit:
-        lines.append(f"  WARNING: the checkpoint does not fit the student (--allow-partial):\n{student.misfit}")
+        lines.append(f"  WARNING: the checkpoint does not fit the student (--allow-partial): {student.misfit}")
     if student.distillation:
         lines.append(f"  left out of the model, {len(student.distillation)}: {', '.join(student.distillation)}")
     if student.entries:

@@ -24,7 +24,9 @@ from torch import nn
 
 from d2kd.checkpoint import (
     UNTRAINED,
+    DamagedError,
     FittingCheckpointer,
+    LayoutError,
     Misfit,
     MisfitError,
     WholeCheckpointer,
@@ -131,10 +133,11 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
         writing = [BestCheckpointer(train.eval_period, model, train.output_dir, train.best_metric)]
     trainer.register_hooks([*timing, *saving, stop, hooks.EvalHook(train.eval_period, test), *writing])
 
-    checkpointer.resume_or_load(train.init_checkpoint, resume=resume)
-    check_finite(
-        model, checkpointer.get_checkpoint_file() if goes_on else f"train.init_checkpoint={train.init_checkpoint}"
-    )
+    try:
+        checkpointer.resume_or_load(train.init_checkpoint, resume=resume)
+        check_finite(model, checkpointer.get_checkpoint_file() if goes_on else train.init_checkpoint)
+    except (DamagedError, LayoutError, FileNotFoundError) as error:
+        raise type(error)(f"{'--resume' if goes_on else 'train.init_checkpoint'}: {error}") from error
     # The checkpoint has the iteration that was just finished.
     start_iter = trainer.iter + 1 if goes_on else 0
     done = start_iter >= train.max_iter
@@ -198,10 +201,11 @@ def do_eval(
         refusal=f"{path} is no complete checkpoint of the model",
         way_out="--allow-partial evaluates it all the same, with random values for what it lacks",
         absent=f"The weights to evaluate are {path!r}, but there is no such file.",
+        key="--resume" if goes_on else "train.init_checkpoint",
         allow_partial=allow_partial,
     ).misfit
     if misfit:
-        logger.warning("Evaluated with weights that do not fit the model (--allow-partial):\n%s", misfit)
+        logger.warning("Evaluated with weights that do not fit the model (--allow-partial): %s", misfit)
     results = do_test(cfg, model)
     if teacher_ap is not None:
         logger.info("teacher AP %s, student AP %s", teacher_ap, _ap(results))
@@ -254,15 +258,15 @@ def _say_what_fits(misfit: Misfit, model: nn.Module, path: str, goes_on: bool) -
     """
     if goes_on:
         if misfit:
-            raise ResumeError(f"--resume cannot go on: the checkpoint is of another model. Either {WAYS_OUT}\n{misfit}")
+            raise ResumeError(f"--resume cannot go on: the checkpoint is of another model ({misfit}). Either {WAYS_OUT}")
         return
     total = sum(not UNTRAINED.search(key) for key in model.state_dict())
     lacking = len(misfit.missing) + len(misfit.mismatched)
     if lacking == total:
-        raise MisfitError(f"train.init_checkpoint={path} has none of the model's {total} weights:\n{misfit}")
+        raise MisfitError(f"train.init_checkpoint={path} has none of the model's {total} weights: {misfit}.")
     logger.info("%d of the model's %d weights are those of train.init_checkpoint=%s", total - lacking, total, path)
     if misfit:
-        logger.warning("The other weights begin as they were made, or are not of this model:\n%s", misfit)
+        logger.warning("The other weights begin as they were made, or are not of this model: %s", misfit)
 
 
 def _teacher_ap(cfg: DictConfig, model: nn.Module) -> str:
