@@ -21,7 +21,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
-from d2kd.cli import check_device, check_replay, run_command
+from d2kd.cli import Parser, check_device, check_file, check_replay, run_command
 from d2kd.cli.check_measure import class_names, look_at_terms, measure_cost
 from d2kd.cli.check_picture import draw_picture
 from d2kd.cli.check_report import Report, to_text
@@ -48,9 +48,7 @@ examples:
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=COMMAND, description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=COMMAND, description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--config-file", metavar="FILE", help="a LazyConfig file, or the name of a packaged config")
     parser.add_argument("--method", default=CONFIG, help="replace model.losses, as of d2kd train")
     parser.add_argument("--batches", type=int, default=BATCHES, metavar="N", help="training batches (%(default)s)")
@@ -74,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.batches < 1:
         raise ConfigError(f"--batches is {args.batches}, expected at least 1.")
+    check_file("--json", args.json)
+    check_file("--picture", args.picture)
     cfg = load_config(args.config_file, args.overrides, method=args.method)
     check_config(cfg)
     device = resolve_device(cfg.train.device)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from detectron2.config import instantiate
 
-from d2kd.cli import run_command
+from d2kd.cli import Parser, run_command
 from d2kd.config import load_config
 from d2kd.config.nodes import target_of
 from d2kd.modeling import DistilledDetector, check_adapter
@@ -24,9 +24,7 @@ examples:
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=COMMAND, description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=COMMAND, description=__doc__, epilog=EXAMPLES)
     parser.add_argument(
         "--config-file", required=True, metavar="FILE", help="a LazyConfig file, or the name of a packaged config"
     )

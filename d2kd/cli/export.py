@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from detectron2.data.detection_utils import read_image
 
-from d2kd.cli import run_command
+from d2kd.cli import Parser, run_command
 from d2kd.config import load_config
 from d2kd.export import (
     OUTPUTS,
@@ -40,9 +40,7 @@ included. It was traced, and compared, on the CPU.
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=COMMAND, description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=COMMAND, description=__doc__, epilog=EXAMPLES)
     parser.add_argument("config", metavar="CONFIG", help="LazyConfig file of the run, or the name of a packaged one")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="any of the run's checkpoints")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE.pth", help="the student's weights")
@@ -127,13 +125,12 @@ def describe_torchscript(student: LoadedStudent, path: Path, proof: Proof) -> st
     )
 
 
-def run(argv: Sequence[str] | None = None) -> None:
+def run(args: argparse.Namespace) -> None:
     """
     Raises:
         ExportError: a checkpoint or an option that cannot be exported; nothing was written.
         OSError: an input that cannot be read.
     """
-    args = parse_args(argv)
     check_outputs(args)
     cfg = load_config(args.config, args.overrides)
     student = load_student(cfg, args.checkpoint, allow_partial=args.allow_partial)
@@ -151,7 +148,7 @@ def run(argv: Sequence[str] | None = None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(COMMAND, run, argv)
+    return run_command(COMMAND, run, parse_args(argv))
 
 
 if __name__ == "__main__":

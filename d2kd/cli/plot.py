@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from d2kd.cli import run_command
+from d2kd.cli import Parser, check_file, run_command
 from d2kd.experiments.curves import read_metrics
 from d2kd.experiments.run_figure import plot_runs
 
@@ -22,9 +22,7 @@ examples:
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=COMMAND, description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=COMMAND, description=__doc__, epilog=EXAMPLES)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's output folder, or its metrics.json")
     parser.add_argument("--output", metavar="FILE.png", help="default: plot.png in the first run's folder")
     return parser
@@ -42,6 +40,7 @@ def run(args: argparse.Namespace) -> None:
             raise FileNotFoundError(f"{name} has no metrics.json, expected the output folder of a run.")
     if len(set(files)) < len(files):
         raise ValueError("A run is named twice, expected each once.")
+    check_file("--output", Path(args.output) if args.output else None)
     output = Path(args.output) if args.output else files[0].with_name("plot.png")
     names = [file.parent.resolve().name for file in files]
     if len(set(names)) < len(names):

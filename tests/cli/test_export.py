@@ -182,7 +182,8 @@ def test_existing_outputs_stay_unless_told(fcos):
 def test_outputs_that_would_destroy_something_are_refused(fcos, tmp_path):
     def refused(message, *argv):
         with pytest.raises(ExportError, match=message):
-            tool.run([str(fcos.config), str(fcos.checkpoint), "--overwrite", "--output", *map(str, argv)])
+            options = ["--overwrite", "--output", *map(str, argv)]
+            tool.run(tool.parse_args([str(fcos.config), str(fcos.checkpoint), *options]))
 
     before = fcos.checkpoint.read_bytes()
     refused("is what is read: give it another name", fcos.checkpoint)
