@@ -31,7 +31,9 @@ def local_path(source: str) -> str:
         raise FileNotFoundError(f"{source} cannot be downloaded ({error}): correct the URL, or try again.") from error
     if path == source and "://" in source:
         kind = source.partition("://")[0]
-        raise FileNotFoundError(f"{source} cannot be read: Detectron2 knows no {kind}:// here; give the path of a copy.")
+        raise FileNotFoundError(
+            f"{source} cannot be read: Detectron2 knows no {kind}:// here; give the path of a copy."
+        )
     if Path(path).is_dir():
         raise LayoutError(f"{source} is a folder, expected a file.")
     return path

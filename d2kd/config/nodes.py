@@ -10,7 +10,7 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-__all__ = ["self_contained", "target_of"]
+__all__ = ["self_contained", "target_name", "target_of"]
 
 Node = TypeVar("Node", bound=DictConfig | ListConfig)
 
@@ -19,6 +19,12 @@ def target_of(node: DictConfig) -> Any:
     """The class or function that ``instantiate(node)`` calls; None if there is none."""
     target = node.get("_target_")
     return locate(target) if isinstance(target, str) else target
+
+
+def target_name(node: DictConfig) -> str:
+    """The dotted name of what ``instantiate(node)`` calls."""
+    target = target_of(node)
+    return f"{target.__module__}.{target.__qualname__}" if callable(target) else str(target)
 
 
 def self_contained(node: Node, name: str, move: str) -> Node:

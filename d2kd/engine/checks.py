@@ -161,24 +161,28 @@ def _channels(image_format: str) -> int | None:
 
 def check_classes(cfg: DictConfig, model: nn.Module) -> None:
     """
-    Compare the classes of the training data with the model's, where the data's metadata name them (``thing_classes``);
-    called once they are loaded. Classes that the data do not have are logged.
+    Compare the classes of the training data with the model's and with the test data's, where the data's metadata name
+    them (``thing_classes``); called once they are loaded. Classes that the data do not have are logged.
 
     Args:
-        cfg: only ``dataloader.train.dataset.names`` and ``model`` are read.
+        cfg: only ``dataloader.{train,test}.dataset.names`` and ``model`` are read.
         model: the one to train.
 
     Raises:
-        ConfigError: the data have more classes than the model.
+        ConfigError: the training data have more classes than the model, or the test data give an id to another class.
     """
     known = getattr(model.student if isinstance(model, DistilledDetector) else model, "num_classes", None)
     key = "model.student.num_classes" if isinstance(model, DistilledDetector) else "model.num_classes"
-    names = OmegaConf.select(cfg, "dataloader.train.dataset.names", default=())
-    for name in names if isinstance(names, ListConfig) else [names]:
-        classes: Sequence[str] = (
-            MetadataCatalog.get(name).get("thing_classes") if name in MetadataCatalog.list() else ()
-        )
-        if not classes or not isinstance(known, int):
+    trained = _classes_of_data(cfg, "train")
+    for test, theirs in _classes_of_data(cfg, "test").items():
+        for name, ours in trained.items():
+            if differing := [f"{i} is {a!r} and {b!r}" for i, (a, b) in enumerate(zip(ours, theirs)) if a != b]:
+                raise ConfigError(
+                    f"{name} (dataloader.train.dataset.names) and {test} (dataloader.test.dataset.names) give ids to "
+                    f"other classes, {differing[0]}: bring the categories of their files into one order."
+                )
+    for name, classes in trained.items():
+        if not isinstance(known, int):
             continue
         if len(classes) > known:
             raise ConfigError(
@@ -194,3 +198,11 @@ def check_classes(cfg: DictConfig, model: nn.Module) -> None:
                 key,
                 known,
             )
+
+
+def _classes_of_data(cfg: DictConfig, split: str) -> dict[str, Sequence[str]]:
+    """By the name of each dataset, the names of its classes; without those that are not known."""
+    names = OmegaConf.select(cfg, f"dataloader.{split}.dataset.names", default=())
+    names = list(names) if isinstance(names, (ListConfig, tuple)) else [names]
+    known = [name for name in names if name in MetadataCatalog.list()]
+    return {name: classes for name in known if (classes := MetadataCatalog.get(name).get("thing_classes"))}

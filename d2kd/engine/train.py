@@ -45,7 +45,7 @@ from d2kd.engine.hooks import (
     SeedEachIteration,
     TrainingCost,
 )
-from d2kd.engine.loaders import make_loader
+from d2kd.engine.loaders import make_evaluator, make_loader
 from d2kd.engine.metrics_file import cut_metrics
 from d2kd.engine.resume import WAYS_OUT, ResumeError
 from d2kd.engine.run_folder import clear_run_folder
@@ -53,6 +53,7 @@ from d2kd.engine.stop import StopOnSignal
 from d2kd.engine.trainer import Trainer
 from d2kd.modeling import DistilledDetector
 from d2kd.modeling.distillation.agreement import raised_on_all_ranks
+from d2kd.structures import kept_random_state
 
 __all__ = ["do_eval", "do_test", "do_train"]
 
@@ -153,8 +154,11 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
             checkpointer.save("model_final", iteration=trainer.iter)  # it was damaged, or not reached
         _evaluate_last(trainer, start_iter)
     else:
-        trainer.reset_data_loader(lambda: _build_train_loader(cfg, start_iter))
-        check_classes(cfg, model)
+        with raised_on_all_ranks(), kept_random_state():  # before the first step, what the first evaluation would say
+            trainer.reset_data_loader(lambda: _build_train_loader(cfg, start_iter))
+            make_loader(cfg, "test")
+            make_evaluator(cfg)
+            check_classes(cfg, model)
         # TorchScript optimises a function's backward after its first calls in a process (fvcore's focal loss), so that
         # a resumed run would differ in the last bits. Without that the loss is as fast.
         with torch.jit.optimized_execution(False):
@@ -223,7 +227,7 @@ def do_test(cfg: DictConfig, model: nn.Module | Callable) -> Results:
     Returns:
         the results, as of :func:`d2kd.engine.evaluate`.
     """
-    results = evaluate(model, make_loader(cfg, "test"), instantiate(cfg.dataloader.evaluator))
+    results = evaluate(model, make_loader(cfg, "test"), make_evaluator(cfg))
     print_csv_format(results)
     return results
 
@@ -258,7 +262,9 @@ def _say_what_fits(misfit: Misfit, model: nn.Module, path: str, goes_on: bool) -
     """
     if goes_on:
         if misfit:
-            raise ResumeError(f"--resume cannot go on: the checkpoint is of another model ({misfit}). Either {WAYS_OUT}")
+            raise ResumeError(
+                f"--resume cannot go on: the checkpoint is of another model ({misfit}). Either {WAYS_OUT}"
+            )
         return
     total = sum(not UNTRAINED.search(key) for key in model.state_dict())
     lacking = len(misfit.missing) + len(misfit.mismatched)

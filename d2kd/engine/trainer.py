@@ -22,7 +22,7 @@ from d2kd.engine.resume import check_parameters, kept_hyperparameters, parameter
 from d2kd.modeling import DistilledDetector
 from d2kd.modeling.backbones import FrozenStatisticsBatchNorm2d
 from d2kd.modeling.distillation.agreement import raised_on_all_ranks
-from d2kd.modeling.distillation.batch_check import check_batch
+from d2kd.modeling.distillation.batch_check import check_batch, check_samples
 from d2kd.modeling.distillation.monitors import read_step
 from d2kd.modeling.distillation.non_finite import NonFiniteError, StepEvidence
 
@@ -111,6 +111,8 @@ class Trainer(SimpleTrainer):
                 start = time.perf_counter()
                 data = next(self._data_loader_iter)
                 data_time = time.perf_counter() - start
+                if isinstance(self._detector, (DenseDetector, DistilledDetector)):
+                    check_samples(data)
                 if self.checks_losses and isinstance(self._detector, DenseDetector):
                     check_batch(self._detector, data, key="model", raise_if=raise_if)
             try:
