@@ -39,8 +39,8 @@ class WholeCheckpointer(DetectionCheckpointer):
 
         Raises:
             DamagedError: the file is empty, cut, or holds other bytes than were written.
-            LayoutError: it is no checkpoint as Detectron2 keeps them, or would run code when it is read, or lacks what is
-                to be loaded beside the weights.
+            LayoutError: it is no checkpoint as Detectron2 keeps them, would run code when it is read, or lacks what is to
+                be loaded beside the weights.
             FileNotFoundError: a URL that does not answer.
         """
         self._source = path or ""
@@ -115,8 +115,8 @@ class WholeCheckpointer(DetectionCheckpointer):
             check_weights(loaded["model"], filename)
             if lacking := [name for name in self._needed if name not in loaded]:
                 raise LayoutError(
-                    f"{filename} has weights and no state of the {' and '.join(lacking)}, so that no run can go on from "
-                    "it: train.init_checkpoint begins a new run with its weights, without --resume."
+                    f"{filename} has weights and no state of the {' and '.join(lacking)}, so that no run can go on "
+                    "from it: train.init_checkpoint begins a new run with its weights, without --resume."
                 )
         except (DamagedError, LayoutError) as error:
             raise type(error)(f"{error}{forget_download(self._source, filename)}") from error

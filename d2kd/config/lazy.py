@@ -113,8 +113,8 @@ def _preset(method: str, student: DictConfig, teacher: object) -> dict[str, Dict
     student_class = target_of(student)
     if not isinstance(student_class, type):
         raise TypeError(
-            f"model._target_ is {target_name(student)}, expected the class of a detector, whose family decides the preset of "
-            f"method={method!r}: give losses={{...}} instead of method."
+            f"model._target_ is {target_name(student)}, expected the class of a detector, whose family decides the preset "
+            f"of method={method!r}: give losses={{...}} instead of method."
         )
     teacher_class = target_of(teacher) if isinstance(teacher, DictConfig) else None
     # The family of a file, which is not read here, or of a function's result is not known.

@@ -39,8 +39,8 @@ def drop_broken_boxes(dataset: list[dict], key: str) -> list[dict]:
     boxes = [x for item in dataset for x in item.get("annotations") or ()]
     if not boxes and any("annotations" in item for item in dataset):
         raise ValueError(
-            f"{key} has {len(dataset)} images and no object: check its annotations; images to learn from without labels "
-            "are dataloader.train.unlabeled."
+            f"{key} has {len(dataset)} images and no object: check its annotations; images to learn from without "
+            "labels are dataloader.train.unlabeled."
         )
     found: Counter[str] = Counter()
     examples: dict[str, str] = {}

@@ -36,8 +36,8 @@ def check_registered(names: Iterable[str], key: str) -> None:
     known = set(DatasetCatalog.list())
     for name in names:
         if name not in known:
-            near = get_close_matches(str(name), known)
-            hint = f": did you mean {' or '.join(near)}?" if near else "."
+            near = get_close_matches(str(name), known, n=1)
+            hint = f": did you mean {near[0]}?" if near else "."
             raise DatasetError(
                 f"{key} has {name!r}, which is no registered dataset{hint} The config that names a dataset of your own "
                 "registers it, e.g. with detectron2.data.datasets.register_coco_instances."

@@ -69,19 +69,21 @@ def _explain(node: DictConfig, key: str, error: Exception) -> None:
         DatasetError: one of its arguments cannot be made.
     """
     for field in (str(name) for name in node if OmegaConf.is_dict(node[name])):
-        names, names_key = node[field].get("names", ()), f"{key}.{field}.names"
+        has_names, names_key = "names" in node[field], f"{key}.{field}.names"
         try:
             instantiate(node[field])
         except Exception as cause:
             if _is_d2kds(cause):
                 raise
-            if names != () and (fault := fault_of_datasets(names, names_key)):
+            if has_names and (fault := fault_of_datasets(node[field].names, names_key)):
                 raise DatasetError(fault) from cause
             found = f"{type(cause).__name__}: {cause.args[0] if isinstance(cause, KeyError) else cause}"
+            if "annotations" in str(cause):  # which images without labels have not
+                found += ", which images without labels do not have: give these as dataloader.train.unlabeled"
             if isinstance(cause, AssertionError):  # of Detectron2's get_detection_dataset_dicts
                 found = f"{cause} Images without objects, or with crowds alone, are left out by filter_empty"
             raise DatasetError(f"{key}.{field} cannot be made: {found}.") from cause
-        if isinstance(error, DatasetError) and names != () and (fault := fault_of_datasets(names, names_key)):
+        if isinstance(error, DatasetError) and has_names and (fault := fault_of_datasets(node[field].names, names_key)):
             raise DatasetError(fault) from error
 
 

@@ -49,8 +49,8 @@ def laplace_kl(
         The loss, in the unit of the parameters.
 
     Raises:
-        ValueError: see :mod:`d2kd.losses`; a number for ``temperature`` that is not above 0, or a tensor that is not one
-            for each coordinate.
+        ValueError: see :mod:`d2kd.losses`; a number for ``temperature`` that is not above 0, or a tensor that is not
+            one for each coordinate.
 
     Example:
         >>> student, teacher = torch.tensor([[0.0, 0.1, 1.0]]), torch.zeros(1, 3)

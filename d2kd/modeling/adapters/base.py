@@ -152,8 +152,8 @@ def _nearest(detector_class: type) -> Adapter:
     known = ", ".join(sorted(cls.__name__ for cls in adapters))
     if not issubclass(detector_class, DenseDetector):
         raise TypeError(
-            f"{detector_class.__module__}.{detector_class.__name__} is no dense (one-stage) detector; d2kd reads {known} "
-            "and their subclasses."
+            f"{detector_class.__module__}.{detector_class.__name__} is no dense (one-stage) detector; d2kd reads "
+            f"{known} and their subclasses."
         )
     raise TypeError(
         f"d2kd has no adapter for {detector_class.__module__}.{detector_class.__name__}; it reads {known} and their "

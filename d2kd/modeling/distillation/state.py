@@ -36,11 +36,10 @@ def build_losses(losses: Mapping[str, DistillationLoss | Mapping[str, Any] | Non
         try:
             built[name] = instantiate(loss)
         except ImportError as error:
-            near = get_close_matches(str(loss["_target_"]).rpartition(".")[2], (kernel for kernel, _ in LOSS_REGISTRY))
+            target = str(loss["_target_"]) if isinstance(loss, Mapping) else ""
+            near = get_close_matches(target.rpartition(".")[2], (kernel for kernel, _ in LOSS_REGISTRY), n=1)
             hint = f"did you mean {near[0]}?" if near else "correct it."
-            raise ValueError(
-                f"model.losses.{name}._target_ is {loss['_target_']!r}, which is not there: {hint}"
-            ) from error
+            raise ValueError(f"model.losses.{name}._target_ is {target!r}, which is not there: {hint}") from error
         except (TypeError, ValueError) as error:
             kind = ValueError if isinstance(error, ValueError) else TypeError
             raise kind(f"model.losses.{name}: {error}") from error
