@@ -198,7 +198,10 @@ def other_layout(
     student = any(key.startswith("distillation.") for key in unexpected)
     whose = "of a distilled run or its baseline, so of a student," if student else "of a detector"
     if not missing and all(key.startswith("head.cls_score.") for key in mismatched):
-        return f"a checkpoint {whose} with other classes (num_classes): {first_of(mismatched)}"
+        return (
+            f"a checkpoint {whose} with another number of classes: {first_of(mismatched)}; set num_classes, or give the "
+            "checkpoint that was trained with this config"
+        )
     many = 2 * len(missing) < len(wanted) and 3 * len(mismatched) > len(wanted) - len(missing)
     if mismatched and (student or many):
         return (

@@ -39,8 +39,8 @@ class WholeCheckpointer(DetectionCheckpointer):
 
         Raises:
             DamagedError: the file is empty, cut, or holds other bytes than were written.
-            LayoutError: it is no checkpoint as Detectron2 keeps them, would run code when it is read, or lacks what is to
-                be loaded beside the weights.
+            LayoutError: it is no checkpoint as Detectron2 keeps them, would run code when it is read, or lacks what is
+                to be loaded beside the weights.
             FileNotFoundError: a URL that does not answer.
         """
         self._source = path or ""

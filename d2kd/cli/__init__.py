@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import traceback
 from collections.abc import Callable
@@ -93,6 +94,8 @@ def run_command(command: str, function: Callable[[argparse.Namespace], int | Non
     Returns the exit status: the function's (None: 0), 2 for an error, 130 for an interrupt, whose message says how to
     go on.
     """
+    # What it logs is of the error that it hands on, and says less.
+    logging.getLogger("detectron2.config.instantiate").setLevel(logging.CRITICAL)
     try:
         return function(args) or 0
     except KeyboardInterrupt as error:

@@ -55,6 +55,8 @@ def _train_keys() -> dict[str, Any]:
 
 def _read(file: str) -> DictConfig:
     path = config_path(file)
+    if not path.endswith((".py", ".yaml", ".yml")):
+        raise ValueError(f"{file} is no config, expected a LazyConfig: a .py, or a .yaml that was dumped of one.")
     try:
         cfg = LazyConfig.load(path)
     except Exception as error:  # whatever a person's file does

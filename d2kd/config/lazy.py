@@ -63,13 +63,14 @@ def distill(
     if (method is None) == (losses is None):
         raise ValueError(f"distill() got method={method!r} and losses={losses!r}, expected exactly one of them.")
     student = _checked_node(model, "model")
+    teacher_model = _teacher_model(teacher)
     nodes = _preset(method, student, teacher) if method is not None else losses or {}
     for name, loss in nodes.items():
         _refuse_built(loss, f"losses[{name!r}]", "its node, L(...)(...)", f"losses={{{name!r}: module, ...}}")
     return L(DistilledDetector)(
         student=student,
         teacher=dict(
-            model=_teacher_model(teacher),
+            model=teacher_model,
             checkpoint=teacher_checkpoint,
             weights="model",
             input_format=None,
@@ -113,8 +114,8 @@ def _preset(method: str, student: DictConfig, teacher: object) -> dict[str, Dict
     student_class = target_of(student)
     if not isinstance(student_class, type):
         raise TypeError(
-            f"model._target_ is {target_name(student)}, expected the class of a detector, whose family decides the preset "
-            f"of method={method!r}: give losses={{...}} instead of method."
+            f"model._target_ is {target_name(student)}, expected the class of a detector, whose family decides the "
+            f"preset of method={method!r}: give losses={{...}} instead of method."
         )
     teacher_class = target_of(teacher) if isinstance(teacher, DictConfig) else None
     # The family of a file, which is not read here, or of a function's result is not known.

@@ -132,7 +132,9 @@ def build_registered(cfg: CfgNode, name: str, key: str) -> DenseDetector:
         detector = build_model(cfg)
     except Exception as error:  # of code that takes the config's values as they are
         found = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{key} is {name!r}, which cannot be built of this config's values: {found}.") from error
+        raise ValueError(
+            f"{key} is {name!r}, which cannot be built of this config (is its _BASE_ missing?): {found}."
+        ) from error
     _check_readable(detector, f"{key} is {name!r}")
     return detector
 

@@ -56,6 +56,7 @@ def map_entry(
             found = error.strerror
         if not isinstance(error, (OSError, ValueError)):  # it may be a defect of the mapper
             logger.exception("%s failed for %s", key, entry)
+            advice = "correct the mapper, if the entry is as it should be"
         raise SampleError(f"{key} cannot read {entry}: {found.rstrip('.')}: {advice}.") from error
 
 

@@ -110,12 +110,16 @@ def check_config(cfg: DictConfig, *, resume: bool = False) -> None:
         path = ""
     # The checkpointer reads URLs, and takes queries off paths ("x.pkl?matching_heuristics=True").
     if path and "://" not in path and not os.path.isfile(path.split("?")[0]):
-        raise FileNotFoundError(f"train.init_checkpoint is {path!r}, but there is no such file.")
+        what = "which is a folder, expected a file" if os.path.isdir(path) else "but there is no such file"
+        raise FileNotFoundError(f"train.init_checkpoint is {path!r}, {what}.")
     if target_of(cfg.model) is DistilledDetector and cfg.model.get("losses"):
         _check_losses(cfg.model.losses)
 
 
-def _check_losses(nodes: DictConfig) -> None:
+def _check_losses(nodes: object) -> None:
+    if not isinstance(nodes, DictConfig):
+        found = "a list" if isinstance(nodes, ListConfig) else repr(nodes)
+        raise ConfigError(f"model.losses is {found}, expected a mapping of names to losses, or null.")
     with kept_random_state():
         losses = build_losses({str(name): node for name, node in nodes.items()})
     if losses and not any(loss.weight > 0 for loss in losses.values()):

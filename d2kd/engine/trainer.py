@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from d2kd.engine.failed_step import save_failed_step
 from d2kd.engine.ranks import names_the_wait
-from d2kd.engine.resume import check_parameters, kept_hyperparameters, parameter_names
+from d2kd.engine.resume import WAYS_OUT, ResumeError, check_parameters, kept_hyperparameters, parameter_names
 from d2kd.modeling import DistilledDetector
 from d2kd.modeling.backbones import FrozenStatisticsBatchNorm2d
 from d2kd.modeling.distillation.agreement import raised_on_all_ranks
@@ -177,7 +177,13 @@ class Trainer(SimpleTrainer):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         check_parameters(state_dict, parameter_names(self.model, self.optimizer))
         with kept_hyperparameters(self.optimizer):
-            super().load_state_dict(state_dict)
+            try:
+                super().load_state_dict(state_dict)
+            except KeyError as error:
+                raise ResumeError(
+                    f"--resume cannot go on: the checkpoint's optimizer is of another kind than this run's, its state has "
+                    f"no {error}. Either {WAYS_OUT}"
+                ) from error
         # Empty if the checkpoint's run did not scale losses: this run then begins with the default scale.
         if state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

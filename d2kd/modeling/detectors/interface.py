@@ -79,9 +79,11 @@ def check_detector(detector: DenseDetector, key: str) -> None:
     if not all(0 < value < float("inf") for value in std):
         raise ValueError(f"{key}.pixel_std is {std}, expected positive numbers: images are divided by it.")
     scales = getattr(detector.head, "scales", None)
-    if isinstance(scales, nn.ModuleList) and len(scales) != len(detector.head_in_features):
+    # Detectron2's FCOSHead keeps the number nowhere else.
+    levels = len(scales) if isinstance(scales, nn.ModuleList) else getattr(detector.head, "_num_features", None)
+    if levels is not None and levels != len(detector.head_in_features):
         raise ValueError(
-            f"{key}.head is made for {len(scales)} levels (its input_shape), but {key}.head_in_features are "
+            f"{key}.head is made for {levels} levels (its input_shape), but {key}.head_in_features are "
             f"{', '.join(detector.head_in_features)}: give it as many."
         )
 
