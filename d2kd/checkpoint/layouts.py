@@ -197,13 +197,13 @@ def other_layout(
         return f"a backbone alone, without the {len(head)} tensors of a head: give a checkpoint of the whole detector"
     student = any(key.startswith("distillation.") for key in unexpected)
     whose = "of a distilled run or its baseline, so of a student," if student else "of a detector"
-    if not missing and all(key.startswith("head.cls_score.") for key in mismatched):
+    if mismatched and not missing and all(key.startswith("head.cls_score.") for key in mismatched):
         return (
-            f"a checkpoint {whose} with another number of classes: {first_of(mismatched)}; set num_classes, or give the "
-            "checkpoint that was trained with this config"
+            f"a checkpoint {whose} with another number of classes: {first_of(mismatched)}; set num_classes, or give "
+            "the checkpoint that was trained with this config"
         )
-    many = 2 * len(missing) < len(wanted) and 3 * len(mismatched) > len(wanted) - len(missing)
-    if mismatched and (student or many):
+    enough = 8 if student else 3
+    if 2 * len(missing) < len(wanted) and enough * len(mismatched) > len(wanted) - len(missing):
         return (
             f"a checkpoint {whose} in another size, {len(mismatched)} tensors differ: {first_of(mismatched, 3)}; give "
             "the checkpoint that was trained with this config"

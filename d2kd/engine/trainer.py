@@ -181,8 +181,8 @@ class Trainer(SimpleTrainer):
                 super().load_state_dict(state_dict)
             except KeyError as error:
                 raise ResumeError(
-                    f"--resume cannot go on: the checkpoint's optimizer is of another kind than this run's, its state has "
-                    f"no {error}. Either {WAYS_OUT}"
+                    f"--resume cannot go on: the checkpoint's optimizer is of another kind than this run's, its state "
+                    f"has no {error}. Either {WAYS_OUT}"
                 ) from error
         # Empty if the checkpoint's run did not scale losses: this run then begins with the default scale.
         if state_dict.get("grad_scaler"):
