@@ -63,6 +63,8 @@ def distill(
     if (method is None) == (losses is None):
         raise ValueError(f"distill() got method={method!r} and losses={losses!r}, expected exactly one of them.")
     student = _checked_node(model, "model")
+    if target_of(student) is DistilledDetector:
+        raise ValueError("model is distilled already, expected the node of the student alone: give it model.student.")
     nodes = _preset(method, student, teacher) if method is not None else losses or {}
     for name, loss in nodes.items():
         _refuse_built(loss, f"losses[{name!r}]", "its node, L(...)(...)", f"losses={{{name!r}: module, ...}}")

@@ -1,16 +1,20 @@
-"""Model nodes of a LazyConfig: what a node calls, and copies of nodes that do not refer to the rest of their config."""
+"""Nodes of a LazyConfig: what one calls and makes, and copies that do not refer to the rest of their config."""
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from copy import deepcopy
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
+from detectron2.config import instantiate
+from detectron2.data import DatasetCatalog, get_detection_dataset_dicts
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-__all__ = ["self_contained", "target_of"]
+__all__ = ["check_datasets", "made", "self_contained", "target_of", "targets"]
 
 Node = TypeVar("Node", bound=DictConfig | ListConfig)
 
@@ -19,6 +23,78 @@ def target_of(node: DictConfig) -> Any:
     """The class or function that ``instantiate(node)`` calls; None if there is none."""
     target = node.get("_target_")
     return locate(target) if isinstance(target, str) else target
+
+
+def made(node: Any, key: str) -> Any:
+    """
+    What a node makes.
+
+    Args:
+        key: its place in the config, for messages.
+
+    Raises:
+        ValueError: its target cannot be made of its arguments, or a dataset is not registered. Errors of d2kd's own
+            that say what is wrong, and of files, are not changed.
+    """
+    check_datasets(node, key)
+    try:
+        return instantiate(node)
+    except Exception as error:  # whatever a target does
+        # Versions of Python have frames of comprehensions or not.
+        *_, frame = (x for x, _ in traceback.walk_tb(error.__traceback__) if not x.f_code.co_name.startswith("<"))
+        module = frame.f_globals.get("__name__") or ""
+        own = module.startswith("d2kd.") and isinstance(error, (TypeError, ValueError, ImportError))
+        if own or isinstance(error, OSError):
+            raise
+        if module == "detectron2.data.catalog" and isinstance(error, KeyError):
+            name = str(error.args[0]).partition("'")[2].partition("'")[0]
+            raise ValueError(_not_registered(name, key)) from error
+        reason = (str(error).splitlines() or [""])[0].rstrip(".")
+        where = "" if module == instantiate.__module__ else f" (in {module}.{frame.f_code.co_name})"
+        raise ValueError(
+            f"{key} cannot be made: {type(error).__name__}: {reason}{where}. Correct its values."
+        ) from error
+
+
+def check_datasets(node: Any, key: str) -> None:
+    """
+    Check the names in each of Detectron2's ``get_detection_dataset_dicts`` of a node.
+
+    Args:
+        key: the node's place in the config, for messages.
+
+    Raises:
+        ValueError: there is no name, or none of a registered dataset.
+    """
+    for path, part in targets(node, key):
+        if target_of(part) is not get_detection_dataset_dicts:
+            continue
+        names = part.get("names")
+        if not names:
+            raise ValueError(f"{path}.names is {names!r}, expected the name of a dataset, or a list of names.")
+        for name in [names] if isinstance(names, str) else names:
+            if name not in DatasetCatalog.list():
+                raise ValueError(_not_registered(name, f"{path}.names"))
+
+
+def targets(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
+    """The place and the node of each ``_target_`` in a node, but for what it refers to."""
+    if isinstance(node, ListConfig):
+        for index, child in enumerate(node):
+            yield from targets(child, f"{path}[{index}]")
+    if not isinstance(node, DictConfig):
+        return
+    if "_target_" in node:
+        yield path, node
+    for name in node:
+        if isinstance(name, str) and not OmegaConf.is_interpolation(node, name):
+            yield from targets(node[name], f"{path}.{name}")
+
+
+def _not_registered(name: str, key: str) -> str:
+    near = get_close_matches(name, DatasetCatalog.list(), 2)
+    hint = f": did you mean {' or '.join(near)}?" if near else "."
+    return f"{key} names the dataset {name!r}, which is not registered{hint} Your own are registered in the config."
 
 
 def self_contained(node: Node, name: str, move: str) -> Node:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import instantiate
 from detectron2.engine import hooks
 from detectron2.evaluation import print_csv_format
 from detectron2.utils import comm
@@ -31,9 +30,9 @@ from d2kd.checkpoint import (
     check_finite,
     load_strictly,
 )
-from d2kd.config.nodes import target_of
+from d2kd.config.nodes import made, target_of
 from d2kd.data import build_train_loader
-from d2kd.engine.checks import check_classes, check_image_format
+from d2kd.engine.check_data import check_classes, check_evaluation, check_image_format, check_metric
 from d2kd.engine.defaults import ConfigError, amp_dtype, create_ddp_model, default_writers, resolve_device
 from d2kd.engine.evaluation import evaluate, teacher_predictor
 from d2kd.engine.hooks import (
@@ -77,17 +76,19 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
 
     Raises:
         ConfigError: the mappers' channels are not the model's, the data have more classes than it, there is no teacher
-            to check, or the optimizer or its schedule cannot be made.
+            to check, or the evaluator does not return ``train.best_metric``.
         LayoutError: the weights that the run begins with are not finite.
         ResumeError: the last checkpoint has other parameters than the model.
         MisfitError: ``train.init_checkpoint`` has no weight of the model.
-        ValueError, FileNotFoundError: the teacher cannot be loaded or does not fit the student.
+        ValueError, FileNotFoundError: a node of the config cannot be made, or the teacher cannot be loaded or does not
+            fit the student.
         FloatingPointError: a loss or the gradient's norm is not finite; the weights are those before this step.
     """
     cfg = deepcopy(cfg)
     train = cfg.train
     with raised_on_all_ranks():  # a file that one machine lacks, for instance
         model = _build_model(cfg, load_teacher=True)
+        check_evaluation(cfg)
     logger.info("Model:\n%s", model)
     teacher_ap = _teacher_ap(cfg, model) if check_teacher else None
 
@@ -95,7 +96,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
     trainer = Trainer(
         create_ddp_model(model, resolve_device(train.device), **train.ddp),
         None,  # the loader follows when the first iteration is known
-        _made(cfg.optimizer, "optimizer"),
+        made(cfg.optimizer, "optimizer"),
         amp_dtype=amp_dtype(train.amp),
         clip_grad=train.clip_grad,
         accumulate=train.accumulate,
@@ -116,6 +117,8 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
         results.clear()
         with stop.evaluation():
             results.update(do_test(cfg, model))
+        with raised_on_all_ranks():
+            check_metric(train.best_metric, results)
         return results
 
     timing = [
@@ -123,7 +126,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
         TrainingCost(),
         SeedEachIteration(train.seed),
         OptimizerWatch(model, trainer.optimizer),
-        hooks.LRScheduler(scheduler=_made(cfg.lr_multiplier, "lr_multiplier")),
+        hooks.LRScheduler(scheduler=made(cfg.lr_multiplier, "lr_multiplier")),
     ]
     saving, writing = [], []
     if comm.is_main_process():
@@ -219,7 +222,8 @@ def do_test(cfg: DictConfig, model: nn.Module | Callable) -> Results:
     Returns:
         the results, as of :func:`d2kd.engine.evaluate`.
     """
-    results = evaluate(model, make_loader(cfg, "test"), instantiate(cfg.dataloader.evaluator))
+    loader = make_loader(cfg, "test")
+    results = evaluate(model, loader, made(cfg.dataloader.evaluator, "dataloader.evaluator"))
     print_csv_format(results)
     return results
 
@@ -230,20 +234,6 @@ def _evaluate_last(trainer: Trainer, iteration: int) -> None:
         trainer.iter = trainer.start_iter = trainer.max_iter = iteration
         trainer.before_train()
         trainer.after_train()
-
-
-def _made(node: DictConfig, key: str) -> Any:
-    """
-    What a node makes.
-
-    Raises:
-        ConfigError: its target refuses its arguments.
-    """
-    try:
-        return instantiate(node)
-    except (ValueError, RuntimeError, IndexError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(f"{key} cannot be made: {reason}. Correct its values.") from error
 
 
 def _say_what_fits(misfit: Misfit, model: nn.Module, path: str, goes_on: bool) -> None:
@@ -278,7 +268,7 @@ def _ap(results: Results) -> str:
 
 
 def _build_model(cfg: DictConfig, *, load_teacher: bool) -> nn.Module:
-    model = instantiate(cfg.model)
+    model = made(cfg.model, "model")
     check_image_format(cfg, model)
     if load_teacher and isinstance(model, DistilledDetector):
         model.load_teacher()
