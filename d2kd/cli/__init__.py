@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -31,6 +32,11 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
+        # Versions of Python quote the choices differently.
+        if choice := re.fullmatch(r"(.*): invalid choice: (.*) \(choose from (.*)\)", message):
+            message = f"{choice[1]}: {choice[2]} is none of {choice[3]}".replace("'", "")
+        if number := re.fullmatch(r"(.*): invalid int value: '(.*)'", message):
+            message = f"{number[1]}: {number[2]} is no whole number"
         self.exit(2, f"{self.prog}: {message.rstrip('.')} ({self.prog} --help).\n")
 
 
@@ -66,8 +72,16 @@ def fail(command: str, error: BaseException | str, trace: str = "") -> int:
 
 
 def sentence(error: BaseException | str) -> str:
-    """An error's message; of a KeyError without the quotes that Python adds."""
-    return str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    """
+    An error's message in one line; of a KeyError without the quotes that Python adds, of a file its name and what is
+    wrong, of omegaconf's the key and the first line.
+    """
+    if isinstance(error, OmegaConfBaseException):
+        return f"{error.full_key}: {str(error).partition(chr(10))[0]}" if error.full_key else str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}."
+    lines = str(error.args[0] if isinstance(error, KeyError) and error.args else error).splitlines()
+    return re.sub(r"([.:;]?)\s*\n\s*", lambda end: f"{end[1] or ';'} ", "\n".join(lines).strip())
 
 
 def is_users_error(error: BaseException) -> bool:
@@ -94,7 +108,7 @@ def run_command(command: str, function: Callable[[argparse.Namespace], int | Non
     Returns the exit status: the function's (None: 0), 2 for an error, 130 for an interrupt, whose message says how to
     go on.
     """
-    # What it logs is of the error that it hands on, and says less.
+    # It logs which class refused its arguments, which the sentence says, too.
     logging.getLogger("detectron2.config.instantiate").setLevel(logging.CRITICAL)
     try:
         return function(args) or 0

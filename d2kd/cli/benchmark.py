@@ -262,10 +262,9 @@ def _check_ranks(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, found {value}")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number >= 1, found {text}")
+    return int(text)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from detectron2.data.detection_utils import read_image
+from PIL import UnidentifiedImageError
 
 from d2kd.cli import Parser, run_command
 from d2kd.config import load_config
@@ -139,7 +140,10 @@ def run(args: argparse.Namespace) -> None:
         # First: a student whose traced model differs leaves no file at all.
         image = None
         if args.image:
-            pixels = read_image(args.image, format=student.input_format)
+            try:
+                pixels = read_image(args.image, format=student.input_format)
+            except UnidentifiedImageError as error:
+                raise ExportError(f"--image {args.image} is no image that Pillow reads.") from error
             image = torch.as_tensor(pixels.transpose(2, 0, 1).astype("float32"))
         proof = write_torchscript(student.detector, args.torchscript, image)
         said.append(describe_torchscript(student, args.torchscript, proof))

@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     with ExitStack() as stack:
         with raised_on_all_ranks():
             cfg = load_config(args.config_file, args.opts, method=args.method)
-            check_config(cfg, resume=args.resume)
+            check_config(cfg, resume=args.resume, evaluation=args.eval_only)
             if not args.eval_only:
                 if comm.is_main_process():
                     stack.enter_context(locked(cfg.train.output_dir))
@@ -187,11 +187,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.resume and args.overwrite:
         parser.error("--resume goes on with a run that --overwrite deletes: give one of them")
     if args.allow_partial and not args.eval_only:
-        parser.error(
-            "--allow-partial is for --eval-only; training takes weights that fit in part (train.init_checkpoint)"
-        )
+        parser.error("--allow-partial is for --eval-only: training takes weights that fit in part without it")
     if args.num_gpus < 1:
         parser.error("--num-gpus must be at least 1; without a GPU it is the number of CPU processes")
+    if args.num_machines < 1 or not 0 <= args.machine_rank < args.num_machines:
+        parser.error(
+            f"--machine-rank {args.machine_rank} of --num-machines {args.num_machines}: expected a rank from 0 to one "
+            "less than the number of machines"
+        )
+    if args.dist_url != "auto" and "://" not in args.dist_url:
+        parser.error(f"--dist-url is {args.dist_url}, expected tcp://HOST:PORT, or auto on one machine")
     gpus = torch.cuda.device_count()
     if gpus and args.num_gpus > gpus:
         parser.error(f"--num-gpus {args.num_gpus}, but this machine has {gpus}")

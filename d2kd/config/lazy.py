@@ -148,7 +148,10 @@ def _checked_node(node: DictConfig, name: str) -> DictConfig:
         raise TypeError(f"Expected {name} to be a model node with a _target_{or_path}, found {type(node).__name__}.")
     target = target_of(node)
     if target is DistilledDetector:
-        raise TypeError(f"distill() got a {name} that is distilled already: give its student, {name}.student.")
+        whose = "teacher" if name == "teacher" else "student"
+        raise ValueError(
+            f"{name} is distilled already, expected the node of the {whose} alone: give it {name}.student."
+        )
     if isinstance(target, type):
         try:
             family_of(target)

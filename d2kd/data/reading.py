@@ -33,14 +33,14 @@ def check_registered(names: Iterable[str], key: str) -> None:
     Raises:
         DatasetError: one is not registered; the nearest names are suggested.
     """
-    known = set(DatasetCatalog.list())
+    known = DatasetCatalog.list()
     for name in names:
         if name not in known:
-            near = get_close_matches(str(name), known, n=1)
-            hint = f": did you mean {near[0]}?" if near else "."
+            near = get_close_matches(str(name), known, 2)
+            hint = f": did you mean {' or '.join(near)}?" if near else "."
             raise DatasetError(
-                f"{key} has {name!r}, which is no registered dataset{hint} The config that names a dataset of your own "
-                "registers it, e.g. with detectron2.data.datasets.register_coco_instances."
+                f"{key} names the dataset {name!r}, which is not registered{hint} Your own are registered in the "
+                "config."
             )
 
 

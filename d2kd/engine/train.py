@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import instantiate
 from detectron2.engine import hooks
 from detectron2.evaluation import print_csv_format
 from detectron2.utils import comm
@@ -33,9 +32,9 @@ from d2kd.checkpoint import (
     check_finite,
     load_strictly,
 )
-from d2kd.config.nodes import target_of
+from d2kd.config.nodes import made, target_of
 from d2kd.data import build_train_loader
-from d2kd.engine.checks import check_classes, check_image_format
+from d2kd.engine.check_data import check_classes, check_evaluation, check_image_format, check_metric
 from d2kd.engine.defaults import ConfigError, amp_dtype, create_ddp_model, default_writers, resolve_device
 from d2kd.engine.evaluation import evaluate, teacher_predictor
 from d2kd.engine.hooks import (
@@ -53,7 +52,6 @@ from d2kd.engine.stop import StopOnSignal
 from d2kd.engine.trainer import Trainer
 from d2kd.modeling import DistilledDetector
 from d2kd.modeling.distillation.agreement import raised_on_all_ranks
-from d2kd.structures import kept_random_state
 
 __all__ = ["do_eval", "do_test", "do_train"]
 
@@ -80,17 +78,19 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
 
     Raises:
         ConfigError: the mappers' channels are not the model's, the data have more classes than it, there is no teacher
-            to check, or the optimizer or its schedule cannot be made.
+            to check, or the evaluator does not return ``train.best_metric``.
         LayoutError: the weights that the run begins with are not finite.
         ResumeError: the last checkpoint has other parameters than the model.
         MisfitError: ``train.init_checkpoint`` has no weight of the model.
-        ValueError, FileNotFoundError: the teacher cannot be loaded or does not fit the student.
+        ValueError, FileNotFoundError: a node of the config cannot be made, or the teacher cannot be loaded or does not
+            fit the student.
         FloatingPointError: a loss or the gradient's norm is not finite; the weights are those before this step.
     """
     cfg = deepcopy(cfg)
     train = cfg.train
     with raised_on_all_ranks():  # a file that one machine lacks, for instance
         model = _build_model(cfg, load_teacher=True)
+        check_evaluation(cfg)
     logger.info("Model:\n%s", model)
     teacher_ap = _teacher_ap(cfg, model) if check_teacher else None
 
@@ -98,7 +98,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
     trainer = Trainer(
         create_ddp_model(model, resolve_device(train.device), **train.ddp),
         None,  # the loader follows when the first iteration is known
-        _made(cfg.optimizer, "optimizer"),
+        made(cfg.optimizer, "optimizer"),
         amp_dtype=amp_dtype(train.amp),
         clip_grad=train.clip_grad,
         accumulate=train.accumulate,
@@ -119,6 +119,8 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
         results.clear()
         with stop.evaluation():
             results.update(do_test(cfg, model))
+        with raised_on_all_ranks():
+            check_metric(train.best_metric, results)
         return results
 
     timing = [
@@ -126,7 +128,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
         TrainingCost(),
         SeedEachIteration(train.seed),
         OptimizerWatch(model, trainer.optimizer),
-        hooks.LRScheduler(scheduler=_made(cfg.lr_multiplier, "lr_multiplier")),
+        hooks.LRScheduler(scheduler=made(cfg.lr_multiplier, "lr_multiplier")),
     ]
     saving, writing = [], []
     if comm.is_main_process():
@@ -138,7 +140,9 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
         checkpointer.resume_or_load(train.init_checkpoint, resume=resume)
         check_finite(model, checkpointer.get_checkpoint_file() if goes_on else train.init_checkpoint)
     except (DamagedError, LayoutError, FileNotFoundError) as error:
-        raise type(error)(f"{'--resume' if goes_on else 'train.init_checkpoint'}: {error}") from error
+        if goes_on:
+            raise ResumeError(f"--resume: {error}") from error
+        raise type(error)(f"train.init_checkpoint: {error}") from error
     # The checkpoint has the iteration that was just finished.
     start_iter = trainer.iter + 1 if goes_on else 0
     done = start_iter >= train.max_iter
@@ -154,10 +158,8 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
             checkpointer.save("model_final", iteration=trainer.iter)  # it was damaged, or not reached
         _evaluate_last(trainer, start_iter)
     else:
-        with raised_on_all_ranks(), kept_random_state():  # before the first step, what the first evaluation would say
+        with raised_on_all_ranks():
             trainer.reset_data_loader(lambda: _build_train_loader(cfg, start_iter))
-            make_loader(cfg, "test")
-            make_evaluator(cfg)
             check_classes(cfg, model)
         # TorchScript optimises a function's backward after its first calls in a process (fvcore's focal loss), so that
         # a resumed run would differ in the last bits. Without that the loss is as fast.
@@ -240,20 +242,6 @@ def _evaluate_last(trainer: Trainer, iteration: int) -> None:
         trainer.after_train()
 
 
-def _made(node: DictConfig, key: str) -> Any:
-    """
-    What a node makes.
-
-    Raises:
-        ConfigError: its target refuses its arguments.
-    """
-    try:
-        return instantiate(node)
-    except (ValueError, RuntimeError, IndexError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(f"{key} cannot be made: {reason}. Correct its values.") from error
-
-
 def _say_what_fits(misfit: Misfit, model: nn.Module, path: str, goes_on: bool) -> None:
     """
     Raises:
@@ -288,7 +276,7 @@ def _ap(results: Results) -> str:
 
 
 def _build_model(cfg: DictConfig, *, load_teacher: bool) -> nn.Module:
-    model = instantiate(cfg.model)
+    model = made(cfg.model, "model")
     check_image_format(cfg, model)
     if load_teacher and isinstance(model, DistilledDetector):
         model.load_teacher()

@@ -60,9 +60,9 @@ def write_images(folder: Path, images: int = 4) -> None:
         (folder / "images" / f"{i}.png").write_bytes(content)
         entries.append({"id": i, "file_name": f"{i}.png", "width": 64, "height": 64})
         box = [4 + 2 * i, 8, 24, 20 + i]
-        target = {"bbox": box, "area": box[2] * box[3], "category_id": i % len(CLASSES), "iscrowd": 0}
+        target = {"bbox": box, "area": box[2] * box[3], "category_id": 1 + i % len(CLASSES), "iscrowd": 0}
         annotations.append({"id": i + 1, "image_id": i, **target})
-    categories = [{"id": i, "name": name} for i, name in enumerate(CLASSES)]
+    categories = [{"id": i, "name": name} for i, name in enumerate(CLASSES, start=1)]
     (folder / "birds.json").write_text(
         json.dumps({"images": entries, "annotations": annotations, "categories": categories})
     )

@@ -77,7 +77,7 @@ def check_detector(detector: DenseDetector, key: str) -> None:
     """
     std = pixel_statistics(detector)[1].flatten().tolist()
     if not all(0 < value < float("inf") for value in std):
-        raise ValueError(f"{key}.pixel_std is {std}, expected positive numbers: images are divided by it.")
+        raise ValueError(f"{key}.pixel_std is {std}, expected numbers > 0, by which pixels are divided.")
     scales = getattr(detector.head, "scales", None)
     # Detectron2's FCOSHead keeps the number nowhere else.
     levels = len(scales) if isinstance(scales, nn.ModuleList) else getattr(detector.head, "_num_features", None)
