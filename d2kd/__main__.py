@@ -42,6 +42,7 @@ GET_DETECTRON2 = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
+    name = argv[0] if argv else ""
     parser = argparse.ArgumentParser(
         prog="d2kd",
         usage="d2kd [-h] [--version] COMMAND ...",
@@ -50,12 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"d2kd {__version__}")
-    parser.add_argument("command", metavar="COMMAND", help=argparse.SUPPRESS)
-    name = parser.parse_args(argv[:1]).command
+    if name in ("-h", "--help", "--version"):
+        parser.parse_args([name])
     if name not in COMMANDS:
         near = get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(COMMANDS)}."
-        print(f"d2kd: there is no command {name!r}; {hint}", file=sys.stderr)
+        found = f"there is no command {name!r}" if name else "no command is given"
+        print(f"d2kd: {found}; {hint}", file=sys.stderr)
         return 2
     try:
         module = importlib.import_module(f"d2kd.cli.{COMMANDS[name][0]}")

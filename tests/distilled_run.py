@@ -59,7 +59,8 @@ class Run:
 
     def __call__(self, *options, script=False):
         extra = ["--torchscript", str(self.script)] if script else []
-        tool.run([str(self.config), str(self.checkpoint), "--output", str(self.output), *extra, *map(str, options)])
+        argv = [str(self.config), str(self.checkpoint), "--output", str(self.output), *extra, *map(str, options)]
+        tool.run(tool.parse_args(argv))
 
     def change(self, edit):
         content = torch.load(self.checkpoint)

@@ -13,6 +13,7 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from omegaconf import OmegaConf
 
 from d2kd.modeling import DistilledDetector
+from d2kd.modeling.detectors import GFL, ATSSAssigner, GFLHead
 from tests.helpers import LEVELS, PIXELS, build_backbone, build_detector, distilled, preset
 
 
@@ -45,6 +46,29 @@ def fcos(**changes):
     model = L(FCOS)(
         backbone=L(build_backbone)(width=4),
         head=L(FCOSHead)(input_shape=[ShapeSpec(channels=8)] * 3, num_classes="${..num_classes}", conv_dims=[8, 8]),
+        head_in_features=LEVELS,
+        num_classes=3,
+        **PIXELS,
+    )
+    for key, value in changes.items():
+        OmegaConf.update(model, key, value)
+    return model
+
+
+def gfl(**changes):
+    model = L(GFL)(
+        backbone=L(build_backbone)(width=4),
+        head=L(GFLHead)(
+            input_shape=[ShapeSpec(channels=8)] * 3,
+            num_classes="${..num_classes}",
+            conv_dims=[8, 8],
+            norm="",
+            reg_max=4,
+        ),
+        anchor_generator=L(DefaultAnchorGenerator)(
+            sizes=[[16], [32], [64]], aspect_ratios=[1.0], strides=[8, 16, 32], offset=0.0
+        ),
+        assigner=L(ATSSAssigner)(topk=9),
         head_in_features=LEVELS,
         num_classes=3,
         **PIXELS,

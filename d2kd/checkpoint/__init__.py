@@ -1,6 +1,6 @@
 """Files that are whole or absent, and checkpoints that are loaded completely or refused."""
 
-from d2kd.checkpoint.downloads import forget_download
+from d2kd.checkpoint.downloads import forget_download, local_path
 from d2kd.checkpoint.layouts import LayoutError, check_finite, first_of
 from d2kd.checkpoint.pickles import read_weights, unsafe_names
 from d2kd.checkpoint.run import WholeCheckpointer, checkpoint_names
@@ -30,6 +30,7 @@ __all__ = [
     "first_of",
     "forget_download",
     "load_strictly",
+    "local_path",
     "other_weights",
     "read_weights",
     "save_whole",

@@ -42,6 +42,8 @@ def check_start(path: str) -> None:
     with open(path, "rb") as file:
         start = file.read(256)
     text = start.lstrip().lower()
+    if path.endswith((".py", ".yaml", ".yml")):
+        raise LayoutError(f"{path} is a config by its name, expected a checkpoint, such as a .pth.")
     if not start:
         raise DamagedError(f"{path} is empty.")
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
@@ -81,12 +83,13 @@ def named_by_objects(path: str, names: Sequence[str]) -> str:
         names: the classes and functions that it names.
     """
     roots = {name.partition(".")[0] for name in names}
+    modules = [name for name in names if name.startswith("torch.nn.modules.")]
     if roots & {"mmengine", "mmcv", "mmdet"}:
         what = f"is an OpenMMLab checkpoint: {_convert(path, ())} --trust-pickle converts it, if you trust it"
     elif roots & {"lightning", "lightning_fabric", "pytorch_lightning"}:
         what = f"is a Lightning checkpoint with objects of {first_of(names, 3)}: {_SAVE}"
-    elif any(name.startswith("torch.nn.modules.") for name in names):
-        what = f"is a whole module ({first_of(names, 3)}), which would run code when it is read: {_SAVE}"
+    elif modules:
+        what = f"is a whole module ({first_of(modules, 3)}), which would run code when it is read: {_SAVE}"
     else:
         what = f"holds {first_of(names, 3)} beside weights, which is read only by running what the file says: {_SAVE}"
     return f"{path} {what}."
@@ -188,13 +191,19 @@ def other_layout(
     if prefix := _common_prefix(unexpected, wanted):
         return f"a checkpoint of a module that holds the detector, its keys begin with {prefix!r}: {_SAVE}"
     head = [key for key in wanted if key.startswith("head.")]
-    backbone = sum(key.startswith("backbone.") for key in wanted if key not in missing)
-    bare = sum(f"backbone.bottom_up.{key}" in missing for key in unexpected)
+    backbone = any(key.startswith("backbone.") and key.endswith(".weight") for key in wanted if key not in missing)
+    bare = any(f"backbone.bottom_up.{key}" in missing for key in unexpected)
     if head and missing.issuperset(head) and (backbone or bare):
         return f"a backbone alone, without the {len(head)} tensors of a head: give a checkpoint of the whole detector"
-    if 2 * len(missing) < len(wanted) and 3 * len(mismatched) > len(wanted) - len(missing):
-        student = any(key.startswith("distillation.") for key in unexpected)
-        whose = "of a distilled run or its baseline, so of a student," if student else "of a detector"
+    student = any(key.startswith("distillation.") for key in unexpected)
+    whose = "of a distilled run or its baseline, so of a student," if student else "of a detector"
+    if mismatched and not missing and all(key.startswith("head.cls_score.") for key in mismatched):
+        return (
+            f"a checkpoint {whose} with another number of classes: {first_of(mismatched)}; set num_classes, or give "
+            "the checkpoint that was trained with this config"
+        )
+    enough = 8 if student else 3
+    if 2 * len(missing) < len(wanted) and enough * len(mismatched) > len(wanted) - len(missing):
         return (
             f"a checkpoint {whose} in another size, {len(mismatched)} tensors differ: {first_of(mismatched, 3)}; give "
             "the checkpoint that was trained with this config"

@@ -94,6 +94,6 @@ def unsafe_names(path: str, error: Exception) -> list[str]:
         error: of ``torch.load(path, weights_only=True)``.
     """
     try:
-        return torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception:  # no archive, or a damaged one; before torch 1.6 no archives were written
         return list(dict.fromkeys(re.findall(r"GLOBAL ([\w.]+)", str(error))))

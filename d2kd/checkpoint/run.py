@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import pickle
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
-from d2kd.checkpoint.downloads import forget_download
+from d2kd.checkpoint.downloads import forget_download, local_path
 from d2kd.checkpoint.layouts import LayoutError, check_start, check_weights
 from d2kd.checkpoint.pickles import check_arrays, read_weights
 from d2kd.checkpoint.whole import DamagedError, check_whole, save_whole, whole_file
@@ -30,6 +31,7 @@ class WholeCheckpointer(DetectionCheckpointer):
     """
 
     _source = ""  # what is being loaded, as it was given
+    _needed: Sequence[str] = ()  # which entries it must have beside the weights
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """
@@ -37,9 +39,14 @@ class WholeCheckpointer(DetectionCheckpointer):
 
         Raises:
             DamagedError: the file is empty, cut, or holds other bytes than were written.
-            LayoutError: it is no checkpoint as Detectron2 keeps them, or would run code when it is read.
+            LayoutError: it is no checkpoint as Detectron2 keeps them, would run code when it is read, or lacks what is
+                to be loaded beside the weights.
+            FileNotFoundError: a URL that does not answer.
         """
         self._source = path or ""
+        self._needed = [] if checkpointables is not None else list(self.checkpointables)
+        if path:
+            local_path(path)
         return super().load(path, checkpointables)
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -106,6 +113,11 @@ class WholeCheckpointer(DetectionCheckpointer):
                 read_weights(filename)
             loaded = super()._load_file(filename)
             check_weights(loaded["model"], filename)
+            if lacking := [name for name in self._needed if name not in loaded]:
+                raise LayoutError(
+                    f"{filename} has weights and no state of the {' and '.join(lacking)}, so that no run can go on "
+                    "from it: train.init_checkpoint begins a new run with its weights, without --resume."
+                )
         except (DamagedError, LayoutError) as error:
             raise type(error)(f"{error}{forget_download(self._source, filename)}") from error
         return loaded

@@ -7,11 +7,11 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlparse
 
 import torch
 from torch import nn
 
+from d2kd.checkpoint.downloads import local_path
 from d2kd.checkpoint.layouts import LayoutError, check_finite, first_of, other_layout
 from d2kd.checkpoint.run import WholeCheckpointer
 from d2kd.checkpoint.whole import DamagedError
@@ -54,7 +54,7 @@ class Misfit:
 
     def __str__(self) -> str:
         found = {"missing": self.missing, "unexpected": self.unexpected, "shape mismatch": self.mismatched}
-        return "\n".join(f"  {kind}, {len(keys)}: {first_of(keys)}" for kind, keys in found.items() if keys)
+        return "; ".join(f"{kind}, {len(keys)}: {first_of(keys, 3)}" for kind, keys in found.items() if keys)
 
 
 @dataclass
@@ -157,7 +157,7 @@ def load_strictly(
             or weights are not finite.
         MisfitError: the checkpoint does not fit; ``model`` may hold some of its weights.
         ValueError: it has no such ``entry``.
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file, or a URL does not answer.
     """
     loaded = Loaded()
     otherwise = f"; {way_out}" if way_out else ""
@@ -169,22 +169,17 @@ def load_strictly(
         left = [*misfit.unexpected, *checkpointer.ignored]
         if what := other_layout(checkpoint, model, misfit.missing, left, misfit.mismatched):
             raise LayoutError(f"{checkpoint} is {what}{otherwise}.")
-        raise MisfitError(f"{refusal}{otherwise}:\n{misfit}")
+        raise MisfitError(f"{refusal}: {misfit}{otherwise}.")
 
     checkpointer = FittingCheckpointer(model, on_load=on_load, harmless=harmless, entry=entry)
-    # A path with a query, such as "x.pkl?matching_heuristics=True", is Detectron2's own grammar.
-    path = urlparse(checkpoint)._replace(query="").geturl()
     try:
-        found = os.path.isfile(checkpointer.path_manager.get_local_path(path))
-    except OSError as error:  # of a URL
-        raise FileNotFoundError(f"{absent} ({error})") from error
-    if not found:
-        raise FileNotFoundError(absent)
-    try:
+        if not os.path.isfile(local_path(checkpoint)):
+            raise FileNotFoundError
         loaded.rest = checkpointer.load(checkpoint)
         check_finite(model, checkpoint)
-    except (DamagedError, LayoutError) as error:
-        raise type(error)(f"{key}: {error}" if key else str(error)) from error
+    except (DamagedError, LayoutError, FileNotFoundError) as error:
+        sentence = f"{key}: {error}" if key else str(error)
+        raise type(error)(sentence if error.args else absent) from error
     loaded.ignored = checkpointer.ignored
     return loaded
 

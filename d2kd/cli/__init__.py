@@ -2,27 +2,86 @@
 
 from __future__ import annotations
 
+import argparse
+import logging
+import re
 import sys
 import traceback
 from collections.abc import Callable
-from typing import ParamSpec
+from pathlib import Path
+from typing import Any, NoReturn
 
 from omegaconf.errors import OmegaConfBaseException
 
-__all__ = ["fail", "is_users_error", "run_command", "sentence"]
-
-P = ParamSpec("P")
+__all__ = ["Parser", "check_file", "check_folder", "fail", "is_users_error", "run_command", "sentence"]
 
 
-def fail(command: str, error: BaseException | str) -> int:
-    """Print an error as one sentence that begins with the command's name; returns the exit status of a refusal."""
-    print(f"{command}: {sentence(error)}", file=sys.stderr)
+class Parser(argparse.ArgumentParser):
+    """
+    The parser of a command: texts are shown as they are written, ``--traceback`` is an option, and a wrong option is
+    refused in one line. The arguments are those of ``argparse.ArgumentParser``.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, **kwargs})
+        self.add_argument(
+            "--traceback",
+            action="store_true",
+            default=argparse.SUPPRESS,  # else a subcommand's parser would overwrite what its parent found
+            help="show Python's traceback before the line of a refusal",
+        )
+
+    def error(self, message: str) -> NoReturn:
+        # Versions of Python quote the choices differently.
+        if choice := re.fullmatch(r"(.*): invalid choice: (.*) \(choose from (.*)\)", message):
+            message = f"{choice[1]}: {choice[2]} is none of {choice[3]}".replace("'", "")
+        if number := re.fullmatch(r"(.*): invalid int value: '(.*)'", message):
+            message = f"{number[1]}: {number[2]} is no whole number"
+        self.exit(2, f"{self.prog}: {message.rstrip('.')} ({self.prog} --help).\n")
+
+
+def check_file(option: str, path: Path | None) -> None:
+    """
+    Check the name of a file that will be written, before anything is computed.
+
+    Raises:
+        ValueError: it is a folder's.
+    """
+    if path is not None and path.is_dir():
+        raise ValueError(f"{option} {path} is a folder, expected the name of a file.")
+
+
+def check_folder(option: str, path: Path) -> None:
+    """
+    Check the name of a folder that will be made or filled, before anything is computed.
+
+    Raises:
+        ValueError: it is a file's.
+    """
+    if path.is_file():
+        raise ValueError(f"{option} {path} is a file, expected the name of a folder.")
+
+
+def fail(command: str, error: BaseException | str, trace: str = "") -> int:
+    """
+    Print an error as one line that begins with the command's name, after its traceback if there is one to show; returns
+    the exit status of a refusal.
+    """
+    print(f"{trace}{command}: {sentence(error)}", file=sys.stderr)
     return 2
 
 
 def sentence(error: BaseException | str) -> str:
-    """An error's message; of a KeyError without the quotes that Python adds."""
-    return str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    """
+    An error's message in one line; of a KeyError without the quotes that Python adds, of a file its name and what is
+    wrong, of omegaconf's the key and the first line.
+    """
+    if isinstance(error, OmegaConfBaseException):
+        return f"{error.full_key}: {str(error).partition(chr(10))[0]}" if error.full_key else str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}."
+    lines = str(error.args[0] if isinstance(error, KeyError) and error.args else error).splitlines()
+    return re.sub(r"([.:;]?)\s*\n\s*", lambda end: f"{end[1] or ';'} ", "\n".join(lines).strip())
 
 
 def is_users_error(error: BaseException) -> bool:
@@ -43,17 +102,20 @@ def is_users_error(error: BaseException) -> bool:
     return package.partition(".")[0] == "d2kd" or module == "detectron2.config.instantiate"
 
 
-def run_command(command: str, function: Callable[P, int | None], *args: P.args, **kwargs: P.kwargs) -> int:
+def run_command(command: str, function: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> int:
     """
-    Call ``function``; a user's error or an interrupt ends it in one sentence. Returns the exit status: the function's
-    (None: 0), 2 for an error, 130 for an interrupt, whose message says how to go on.
+    Call ``function`` with ``args``, which a :class:`Parser` made; a user's error or an interrupt ends it in one line.
+    Returns the exit status: the function's (None: 0), 2 for an error, 130 for an interrupt, whose message says how to
+    go on.
     """
+    # It logs which class refused its arguments, which the sentence says, too.
+    logging.getLogger("detectron2.config.instantiate").setLevel(logging.CRITICAL)
     try:
-        return function(*args, **kwargs) or 0
+        return function(args) or 0
     except KeyboardInterrupt as error:
         print(f"\n{command}: interrupted. {error}".rstrip(), file=sys.stderr)
         return 130
     except Exception as error:
         if not is_users_error(error):
             raise
-        return fail(command, error)
+        return fail(command, error, "".join(traceback.format_exception(error)) if "traceback" in args else "")

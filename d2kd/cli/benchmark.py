@@ -20,7 +20,7 @@ import detectron2
 import torch
 
 import d2kd
-from d2kd.cli import run_command
+from d2kd.cli import Parser, check_file, run_command
 from d2kd.cli.benchmark_cases import ENGINES, STUDENT, TEACHER, engine_case, make_cases, run_detector
 from d2kd.cli.benchmark_data import (
     FAMILIES,
@@ -216,9 +216,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """Raises SystemExit, with a message, for values that do not fit together."""
-    parser = argparse.ArgumentParser(
-        prog=COMMAND, description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=COMMAND, description=__doc__, epilog=EPILOG)
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES), help="of detectors (all)")
     parser.add_argument("--methods", nargs="*", choices=METHODS, help=f"of {' '.join(METHODS)} (those a detector has)")
     parser.add_argument("--sizes", nargs="*", choices=SIZES, default=["digits", "small"], help="(digits small)")
@@ -264,13 +262,17 @@ def _check_ranks(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, found {value}")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number >= 1, found {text}")
+    return int(text)
 
 
 def run(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        ValueError: the file to write is a folder.
+    """
+    check_file("--json", args.json)
     # Detectron2's logger warns of losses in one model that lose accuracy together, which is not the question here.
     logger = logging.getLogger("detectron2")
     level = logger.level

@@ -16,15 +16,15 @@ from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import instantiate
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
-from d2kd.cli import check_device, check_replay, run_command
+from d2kd.cli import Parser, check_device, check_file, check_replay, run_command
 from d2kd.cli.check_measure import look_at_terms, measure_cost
 from d2kd.cli.check_report import Report, to_text
 from d2kd.config import CONFIG, load_config
+from d2kd.config.nodes import made
 from d2kd.data.samples import derive_seed
 from d2kd.engine import ConfigError, check_config, check_image_format, make_loader, resolve_device
 from d2kd.engine.sheet import class_names, look_at_step, make_sheet, save_sheets
@@ -50,9 +50,7 @@ examples:
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=COMMAND, description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=COMMAND, description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--config-file", metavar="FILE", help="a LazyConfig file, or the name of a packaged config")
     parser.add_argument("--method", default=CONFIG, help="replace model.losses, as of d2kd train")
     parser.add_argument("--batches", type=int, default=BATCHES, metavar="N", help="training batches (%(default)s)")
@@ -76,29 +74,30 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.batches < 1:
         raise ConfigError(f"--batches is {args.batches}, expected at least 1.")
+    check_file("--json", args.json)
+    check_file("--picture", args.picture)
     cfg = load_config(args.config_file, args.overrides, method=args.method)
     check_config(cfg)
     device = resolve_device(cfg.train.device)
     setup_logger(name="detectron2").setLevel(logging.WARNING)
     for name in ("detectron2.engine.train_loop", "detectron2.d2kd.modeling.distillation.health"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what they say of a run is in the report
-    print(f"Reading {args.batches} batches of {args.config_file} on {device} ...", file=sys.stderr)
     seed_all_rng(cfg.train.seed)  # as a run does: Detectron2's train loader draws its order from numpy's generator
     torch.manual_seed(derive_seed(cfg.train.seed, 0))
     model = _build_model(cfg, args.config_file)
-    loader = make_loader(cfg, "train")
-    start = time.perf_counter()
-    batches = list(islice(loader, args.batches))
-    # Workers load while the training process trains.
-    data_seconds = 0.0 if getattr(loader, "num_workers", 0) else (time.perf_counter() - start) / len(batches)
-    names = class_names(cfg)
-
     teacher = model.teacher
     if teacher is None:
         raise ConfigError(
             f"{args.config_file} has no teacher and losses to check: take a distilled config (d2kd.distill), or add "
             "--method NAME."
         )
+    loader = make_loader(cfg, "train")
+    print(f"Reading {args.batches} batches of {args.config_file} on {device} ...", file=sys.stderr)
+    start = time.perf_counter()
+    batches = list(islice(loader, args.batches))
+    # Workers load while the training process trains.
+    data_seconds = 0.0 if getattr(loader, "num_workers", 0) else (time.perf_counter() - start) / len(batches)
+    names = class_names(cfg)
     images: list[Mapping[str, Any]] = []
     for index, batch in enumerate(batches):
         images += pick_images(batch, IMAGES - len(images), len(batches) - index)
@@ -138,7 +137,7 @@ def _draw(
 
 
 def _build_model(cfg: DictConfig, file: str) -> DistilledDetector:
-    model = instantiate(cfg.model)
+    model = made(cfg.model, "model")
     check_image_format(cfg, model)
     if not isinstance(model, DistilledDetector):
         raise ConfigError(f"model of {file} is a {type(model).__name__}, expected what d2kd.distill() returns.")

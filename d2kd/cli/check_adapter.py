@@ -8,11 +8,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from detectron2.config import instantiate
-
-from d2kd.cli import run_command
+from d2kd.cli import Parser, run_command
 from d2kd.config import load_config
-from d2kd.config.nodes import target_of
+from d2kd.config.nodes import made, target_of
 from d2kd.modeling import DistilledDetector, check_adapter
 
 COMMAND = "d2kd check-adapter"
@@ -24,9 +22,7 @@ examples:
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=COMMAND, description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=COMMAND, description=__doc__, epilog=EXAMPLES)
     parser.add_argument(
         "--config-file", required=True, metavar="FILE", help="a LazyConfig file, or the name of a packaged config"
     )
@@ -49,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
         if model.get("teacher"):
             nodes["model.teacher.model"] = model.teacher.model
     for key, node in nodes.items():
-        detector = instantiate(node)
+        detector = made(node, key)
         try:
             report = check_adapter(detector)
         except (TypeError, ValueError) as error:

@@ -10,11 +10,11 @@ import contextlib
 from collections.abc import Mapping
 
 import torch
-from detectron2.config import instantiate
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from d2kd.config import load_config
+from d2kd.config.nodes import made
 from d2kd.engine.defaults import amp_dtype, resolve_device
 from d2kd.engine.failed_step import FailedStep, load_failed_step
 from d2kd.modeling import DistilledDetector
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     step = load_failed_step(args.replay)
     cfg = load_config(args.config_file, args.overrides)
     device = resolve_device(cfg.train.device)
-    model = instantiate(cfg.model)
+    model = made(cfg.model, "model")
     if isinstance(model, DistilledDetector):
         model.load_teacher()
     model = model.to(device).train()

@@ -14,12 +14,11 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from d2kd.cli import run_command
+from d2kd.cli import Parser, check_folder, run_command
 from d2kd.config import ALONE, CONFIG
 from d2kd.experiments import Experiment, build_jobs, environments, run_jobs, write_report
 
@@ -47,13 +46,8 @@ KEY_VALUE = re.compile(r"\+?[A-Za-z_][\w.]*=")
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=COMMAND,
-        usage=f"{COMMAND} --config-file FILE [FILE ...] [options] [key=value ...]",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    usage = f"{COMMAND} --config-file FILE [FILE ...] [options] [key=value ...]"
+    parser = Parser(prog=COMMAND, usage=usage, description=__doc__, epilog=EXAMPLES)
     add = parser.add_argument
     add("--config-file", nargs="+", required=True, metavar="FILE", help="one config or several")
     add("--methods", nargs="+", default=[ALONE, CONFIG], metavar="METHOD", help="default: alone config")
@@ -70,13 +64,8 @@ def argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_experiment(argv: Sequence[str]) -> tuple[Experiment, int]:
-    """
-    The experiment and the number of processes that a command line asks for.
-
-    Raises:
-        ValueError: two configs of one name.
-    """
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    """What a command line asks for; beside its options ``command``, that line itself."""
     parser = argument_parser()
     # Taken out first: "--seeds 0 1 key=value" is what people type, and argparse reads as three seeds.
     rest: list[str] = []
@@ -102,51 +91,63 @@ def parse_experiment(argv: Sequence[str]) -> tuple[Experiment, int]:
         parser.error("--seeds must be 0 or more")
     if args.processes < 1 or (args.max_iter is not None and args.max_iter < 1):
         parser.error("--processes and --max-iter must be at least 1")
-    experiment = Experiment(
+    args.overrides = overrides
+    args.command = shlex.join([*COMMAND.split(), *argv])
+    return args
+
+
+def experiment_of(args: argparse.Namespace) -> Experiment:
+    """
+    The experiment that a command line asks for.
+
+    Raises:
+        ValueError: two configs of one name.
+    """
+    return Experiment(
         configs=tuple(dict.fromkeys(args.config_file)),
         output=args.output,
         methods=tuple(dict.fromkeys(args.methods)),
         seeds=tuple(dict.fromkeys(args.seeds)),
-        overrides=tuple(overrides),
+        overrides=tuple(args.overrides),
         max_iter=args.max_iter,
         stretch=args.stretch,
         report=tuple(args.report),
         teacher_config=args.teacher_config,
     )
-    return experiment, args.processes
 
 
-def run(argv: Sequence[str]) -> int:
+def run(args: argparse.Namespace) -> int:
     """
     Raises:
         JobError: a folder holds another run, or the evaluator does not return the metric.
         ValueError, OSError: a config, method or dataset that cannot be used.
     """
-    experiment, processes = parse_experiment(argv)
+    check_folder("--output", args.output)
+    experiment = experiment_of(args)
     jobs = build_jobs(experiment)
-    failed = run_jobs(jobs, environments(experiment.device, processes))
-    report = write_report(experiment, shlex.join([*COMMAND.split(), *argv]))
+    failed = run_jobs(jobs, environments(experiment.device, args.processes))
+    report = write_report(experiment, args.command)
     print(f"\n{report}\nWritten to {experiment.output}: results.md, results.json, curves.png, gains.png")
     if failed:
         print(f"{len(failed)} of {len(jobs)} runs failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def run_resumable(command: str, function: Callable[[], int]) -> int:
+def run_resumable(command: str, function: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
     """:func:`d2kd.cli.run_command` of what goes on where it stopped, if it is called again."""
 
-    def resumable() -> int:
+    def resumable(args: argparse.Namespace) -> int:
         try:
-            return function()
+            return function(args)
         except KeyboardInterrupt:
             raise KeyboardInterrupt("The same command goes on where this one stopped.") from None
 
     torch.set_num_threads(1)  # of evaluations here: a second gains little on small images, and stalls the trainings
-    return run_command(command, resumable)
+    return run_command(command, resumable, args)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_resumable(COMMAND, partial(run, sys.argv[1:] if argv is None else argv))
+    return run_resumable(COMMAND, run, parse_args(sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":

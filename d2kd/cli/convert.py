@@ -10,7 +10,7 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from d2kd.cli import run_command
+from d2kd.cli import Parser, run_command
 from d2kd.conversion import (
     FAMILIES,
     STYLES,
@@ -31,9 +31,7 @@ examples:
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=COMMAND, description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=COMMAND, description=__doc__, epilog=EXAMPLES)
     parser.add_argument("input", metavar="IN.pth", help="OpenMMLab's checkpoint")
     parser.add_argument("output", metavar="OUT.pth", help="Detectron2's; written whole or not at all")
     parser.add_argument("--detector", required=True, choices=list(FAMILIES))
@@ -58,13 +56,12 @@ def argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(argv: Sequence[str] | None = None) -> None:
+def run(args: argparse.Namespace) -> None:
     """
     Raises:
         ConversionError: a file or an option that does not convert; nothing was written.
         FileNotFoundError: there is no such input.
     """
-    args = argument_parser().parse_args(argv)
     check_output(args.output, checkpoint=args.input, force=args.force)
     state, meta = read_checkpoint(args.input, trust_pickle=args.trust_pickle)
     conversion = convert(
@@ -84,7 +81,7 @@ def run(argv: Sequence[str] | None = None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(COMMAND, run, argv)
+    return run_command(COMMAND, run, argument_parser().parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from d2kd.cli import run_command
+from d2kd.cli import Parser, run_command
 from d2kd.data.public import SETS, prepare_public_data
 
 COMMAND = "d2kd data"
@@ -27,9 +27,7 @@ EXAMPLES = "\n".join(
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=COMMAND, description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=COMMAND, description=__doc__, epilog=EXAMPLES)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     get = commands.add_parser(
         "get", help="make the folder of a data set, or check the one that is there", description="Get a data set."

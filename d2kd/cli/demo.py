@@ -16,7 +16,6 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
 from torch import nn
 
+from d2kd.cli import Parser, check_folder
 from d2kd.cli.compare import run_resumable
 from d2kd.config import ALONE, CONFIG, load_config
 from d2kd.data.digits import SIZES, prepare_digits
@@ -265,15 +265,9 @@ Ctrl-C stops it, and the same command goes on from there: what is finished is no
 """
 
 
-def run(argv: Sequence[str]) -> int:
-    """
-    Raises:
-        ValueError: a folder holds another run, or other files than the data's.
-        ImportError: the data has to be made, and scikit-learn or scikit-image is missing.
-    """
-    parser = argparse.ArgumentParser(
-        prog=COMMAND, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    """What a command line asks for; beside its options ``command``, that line itself."""
+    parser = Parser(prog=COMMAND, description=__doc__)
     parser.add_argument("--output", type=Path, help="default: output/demo, or output/demo_N with --max-iter N")
     parser.add_argument(
         "--max-iter",
@@ -284,8 +278,19 @@ def run(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if args.max_iter is not None and args.max_iter < 1:
         parser.error("--max-iter must be at least 1")
+    args.command = shlex.join([*COMMAND.split(), *argv])
+    return args
+
+
+def run(args: argparse.Namespace) -> int:
+    """
+    Raises:
+        ValueError: a folder holds another run, or other files than the data's.
+        ImportError: the data has to be made, and scikit-learn or scikit-image is missing.
+    """
     name = "demo" if args.max_iter is None else f"demo_{args.max_iter}"
     output = args.output or Path("output", name)
+    check_folder("--output", output)
     experiment = demo_experiment(output, args.max_iter)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # also beside a GPU: the demo's costs are CPU seconds
     processes = min(2, os.cpu_count() or 1)
@@ -296,12 +301,12 @@ def run(argv: Sequence[str]) -> int:
     if run_jobs(build_jobs(experiment), environments(experiment.device, processes)):
         print("\nThe demo is not complete; the same command goes on where it stopped.", file=sys.stderr)
         return 1
-    print(write_results(experiment, shlex.join([*COMMAND.split(), *argv])))
+    print(write_results(experiment, args.command))
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_resumable(COMMAND, partial(run, sys.argv[1:] if argv is None else argv))
+    return run_resumable(COMMAND, run, parse_args(sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":

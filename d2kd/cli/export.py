@@ -13,8 +13,9 @@ from pathlib import Path
 
 import torch
 from detectron2.data.detection_utils import read_image
+from PIL import UnidentifiedImageError
 
-from d2kd.cli import run_command
+from d2kd.cli import Parser, run_command
 from d2kd.config import load_config
 from d2kd.export import (
     OUTPUTS,
@@ -40,9 +41,7 @@ included. It was traced, and compared, on the CPU.
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=COMMAND, description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=COMMAND, description=__doc__, epilog=EXAMPLES)
     parser.add_argument("config", metavar="CONFIG", help="LazyConfig file of the run, or the name of a packaged one")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="any of the run's checkpoints")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE.pth", help="the student's weights")
@@ -103,7 +102,7 @@ def describe_weights(student: LoadedStudent, path: Path) -> str:
         f"{path.stat().st_size} bytes"
     ]
     if student.misfit:
-        lines.append(f"  WARNING: the checkpoint does not fit the student (--allow-partial):\n{student.misfit}")
+        lines.append(f"  WARNING: the checkpoint does not fit the student (--allow-partial): {student.misfit}")
     if student.distillation:
         lines.append(f"  left out of the model, {len(student.distillation)}: {', '.join(student.distillation)}")
     if student.entries:
@@ -127,13 +126,12 @@ def describe_torchscript(student: LoadedStudent, path: Path, proof: Proof) -> st
     )
 
 
-def run(argv: Sequence[str] | None = None) -> None:
+def run(args: argparse.Namespace) -> None:
     """
     Raises:
         ExportError: a checkpoint or an option that cannot be exported; nothing was written.
         OSError: an input that cannot be read.
     """
-    args = parse_args(argv)
     check_outputs(args)
     cfg = load_config(args.config, args.overrides)
     student = load_student(cfg, args.checkpoint, allow_partial=args.allow_partial)
@@ -142,7 +140,10 @@ def run(argv: Sequence[str] | None = None) -> None:
         # First: a student whose traced model differs leaves no file at all.
         image = None
         if args.image:
-            pixels = read_image(args.image, format=student.input_format)
+            try:
+                pixels = read_image(args.image, format=student.input_format)
+            except UnidentifiedImageError as error:
+                raise ExportError(f"--image {args.image} is no image that Pillow reads.") from error
             image = torch.as_tensor(pixels.transpose(2, 0, 1).astype("float32"))
         proof = write_torchscript(student.detector, args.torchscript, image)
         said.append(describe_torchscript(student, args.torchscript, proof))
@@ -151,7 +152,7 @@ def run(argv: Sequence[str] | None = None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(COMMAND, run, argv)
+    return run_command(COMMAND, run, parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from d2kd.cli import run_command
+from d2kd.cli import Parser, run_command
 from d2kd.methods import describe, list_methods
 
 COMMAND = "d2kd methods"
@@ -23,9 +23,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog=COMMAND, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=COMMAND, description=__doc__)
     parser.add_argument("name", nargs="?", metavar="NAME", help="only this method")
     return run_command(COMMAND, run, parser.parse_args(argv))
 

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from d2kd.cli import run_command
+from d2kd.cli import Parser, check_file, run_command
 from d2kd.experiments.ceiling_figure import plot_ceiling
 from d2kd.experiments.curves import read_metrics
 from d2kd.experiments.files import read_json
@@ -26,9 +26,7 @@ examples:
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=COMMAND, description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=COMMAND, description=__doc__, epilog=EXAMPLES)
     about = "a run's output folder, or its metrics.json; or the output of d2kd compare, or its results.json"
     parser.add_argument("runs", nargs="+", metavar="RUN", help=about)
     parser.add_argument("--output", metavar="FILE.png", help="default: plot.png in the first run's folder")
@@ -44,6 +42,7 @@ def run(args: argparse.Namespace) -> None:
     files = [_file(name) for name in args.runs]
     if len({file.resolve() for file in files}) < len(files):
         raise ValueError("A run is named twice, expected each once.")
+    check_file("--output", Path(args.output) if args.output else None)
     output = Path(args.output) if args.output else files[0].with_name("plot.png")
     compared = [file.name.endswith("results.json") for file in files]
     if all(compared):

@@ -7,8 +7,10 @@ that is checked, a data order that resumes, and the best checkpoint.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import tempfile
+import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import timedelta
@@ -23,7 +25,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from d2kd.checkpoint import WholeCheckpointer
-from d2kd.cli import fail, is_users_error, run_command, sentence
+from d2kd.cli import Parser, fail, is_users_error, run_command, sentence
 from d2kd.config import ALONE, CONFIG, config_path, load_config
 from d2kd.engine import (
     check_config,
@@ -67,8 +69,9 @@ Overrides merge: model.losses=null switches distillation off, model.losses={} ch
 
 def argument_parser() -> argparse.ArgumentParser:
     """Detectron2's training options, ``--check-teacher``, ``--allow-partial`` and ``--method``."""
-    parser = default_argument_parser(epilog=EXAMPLES)
-    parser.prog, parser.description = COMMAND, __doc__
+    parser = Parser(
+        prog=COMMAND, description=__doc__, epilog=EXAMPLES, parents=[default_argument_parser()], add_help=False
+    )
     parser.set_defaults(dist_url="auto")  # Detectron2's is one port for each user: two runs would meet on it
     parser.add_argument(
         "--overwrite", action="store_true", help="delete the checkpoints and metrics of another run in train.output_dir"
@@ -92,7 +95,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     with ExitStack() as stack:
         with raised_on_all_ranks():
             cfg = load_config(args.config_file, args.opts, method=args.method)
-            check_config(cfg, resume=args.resume)
+            check_config(cfg, resume=args.resume, evaluation=args.eval_only)
             if not args.eval_only:
                 if comm.is_main_process():
                     stack.enter_context(locked(cfg.train.output_dir))
@@ -129,12 +132,16 @@ def _without_traceback(record: logging.LogRecord) -> bool:
 
 
 def _run_and_note(args: argparse.Namespace, notes: str) -> None:
-    """:func:`run`; leaves a user's error in the folder ``notes``: of a rank's error, ``launch`` keeps a text only."""
+    """
+    :func:`run`; leaves a user's error and its traceback in the folder ``notes``: of a rank's error, ``launch`` keeps a
+    text only.
+    """
     try:
         run(args)
     except Exception as error:
         if is_users_error(error):
-            Path(notes, f"rank{comm.get_rank():05}").write_text(sentence(error))
+            note = json.dumps([sentence(error), traceback.format_exc()])
+            Path(notes, f"rank{comm.get_rank():05}").write_text(note)
         raise
 
 
@@ -157,17 +164,21 @@ def _launch(args: argparse.Namespace) -> int:
             )
         except KeyboardInterrupt as error:
             raise KeyboardInterrupt(str(error) or "--resume goes on from the last checkpoint.") from None
-        except Exception as error:
-            sentences = [path.read_text() for path in sorted(Path(notes).iterdir())]
-            if not any(sentences) and not is_users_error(error):
-                raise
-            return fail(COMMAND, next(filter(None, sentences), error))
+        except Exception:
+            for note in sorted(Path(notes).iterdir()):
+                if text := note.read_text():  # else its rank was ended while it wrote
+                    said, trace = json.loads(text)
+                    return fail(COMMAND, said, trace if "traceback" in args else "")
+            raise
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argument_parser()
     args = parser.parse_args(argv)
+    if "--traceback" in args.opts:  # what people add at the end of a command that failed
+        args.opts.remove("--traceback")
+        args.traceback = True
     for opt in args.opts:
         if opt.startswith("-") or "=" not in opt:
             parser.error(f"{opt!r} is no key=value override; options come before the overrides")
@@ -176,11 +187,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.resume and args.overwrite:
         parser.error("--resume goes on with a run that --overwrite deletes: give one of them")
     if args.allow_partial and not args.eval_only:
-        parser.error(
-            "--allow-partial is for --eval-only; training takes weights that fit in part (train.init_checkpoint)"
-        )
+        parser.error("--allow-partial is for --eval-only: training takes weights that fit in part without it")
     if args.num_gpus < 1:
         parser.error("--num-gpus must be at least 1; without a GPU it is the number of CPU processes")
+    if args.num_machines < 1 or not 0 <= args.machine_rank < args.num_machines:
+        parser.error(
+            f"--machine-rank {args.machine_rank} of --num-machines {args.num_machines}: expected a rank from 0 to one "
+            "less than the number of machines"
+        )
+    if args.dist_url != "auto" and "://" not in args.dist_url:
+        parser.error(f"--dist-url is {args.dist_url}, expected tcp://HOST:PORT, or auto on one machine")
     gpus = torch.cuda.device_count()
     if gpus and args.num_gpus > gpus:
         parser.error(f"--num-gpus {args.num_gpus}, but this machine has {gpus}")

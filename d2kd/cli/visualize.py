@@ -14,7 +14,7 @@ from copy import deepcopy
 from pathlib import Path
 
 from d2kd.checkpoint import load_strictly
-from d2kd.cli import run_command
+from d2kd.cli import Parser, run_command
 from d2kd.config import CONFIG, load_config
 from d2kd.engine import ConfigError, resolve_device
 from d2kd.engine.sheet import class_names, look_at_step, make_sheet, save_sheets, test_images
@@ -35,9 +35,7 @@ examples:
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=COMMAND, description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=COMMAND, description=__doc__, epilog=EXAMPLES)
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="a LazyConfig file, or the name of a packaged config")
     add("--weights", required=True, metavar="FILE", help="of the distilled student")

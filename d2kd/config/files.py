@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import os
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from detectron2.config import LazyConfig
 from omegaconf import DictConfig, OmegaConf
 
 from d2kd.config.lazy import CONFIG, with_method
-from d2kd.config.overrides import apply_overrides
+from d2kd.config.overrides import READ, apply_overrides
+from d2kd.config.untrusted import check_run, read_yaml
 
 __all__ = ["config_path", "get_config", "get_detectron2_config", "load_config"]
 
@@ -41,8 +42,22 @@ def load_config(file: str, overrides: Sequence[str] = (), *, method: str = CONFI
     _add_defaults(cfg)
     if method != CONFIG:
         cfg.model = with_method(cfg.model, method)
-    apply_overrides(cfg, overrides, {"train": _train_keys()} if "train" in cfg else {})
+    known = _train_keys()
+    apply_overrides(cfg, overrides, {"train": known} if "train" in cfg else {})
+    _check_names(cfg.get("train"), known, "train")
     return cfg
+
+
+def _check_names(node: object, known: Mapping[str, Any], path: str) -> None:
+    """Refuse a key that nothing reads and that is nearly the name of one that is read."""
+    if not isinstance(node, DictConfig):
+        return
+    for name in map(str, node):
+        near = get_close_matches(name, known, 1, 0.85)
+        if name not in known and near:
+            raise ValueError(f"{path}.{name} is in the config, but nothing reads it: did you mean {path}.{near[0]}?")
+        if isinstance(known.get(name), Mapping):
+            _check_names(node[name], known[name], f"{path}.{name}")
 
 
 def _train_keys() -> dict[str, Any]:
@@ -55,8 +70,10 @@ def _train_keys() -> dict[str, Any]:
 
 def _read(file: str) -> DictConfig:
     path = config_path(file)
+    if not path.endswith((".py", ".yaml", ".yml")):
+        raise ValueError(f"{file} is no config, expected a LazyConfig: a .py, or a .yaml that was dumped of one.")
     try:
-        cfg = LazyConfig.load(path)
+        cfg = _read_yaml(path) if path.endswith((".yaml", ".yml")) else LazyConfig.load(path)
     except Exception as error:  # whatever a person's file does
         *_, (last, _) = traceback.walk_tb(error.__traceback__)
         if (last.f_globals.get("__package__") or "").partition(".")[0] == "d2kd":
@@ -65,8 +82,19 @@ def _read(file: str) -> DictConfig:
     if not isinstance(cfg, DictConfig) or "model" not in cfg:
         yacs = isinstance(cfg, DictConfig) and "MODEL" in cfg
         hint = "; a yacs config is distilled by the train_net.py that reads it, see docs/embedding.md" if yacs else ""
-        raise ValueError(f"{file} has no model, expected a LazyConfig with a model node{hint}.")
+        raise ValueError(f"{file} has no model, expected a LazyConfig with a model node, L(CLASS)(...){hint}.")
     return cfg
+
+
+def _read_yaml(path: str) -> Any:
+    """A config that was dumped, such as a run's config.yaml, without running code of it."""
+    content = read_yaml(path)
+    if isinstance(content, dict) and "model" in content:
+        try:
+            check_run({key: content.get(key) for key in READ})
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error
+    return OmegaConf.create(content, flags={"allow_objects": True}) if isinstance(content, dict) else content
 
 
 def _add_defaults(cfg: DictConfig) -> None:
@@ -74,7 +102,8 @@ def _add_defaults(cfg: DictConfig) -> None:
     defaults = get_config("common/train.py").train
     if isinstance(cfg.get("train"), DictConfig):
         for key in _OWN_TRAIN_KEYS:
-            if OmegaConf.select(cfg.train, key, default=absent) is absent:
+            parent = cfg.train.get(key.partition(".")[0], {}) if "." in key else {}
+            if isinstance(parent, (dict, DictConfig)) and OmegaConf.select(cfg.train, key, default=absent) is absent:
                 OmegaConf.update(cfg.train, key, OmegaConf.select(defaults, key), force_add=True)
 
 

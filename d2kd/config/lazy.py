@@ -11,7 +11,7 @@ from detectron2.config import LazyCall as L
 from omegaconf import DictConfig
 from torch import nn
 
-from d2kd.config.nodes import self_contained, target_of
+from d2kd.config.nodes import self_contained, target_name, target_of
 from d2kd.config.teacher_file import teacher_node
 from d2kd.methods import get_losses
 from d2kd.modeling import DistilledDetector
@@ -63,13 +63,14 @@ def distill(
     if (method is None) == (losses is None):
         raise ValueError(f"distill() got method={method!r} and losses={losses!r}, expected exactly one of them.")
     student = _checked_node(model, "model")
+    teacher_model = _teacher_model(teacher)
     nodes = _preset(method, student, teacher) if method is not None else losses or {}
     for name, loss in nodes.items():
         _refuse_built(loss, f"losses[{name!r}]", "its node, L(...)(...)", f"losses={{{name!r}: module, ...}}")
     return L(DistilledDetector)(
         student=student,
         teacher=dict(
-            model=_teacher_model(teacher),
+            model=teacher_model,
             checkpoint=teacher_checkpoint,
             weights="model",
             input_format=None,
@@ -102,7 +103,7 @@ def with_method(model: DictConfig, method: str) -> DictConfig:
         return copy
     if target_of(model) is not DistilledDetector:
         raise ValueError(
-            f"model._target_ is {model.get('_target_')}, expected the model node that d2kd.distill() returns, whose "
+            f"model._target_ is {target_name(model)}, expected the model node that d2kd.distill() returns, whose "
             f"losses method={method!r} replaces: wrap the model with distill() in the config."
         )
     copy.losses = None if method == ALONE else _preset(method, copy.student, (copy.get("teacher") or {}).get("model"))
@@ -113,8 +114,8 @@ def _preset(method: str, student: DictConfig, teacher: object) -> dict[str, Dict
     student_class = target_of(student)
     if not isinstance(student_class, type):
         raise TypeError(
-            f"model._target_ is {student_class}, expected the class of a detector, whose family decides the preset of "
-            f"method={method!r}: give losses={{...}} instead of method."
+            f"model._target_ is {target_name(student)}, expected the class of a detector, whose family decides the "
+            f"preset of method={method!r}: give losses={{...}} instead of method."
         )
     teacher_class = target_of(teacher) if isinstance(teacher, DictConfig) else None
     # The family of a file, which is not read here, or of a function's result is not known.
@@ -145,6 +146,17 @@ def _checked_node(node: DictConfig, name: str) -> DictConfig:
     if not isinstance(node, DictConfig) or "_target_" not in node:
         or_path = " or the path of a config file" if name == "teacher" else ""
         raise TypeError(f"Expected {name} to be a model node with a _target_{or_path}, found {type(node).__name__}.")
+    target = target_of(node)
+    if target is DistilledDetector:
+        whose = "teacher" if name == "teacher" else "student"
+        raise ValueError(
+            f"{name} is distilled already, expected the node of the {whose} alone: give it {name}.student."
+        )
+    if isinstance(target, type):
+        try:
+            family_of(target)
+        except TypeError as error:
+            raise TypeError(f"distill()'s {name}: {error}") from error
     return self_contained(node, name, f"{name} moves under model.{'student' if name == 'model' else 'teacher.model'}")
 
 

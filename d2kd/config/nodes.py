@@ -1,16 +1,21 @@
-"""Model nodes of a LazyConfig: what a node calls, and copies of nodes that do not refer to the rest of their config."""
+"""Nodes of a LazyConfig: what one calls and makes, and copies that do not refer to the rest of their config."""
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any, TypeVar
 
+from detectron2.config import instantiate
+from detectron2.data import get_detection_dataset_dicts
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-__all__ = ["dataset_names", "self_contained", "target_of"]
+from d2kd.data.reading import check_registered
+
+__all__ = ["check_datasets", "dataset_names", "made", "self_contained", "target_name", "target_of", "targets"]
 
 Node = TypeVar("Node", bound=DictConfig | ListConfig)
 
@@ -33,6 +38,76 @@ def dataset_names(cfg: DictConfig, split: str) -> list[str]:
             return [names] if isinstance(names, str) else list(names)
         node = node.get("dataset")
     return []
+
+
+def target_name(node: DictConfig) -> str:
+    """The dotted name of what ``instantiate(node)`` calls."""
+    target = target_of(node)
+    return f"{target.__module__}.{target.__qualname__}" if callable(target) else str(target)
+
+
+def made(node: Any, key: str) -> Any:
+    """
+    What a node makes.
+
+    Args:
+        key: its place in the config, for messages.
+
+    Raises:
+        ValueError: its target cannot be made of its arguments, or a dataset is not registered. Errors of d2kd's own
+            that say what is wrong, and of files, are not changed.
+    """
+    check_datasets(node, key)
+    try:
+        return instantiate(node)
+    except Exception as error:  # whatever a target does
+        # Versions of Python have frames of comprehensions or not.
+        *_, frame = (x for x, _ in traceback.walk_tb(error.__traceback__) if not x.f_code.co_name.startswith("<"))
+        module = frame.f_globals.get("__name__") or ""
+        own = module.startswith("d2kd.") and isinstance(error, (TypeError, ValueError, ImportError))
+        if own or isinstance(error, OSError):
+            raise
+        if module == "detectron2.data.catalog" and isinstance(error, KeyError):
+            name = str(error.args[0]).partition("'")[2].partition("'")[0]
+            check_registered([name], key)
+        reason = (str(error).splitlines() or [""])[0].rstrip(".")
+        where = "" if module == instantiate.__module__ else f" (in {module}.{frame.f_code.co_name})"
+        raise ValueError(
+            f"{key} cannot be made: {type(error).__name__}: {reason}{where}. Correct its values."
+        ) from error
+
+
+def check_datasets(node: Any, key: str) -> None:
+    """
+    Check the names in each of Detectron2's ``get_detection_dataset_dicts`` of a node.
+
+    Args:
+        key: the node's place in the config, for messages.
+
+    Raises:
+        ValueError: there is no name, or none of a registered dataset.
+    """
+    for path, part in targets(node, key):
+        if target_of(part) is not get_detection_dataset_dicts:
+            continue
+        names = part.get("names")
+        if not names:
+            raise ValueError(f"{path}.names is {names!r}, expected the name of a dataset, or a list of names.")
+        check_registered([names] if isinstance(names, str) else names, f"{path}.names")
+
+
+def targets(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
+    """The place and the node of each ``_target_`` in a node, but for what it refers to."""
+    if isinstance(node, ListConfig):
+        for index, child in enumerate(node):
+            yield from targets(child, f"{path}[{index}]")
+    if not isinstance(node, DictConfig):
+        return
+    if "_target_" in node:
+        yield path, node
+    for name in node:
+        if isinstance(name, str) and not OmegaConf.is_interpolation(node, name):
+            yield from targets(node[name], f"{path}.{name}")
 
 
 def self_contained(node: Node, name: str, move: str) -> Node:

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from d2kd.config.nodes import target_of
 from d2kd.modeling.distillation.teacher import Teacher
 
-__all__ = ["apply_overrides"]
+__all__ = ["READ", "apply_overrides"]
 
 #: Nodes that hold the arguments of these, without a ``_target_``.
 _ARGUMENTS_OF: dict[str, Callable[..., object]] = {
@@ -28,7 +28,7 @@ _ARGUMENTS_OF: dict[str, Callable[..., object]] = {
 }
 
 #: The top-level keys that training reads. A LazyConfig has every mapping that its file imports, such as a teacher's.
-_READ = ("dataloader", "lr_multiplier", "model", "optimizer", "train")
+READ = ("dataloader", "lr_multiplier", "model", "optimizer", "train")
 
 _NO_DEFAULT = object()
 
@@ -52,19 +52,18 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str], known: Mapping[st
             (parsed,) = OverridesParser.create().parse_overrides([override])
             key, value, is_new = parsed.key_or_group, parsed.value(), parsed.is_add() or parsed.is_force_add()
         except Exception as error:  # hydra's, which has no common class
-            raise _not_applicable(override, error) from error
+            raise ValueError(
+                f"The override {override!r} cannot be read, expected KEY=VALUE, with brackets that are closed and "
+                "special characters in quotes: KEY=\"'a text: (x)'\"."
+            ) from error
         if not (is_new or parsed.is_delete()):
             for path, leaf in _leaves(key, value):
                 _check(cfg, known, override, path, leaf)
         try:
             LazyConfig.apply_overrides(cfg, [override])
         except Exception as error:  # of omegaconf, or of Detectron2's
-            raise _not_applicable(override, error) from error
-
-
-def _not_applicable(override: str, error: Exception) -> ValueError:
-    reason = str(error.args[0] if isinstance(error, KeyError) and error.args else error).partition("\n")[0]
-    return ValueError(f"The override {override!r} cannot be applied: {reason}")
+            reason = str(error.args[0] if isinstance(error, KeyError) and error.args else error).partition("\n")[0]
+            raise ValueError(f"The override {override!r} cannot be applied: {reason}") from error
 
 
 def _leaves(key: str, value: object) -> Iterator[tuple[str, object]]:
@@ -88,7 +87,10 @@ def _check(cfg: DictConfig, known: Mapping[str, Any], override: str, key: str, v
                 f"add the key with +{override}."
             )
         if not any(isinstance(node, (Mapping, DictConfig, ListConfig)) for node in nodes):
-            return  # LazyConfig.apply_overrides says it
+            raise ValueError(
+                f"The override {override!r} sets {key}, but {path} is {nodes[0]!r}, which has no keys: set {path} "
+                "itself."
+            )
         children = [child for node in nodes for child in _child(node, part)]
         if not children:
             arguments = _arguments(path, nodes)
@@ -148,9 +150,9 @@ def _unknown(
     leaf = key.rpartition(".")[2]
     elsewhere = sorted(
         (k for k in keys if k.rpartition(".")[2] == leaf != "_target_"),
-        key=lambda k: (k.partition(".")[0] not in _READ, k.count(".")),
+        key=lambda k: (k.partition(".")[0] not in READ, k.count(".")),
     )
-    near = near or elsewhere[:2] or get_close_matches(key, keys, 2, 0.8)
+    near = near or elsewhere[:2] or get_close_matches(key, [k for k in keys if not key.startswith(f"{k}.")], 2, 0.8)
     hint = f": did you mean {' or '.join(near)}?" if near else "."
     return ValueError(
         f"The override {override!r} is for {missing}, which this config does not have{hint} A new key is +key=value."
@@ -168,8 +170,11 @@ def _keys(content: Any, path: str = "") -> Iterator[str]:
 def _check_type(override: str, key: str, old: object, new: object) -> None:
     kinds = {"a number": (int, float), "a text": (str,), "true or false": (bool,)}
     types: dict[type, str] = {of_kind: kind for kind, many in kinds.items() for of_kind in many}
-    if isinstance(old, (Mapping, DictConfig)) and isinstance(new, (int, float)):
-        raise ValueError(f"The override {override!r} makes {key} {new!r}, expected a node (KEY=VALUE inside), or null.")
+    if isinstance(old, (Mapping, DictConfig)) and isinstance(new, (int, float, str, list)):
+        hint = "; --method takes the losses of a method" if key == "model.losses" else ""
+        raise ValueError(
+            f"The override {override!r} makes {key} {new!r}, expected a node (KEY=VALUE inside), or null{hint}."
+        )
     expected, found = types.get(type(old)), types.get(type(new))
     not_finite = isinstance(new, float) and not math.isfinite(new) and isinstance(old, (int, float))
     if not_finite or (expected is not None and found is not None and expected != found):

@@ -12,12 +12,11 @@ from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.config import LazyCall as L
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
-from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from d2kd.checkpoint import forget_download
+from d2kd.checkpoint import forget_download, local_path
 from d2kd.config.nodes import target_of
 from d2kd.config.untrusted import check_targets, read_yaml
 from d2kd.modeling import DistilledDetector, get_adapter
@@ -68,11 +67,18 @@ def build_teacher(config: str, trust: Sequence[str] = ()) -> DenseDetector:
     what = f"{_KEY} is {config!r}"
     if config.endswith(".py") and "://" in config:
         raise ValueError(f"{what}, a program, and no code from elsewhere is run: read it and give the path of a copy.")
-    path = PathManager.get_local_path(config)
+    try:
+        path = local_path(config)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"{_KEY}: {error}") from error
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{what}, but there is no such file.")
     if path.endswith(".py"):
-        return _build_lazy(LazyConfig.load(path), what, None)
+        try:
+            cfg = LazyConfig.load(path)
+        except Exception as error:  # whatever a program does
+            raise ValueError(f"{what}, which cannot be read: {type(error).__name__}: {error}.") from error
+        return _build_lazy(cfg, what, None)
     try:
         content = read_yaml(path, trust)
     except ValueError as error:
@@ -88,7 +94,7 @@ def build_teacher(config: str, trust: Sequence[str] = ()) -> DenseDetector:
     cfg.set_new_allowed(True)
     try:
         cfg.merge_from_file(path)
-    except ValueError as error:  # of a file that it is based on
+    except (ValueError, OSError) as error:  # of a file that it is based on
         raise ValueError(f"{what}: {error}") from error
     cfg.MODEL.DEVICE = "cpu"  # Teacher.load moves it to the student's device
     name, where = cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE"
@@ -111,7 +117,7 @@ def build_registered(cfg: CfgNode, name: str, key: str) -> DenseDetector:
         key: where the name was given, for messages.
 
     Raises:
-        ValueError: ``name`` is not registered, or is the name of no dense detector that d2kd reads.
+        ValueError: ``name`` is not registered, is the name of no dense detector that d2kd reads, or cannot be built.
         TypeError: ``name`` is a function that builds no such detector.
     """
     known = [entry for entry, builder in META_ARCH_REGISTRY if entry != _DISTILLED and _may_be_read(builder)]
@@ -122,7 +128,13 @@ def build_registered(cfg: CfgNode, name: str, key: str) -> DenseDetector:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.META_ARCHITECTURE = name
-    detector = build_model(cfg)
+    try:
+        detector = build_model(cfg)
+    except Exception as error:  # of code that takes the config's values as they are
+        found = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"{key} is {name!r}, which cannot be built of this config (is its _BASE_ missing?): {found}."
+        ) from error
     _check_readable(detector, f"{key} is {name!r}")
     return detector
 

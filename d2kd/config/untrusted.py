@@ -1,10 +1,14 @@
-"""Config files from elsewhere: YAML and nodes that may build a network, and run no code beside that."""
+"""Config files from elsewhere: YAML, and nodes that may build a network or a run, and run no code beside that."""
 
 from __future__ import annotations
 
 import ast
 import builtins
 import dataclasses
+import importlib.util
+import os
+import sys
+import sysconfig
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -13,13 +17,18 @@ import yaml
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.registry import locate
 
-__all__ = ["check_targets", "read_yaml"]
+__all__ = ["check_run", "check_targets", "read_yaml"]
 
 #: Packages that a file may name; and those of their modules that make networks.
 _PACKAGES = ("d2kd", "detectron2", "fvcore", "timm", "torch", "torchvision")
 _NETWORKS = (
     *("d2kd.modeling", "detectron2.layers", "detectron2.modeling", "fvcore.nn", "timm", "torch.nn"),
     *("torchvision.models", "torchvision.ops"),
+)
+#: What a run has beside networks: data, losses, optimizers, schedules, evaluators.
+_RUN = (
+    *("d2kd.data", "d2kd.losses", "d2kd.regions", "detectron2.data", "detectron2.evaluation", "detectron2.solver"),
+    *("fvcore.common.param_scheduler", "torch.optim"),
 )
 _TRUST = "model.teacher.model.trust={} (in a yacs config: MODEL.DISTILLATION.TEACHER_TRUST)"
 
@@ -90,15 +99,62 @@ def _trusted(name: str, trust: Iterable[str]) -> Any:
     if root in trust:
         return locate(name)
     found = locate(name) if root in _PACKAGES else None
-    # Where it was defined: "torch.os.system" is not torch's. Of timm classes alone: its functions read files.
-    module = getattr(found, "__module__", None) or ""
-    of_network = any(module == part or module.startswith(f"{part}.") for part in _NETWORKS)
-    if not of_network or (root == "timm" and not isinstance(found, type)):
+    # Of timm classes alone: its functions read files.
+    if not _lies_in(found, _NETWORKS) or (root == "timm" and not isinstance(found, type)):
         raise ValueError(
             f"it names {name}, expected networks of {', '.join(_NETWORKS)}, since a config from elsewhere must run no "
             f"other code: if you trust it and this package, set {_TRUST.format(f'[{root}]')}."
         )
     return found
+
+
+def check_run(content: Any) -> None:
+    """
+    Check every object and every ``_target_`` of a whole run's config before anything of it is instantiated.
+
+    Args:
+        content: see :func:`check_targets`.
+
+    Raises:
+        ValueError: one is neither a part of a run that known packages have, nor code of one's own, which is no
+            installed package.
+    """
+    if isinstance(content, _Refused):
+        raise ValueError(content.reason)
+    if isinstance(content, dict):
+        target = content.get("_target_")
+        if isinstance(target, str) and not (_is_own(target) or _lies_in(_located(target), (*_NETWORKS, *_RUN))):
+            raise ValueError(
+                f"it names {target}, and of a YAML file parts of detectors, data and schedules alone are run: give the "
+                "LazyConfig .py that it was made from."
+            )
+        check_run(list(content.values()))
+    elif isinstance(content, (list, tuple)):
+        for value in content:
+            check_run(value)
+
+
+def _located(name: str) -> Any:
+    """The object of a dotted name; None: there is none, or its package is none of the known ones."""
+    try:
+        return locate(name) if name.partition(".")[0] in _PACKAGES else None
+    except ImportError:
+        return None
+
+
+def _is_own(name: str) -> bool:
+    """Whether a dotted name is of code that is neither Python's nor an installed package's."""
+    root = name.partition(".")[0]
+    spec = None if root in (*_PACKAGES, *sys.builtin_module_names) else importlib.util.find_spec(root)
+    places = [*(spec.submodule_search_locations or ()), spec.origin or ""] if spec else []
+    installed = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    return any(map(os.path.isabs, places)) and not any(x.startswith(folder) for x in places for folder in installed)
+
+
+def _lies_in(found: object, modules: Sequence[str]) -> bool:
+    """Whether an object was defined in one of these modules: "torch.os.system" is not torch's."""
+    module = getattr(found, "__module__", None) or ""
+    return any(module == part or module.startswith(f"{part}.") for part in modules)
 
 
 class _Refused:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from d2kd.checkpoint import save_whole, unsafe_names
+from d2kd.checkpoint import DamagedError, LayoutError, check_whole, first_of, save_whole, unsafe_names
+from d2kd.checkpoint.layouts import check_start
 from d2kd.conversion.errors import ConversionError
 
 __all__ = ["check_output", "read_checkpoint", "write_checkpoint"]
@@ -35,6 +36,11 @@ def read_checkpoint(path: str | Path, *, trust_pickle: bool = False) -> tuple[di
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such file.")
     try:
+        check_start(str(path))
+        check_whole(path)
+    except (DamagedError, LayoutError) as error:
+        raise ConversionError(str(error)) from error
+    try:
         if trust_pickle:
             content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_LENIENT_PICKLE)
         else:
@@ -42,7 +48,11 @@ def read_checkpoint(path: str | Path, *, trust_pickle: bool = False) -> tuple[di
     except pickle.UnpicklingError as error:
         raise ConversionError(_refused(path, error)) from error
     except Exception as error:  # a damaged pickle can raise anything
-        raise ConversionError(f"{path} is no checkpoint that torch.load reads: {error!r}") from error
+        raise ConversionError(f"{path} is no checkpoint that torch.load reads ({type(error).__name__}).") from error
+    if isinstance(content, Mapping) and "model" in content and "state_dict" not in content:
+        raise ConversionError(
+            f"{path} has its weights under 'model', as Detectron2 keeps them: it needs no conversion."
+        )
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
         raise ConversionError(
@@ -62,9 +72,9 @@ def _described(content: Any) -> str:
 def _refused(path: str | Path, error: pickle.UnpicklingError) -> str:
     names = unsafe_names(str(path), error)
     if not names:
-        return f"{path} is no checkpoint that torch.load reads: {error}"
+        return f"{path} is no checkpoint that torch.load reads ({type(error).__name__})."
     return (
-        f"{path} needs {', '.join(names)}, which is more than weights (files of MMDetection 3 carry their logs). "
+        f"{path} needs {first_of(names, 3)}, which is more than weights (files of MMDetection 3 carry their logs). "
         "Reading it runs code of the file: if you trust where it came from, add --trust-pickle."
     )
 

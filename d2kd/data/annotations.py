@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from detectron2.structures import BoxMode
 
+from d2kd.data.reading import DatasetError
+
 __all__ = ["drop_broken_boxes"]
 
 logger = logging.getLogger(f"detectron2.{__name__}")
@@ -30,12 +32,20 @@ def drop_broken_boxes(dataset: list[dict], key: str) -> list[dict]:
         ``dataset`` itself if nothing is to be left out.
 
     Raises:
-        ValueError: an annotation without "bbox" or "category_id", or with a box that is no four numbers; or no image
-            would be left.
+        DatasetError: an annotation without "bbox" or "category_id".
+        ValueError: a box that is no four numbers; all images have empty lists of annotations, or all boxes are smaller
+            than a pixel; or no image would be left.
     """
+    boxes = [x for item in dataset for x in item.get("annotations") or ()]
+    if not boxes and any("annotations" in item for item in dataset):
+        raise ValueError(
+            f"{key} has {len(dataset)} images and no object: check its annotations; images to learn from without "
+            "labels are dataloader.train.unlabeled."
+        )
     found: Counter[str] = Counter()
     examples: dict[str, str] = {}
     kept: list[dict] = []
+    largest = 0.0
     for item in dataset:
         annotations = item.get("annotations") or []
         kinds = [_what_is_wrong(annotation, item) for annotation in annotations]
@@ -48,7 +58,12 @@ def drop_broken_boxes(dataset: list[dict], key: str) -> list[dict]:
                 found[_IMAGES] += 1
                 continue
             item = {**item, "annotations": annotations}
+        largest = max([largest, *(_longest_side(x) for x in annotations)])
         kept.append(item)
+    if 0 < largest <= 1:
+        raise ValueError(
+            f"{key} has no box larger than a pixel: give pixels, COCO's [x, y, width, height], not shares of the image."
+        )
     if not found:
         return dataset
     images = found.pop(_IMAGES, 0)
@@ -62,10 +77,19 @@ def drop_broken_boxes(dataset: list[dict], key: str) -> list[dict]:
 _IMAGES = "images"
 
 
+def _longest_side(annotation: Mapping[str, Any]) -> float:
+    """Of a box, in pixels; infinite for one that is relative or rotated."""
+    mode = annotation.get("bbox_mode", BoxMode.XYXY_ABS)
+    if mode not in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS):
+        return np.inf
+    x0, y0, x1, y1 = annotation["bbox"]
+    return max(x1, y1) if mode == BoxMode.XYWH_ABS else max(x1 - x0, y1 - y0)
+
+
 def _what_is_wrong(annotation: Mapping[str, Any], item: Mapping[str, Any]) -> str | None:
     for field in ("bbox", "category_id"):
         if field not in annotation:
-            raise ValueError(
+            raise DatasetError(
                 f"Annotation {annotation.get('id', 'without an id')} of {item.get('file_name', 'an image')} has no "
                 f"{field!r}: add it, or remove the annotation."
             )
@@ -73,14 +97,15 @@ def _what_is_wrong(annotation: Mapping[str, Any], item: Mapping[str, Any]) -> st
     if mode not in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS):
         return None
     try:
-        box = np.asarray(annotation["bbox"], dtype=float)
-    except (TypeError, ValueError):
+        box = np.asarray(annotation["bbox"])
+    except ValueError:  # lists of lists of several lengths
         box = np.empty(0)
-    if box.shape != (4,):
+    if box.shape != (4,) or not np.issubdtype(box.dtype, np.number):
         raise ValueError(
             f"Annotation {annotation.get('id', 'without an id')} of {item.get('file_name', 'an image')} has the box "
             f"{annotation['bbox']!r}, expected four numbers."
         )
+    box = box.astype(float)
     if not np.isfinite(box).all():
         return "not finite"
     x0, y0, x1, y1 = box.tolist()

@@ -51,12 +51,13 @@ def map_entry(
             _check_depth(item)
         return mapper(item)
     except Exception as error:
-        found = " ".join(str(error).split())
+        found = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if isinstance(error, OSError) and error.strerror:  # whose text has the file's name once more
+            found = error.strerror
         if not isinstance(error, (OSError, ValueError)):  # it may be a defect of the mapper
             logger.exception("%s failed for %s", key, entry)
-        raise SampleError(
-            f"{key} cannot read {entry}: {type(error).__name__}: {found.rstrip('.')}: {advice}."
-        ) from error
+            advice = "correct the mapper, if the entry is as it should be"
+        raise SampleError(f"{key} cannot read {entry}: {found.rstrip('.')}: {advice}.") from error
 
 
 class NamingMapper:

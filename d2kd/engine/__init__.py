@@ -1,6 +1,7 @@
 """Training and evaluation: additions to Detectron2's trainer, hooks and defaults, and ``do_train`` made of them."""
 
-from d2kd.engine.checks import check_classes, check_config, check_image_format
+from d2kd.engine.check_data import check_classes, check_image_format
+from d2kd.engine.checks import check_config
 from d2kd.engine.defaults import ConfigError, amp_dtype, create_ddp_model, default_writers, resolve_device
 from d2kd.engine.evaluation import evaluate, teacher_predictor
 from d2kd.engine.hooks import BestCheckpointer, OptimizerWatch, SeedEachIteration, TrainingCost

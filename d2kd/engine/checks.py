@@ -1,37 +1,35 @@
-"""What is checked of a run's config: before anything is built or written, and before the first step."""
+"""What is checked of a run's config before anything is built or written."""
 
 from __future__ import annotations
 
-import logging
 import math
 import os
-from collections.abc import Sequence
 
 import torch
-from detectron2.data import MetadataCatalog
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.utils import comm
-from omegaconf import DictConfig, OmegaConf
-from PIL import ImageMode
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from d2kd.checkpoint import WholeCheckpointer
-from d2kd.config.nodes import dataset_names, target_of
+from d2kd.config.nodes import target_of, targets
+from d2kd.data import build_train_loader
 from d2kd.engine.defaults import ConfigError, amp_dtype, resolve_device
 from d2kd.engine.trainer import check_clip_grad
 from d2kd.modeling import DistilledDetector
 from d2kd.modeling.distillation.state import build_losses
 from d2kd.structures import kept_random_state
 
-__all__ = ["check_classes", "check_config", "check_image_format"]
-
-logger = logging.getLogger(f"detectron2.{__name__}")  # which any script that trains sets up
+__all__ = ["check_config"]
 
 _REQUIRED = "model optimizer lr_multiplier dataloader.train dataloader.test dataloader.evaluator".split()
 _REQUIRED_TRAIN = (
     "output_dir init_checkpoint max_iter seed device amp.enabled amp.dtype clip_grad accumulate ddp trainer "
     "checkpointer best_metric eval_period log_period"
 ).split()
-_NOT_NULL = [*_REQUIRED, "train.ddp", "train.trainer", "train.checkpointer"]
+#: Parts that have keys and values, and no ``_target_``.
+_GROUPS = ("train", "train.amp", "train.ddp", "train.trainer", "train.checkpointer", "dataloader")
+_LOADERS = (build_train_loader, build_detection_train_loader, build_detection_test_loader)
 #: Keys whose values are whole numbers, and the least value that makes sense.
 _WHOLE_NUMBERS = {
     "train.seed": 0,
@@ -46,12 +44,13 @@ _WHOLE_NUMBERS = {
     "dataloader.train.total_batch_size": 1,
     "dataloader.train.num_workers": 0,
     "dataloader.test.num_workers": 0,
+    "dataloader.test.batch_size": 1,
 }
 _OPTIONAL = {"train.checkpointer.max_to_keep"}  # null: all
 _MISSING = object()
 
 
-def check_config(cfg: DictConfig, *, resume: bool = False) -> None:
+def check_config(cfg: DictConfig, *, resume: bool = False, evaluation: bool = False) -> None:
     """
     Check a run's config before anything is built or written.
 
@@ -59,27 +58,36 @@ def check_config(cfg: DictConfig, *, resume: bool = False) -> None:
         cfg: see :func:`d2kd.engine.do_train`.
         resume: the run continues from the last checkpoint in ``train.output_dir``; if there is one,
             ``train.init_checkpoint`` is not read and need not exist.
+        evaluation: nothing is trained, so that the teacher's code need not be there.
 
     Raises:
-        ConfigError: missing keys or nodes, no ``train.output_dir``, a number of iterations, period, seed or learning
-            rate that is none, an unknown device or dtype, float16 on a CPU, several CPU processes beside a visible GPU,
-            or distillation losses whose weights are all 0.
+        ConfigError: missing keys or nodes, a node that makes nothing, a ``_target_`` that cannot be imported, no
+            mapper, a ``train.output_dir`` or ``train.best_metric`` that is none, a number of iterations, period, seed
+            or learning rate that is none, an unknown device or dtype, float16 on a CPU, several CPU processes beside a
+            visible GPU, or distillation losses whose weights are all 0.
         ValueError, TypeError: a loss that cannot be built, or a ``train.clip_grad`` that is none.
         FileNotFoundError: ``train.init_checkpoint`` is a path, and there is no such file.
     """
     keys = [*_REQUIRED, *(f"train.{key}" for key in _REQUIRED_TRAIN)]
     missing = [key for key in keys if OmegaConf.select(cfg, key, default=_MISSING) is _MISSING]
+    _check_groups(cfg)
     if missing:
+        lacking = dict.fromkeys(
+            next(part for part in _parents(key) if OmegaConf.select(cfg, part, default=_MISSING) in (_MISSING, None))
+            for key in missing
+        )
         raise ConfigError(
-            f"The config lacks {', '.join(missing)}: configs/common/train.py has every key of `train`, and "
+            f"The config lacks {', '.join(lacking)}: configs/common/train.py has every key of `train`, and "
             "configs/common the other parts."
         )
     train = cfg.train
-    for key in _NOT_NULL:
-        if OmegaConf.select(cfg, key) is None:
-            raise ConfigError(f"{key} is null, expected a node with its arguments.")
+    _check_nodes(cfg, evaluation)
     if not (isinstance(train.output_dir, str) and train.output_dir):
         raise ConfigError(f"train.output_dir is {train.output_dir!r}, expected the path of a folder.")
+    if "://" in train.output_dir:
+        raise ConfigError(f"train.output_dir is {train.output_dir!r}, a URL, expected the path of a local folder.")
+    if not (isinstance(train.best_metric, str) and train.best_metric):
+        raise ConfigError(f"train.best_metric is {train.best_metric!r}, expected a metric's name, such as 'bbox/AP'.")
     for key, least in _WHOLE_NUMBERS.items():
         value = OmegaConf.select(cfg, key, default=_MISSING)
         if value is None and key in _OPTIONAL:
@@ -111,9 +119,72 @@ def check_config(cfg: DictConfig, *, resume: bool = False) -> None:
         path = ""
     # The checkpointer reads URLs, and takes queries off paths ("x.pkl?matching_heuristics=True").
     if path and "://" not in path and not os.path.isfile(path.split("?")[0]):
-        raise FileNotFoundError(f"train.init_checkpoint is {path!r}, but there is no such file.")
+        what = "which is a folder, expected a file" if os.path.isdir(path) else "but there is no such file"
+        raise FileNotFoundError(f"train.init_checkpoint is {path!r}, {what}.")
     if target_of(cfg.model) is DistilledDetector and cfg.model.get("losses"):
+        if not isinstance(cfg.model.losses, DictConfig):
+            found = "a list" if isinstance(cfg.model.losses, ListConfig) else repr(cfg.model.losses)
+            raise ConfigError(
+                f"model.losses is {found}, expected losses by name, or null; --method takes the losses of "
+                "a method, and so does distill(..., method=NAME)."
+            )
         _check_losses(cfg.model.losses)
+
+
+def _parents(key: str) -> list[str]:
+    """``"a.b"`` -> ``["a", "a.b"]``."""
+    parts = key.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+
+
+def _check_groups(cfg: DictConfig) -> None:
+    for key in _GROUPS:
+        value = OmegaConf.select(cfg, key, default=_MISSING)
+        if value is None and "." in key:
+            raise ConfigError(f"{key} is null, expected its keys and values, as in configs/common/train.py.")
+        if not (value is _MISSING or value is None or isinstance(value, DictConfig)):
+            raise ConfigError(f"{key} is {value!r}, expected its keys and values, as in configs/common.")
+
+
+def _check_nodes(cfg: DictConfig, evaluation: bool) -> None:
+    """See that each node of :data:`_REQUIRED` makes something, and that what it names can be imported."""
+    for key in _REQUIRED:
+        node = OmegaConf.select(cfg, key)
+        if node is None:
+            raise ConfigError(f"{key} is null, expected a node with its arguments.")
+        several = key == "dataloader.evaluator" and isinstance(node, ListConfig)
+        if isinstance(node, (str, int, float, ListConfig)) and not several:
+            raise ConfigError(f"{key} is {node!r}, expected a node, L(CLASS)(...).")
+        if isinstance(node, DictConfig) and "_target_" not in node:
+            raise ConfigError(f"{key} has no _target_, so that it makes nothing: write L(CLASS)(...).")
+        for path, target in targets(node, key):
+            if evaluation and path.startswith("model.teacher."):
+                continue
+            try:
+                target_of(target)
+            except ImportError as error:
+                raise ConfigError(
+                    f"{path}._target_ is {target._target_!r}, which cannot be imported: correct the name, or install "
+                    "its package."
+                ) from error
+    if target_of(cfg.model) is DistilledDetector and isinstance(cfg.model.get("student"), (type(None), str, int)):
+        raise ConfigError(f"model.student is {cfg.model.get('student')!r}, expected the node of a detector.")
+    if isinstance(cfg.optimizer, DictConfig) and not isinstance(cfg.optimizer.get("params"), DictConfig):
+        raise ConfigError(
+            f"optimizer.params is {cfg.optimizer.get('params')!r}, expected a node that picks the model's parameters, "
+            "such as L(get_default_optimizer_params)()."
+        )
+    for split in ("train", "test"):
+        loader = cfg.dataloader[split]
+        if target_of(loader) in _LOADERS and not _may_be_called(loader.get("mapper")):
+            raise ConfigError(
+                f"dataloader.{split}.mapper is {loader.get('mapper')!r}, expected what makes a sample of an entry of "
+                "the dataset, such as L(DatasetMapper)(...)."
+            )
+
+
+def _may_be_called(mapper: object) -> bool:
+    return "_target_" in mapper if isinstance(mapper, DictConfig) else callable(mapper)
 
 
 def _check_losses(nodes: DictConfig) -> None:
@@ -124,73 +195,3 @@ def _check_losses(nodes: DictConfig) -> None:
             f"The weights of all model.losses ({', '.join(losses)}) are 0, so that nothing would be distilled: set a "
             "weight, or model.losses=null to train the student alone."
         )
-
-
-def check_image_format(cfg: DictConfig, model: nn.Module) -> None:
-    """
-    Check that the data mappers read images with the channels, and in the order, that the model expects.
-
-    Raises:
-        ConfigError: they do not; the message has both values and keys.
-    """
-    expected = getattr(model, "input_format", None)
-    statistics = getattr(model, "pixel_mean", None)
-    for split in ("train", "test"):
-        key = f"dataloader.{split}.mapper.image_format"
-        found = OmegaConf.select(cfg, key, default=None)
-        if found is None:
-            continue
-        channels = _channels(found)
-        if statistics is not None and channels not in (None, len(statistics)):
-            raise ConfigError(
-                f"{key} is {found!r}, images whose channels are {channels}, but the model's pixel_mean has "
-                f"{len(statistics)}: make them agree."
-            )
-        if expected is not None and found != expected:
-            raise ConfigError(f"{key} is {found!r}, but model.input_format is {expected!r}: make them equal.")
-
-
-def _channels(image_format: str) -> int | None:
-    """Of Detectron2's image formats: its own two, and Pillow's modes; None: unknown."""
-    if image_format in ("BGR", "YUV-BT.601"):
-        return 3
-    try:
-        return len(ImageMode.getmode(image_format).bands)
-    except KeyError:
-        return None
-
-
-def check_classes(cfg: DictConfig, model: nn.Module) -> None:
-    """
-    Compare the classes of the training data with the model's, where the data's metadata name them (``thing_classes``);
-    called once they are loaded. Classes that the data do not have are logged.
-
-    Args:
-        cfg: only ``dataloader.train.dataset`` is read.
-        model: the one to train.
-
-    Raises:
-        ConfigError: the data have more classes than the model.
-    """
-    known = getattr(model.student if isinstance(model, DistilledDetector) else model, "num_classes", None)
-    key = "model.student.num_classes" if isinstance(model, DistilledDetector) else "model.num_classes"
-    for name in dataset_names(cfg, "train"):
-        classes: Sequence[str] = (
-            MetadataCatalog.get(name).get("thing_classes") if name in MetadataCatalog.list() else ()
-        )
-        if not classes or not isinstance(known, int):
-            continue
-        if len(classes) > known:
-            raise ConfigError(
-                f"{name} (dataloader.train.dataset) has {len(classes)} classes, but {key} is {known}: set it, "
-                f"and num_classes of the head, to {len(classes)}."
-            )
-        if len(classes) < known:
-            logger.warning(
-                "%s has %d classes (%s), but %s is %d: the others are trained as background.",
-                name,
-                len(classes),
-                ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else ""),
-                key,
-                known,
-            )

@@ -13,7 +13,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from d2kd.checkpoint import save_whole
+from d2kd.checkpoint import check_whole, save_whole
 
 __all__ = ["FailedStep", "load_failed_step", "save_failed_step"]
 
@@ -71,7 +71,11 @@ def load_failed_step(path: str | Path) -> FailedStep:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no file {str(path)!r} to replay.")
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        check_whole(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # pickle's, zipfile's or torch's
+        content = None
     if not isinstance(content, dict) or content.keys() != {"batch", "weights", "iteration", "rank", "error"}:
         raise ValueError(f"{path} is no saved step, expected a file non_finite_iterN_rankR.pth of a run's output_dir.")
     return FailedStep(**{**content, "batch": [_item(x) for x in content["batch"]]})

@@ -1,28 +1,101 @@
-"""The data loaders of a config."""
+"""The data loaders of a config, and its evaluator."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, MutableSequence
 from copy import deepcopy
+from difflib import get_close_matches
 
-from detectron2.config import instantiate
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
-from omegaconf import DictConfig, flag_override
+from detectron2.data import DatasetCatalog, build_detection_test_loader, build_detection_train_loader
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from omegaconf import DictConfig, OmegaConf, flag_override
 
-from d2kd.config.nodes import target_of
+from d2kd.config.nodes import made, target_of
 from d2kd.data.mapping import NamingMapper
+from d2kd.data.reading import DatasetError, fault_of_datasets
 
-__all__ = ["make_loader"]
+__all__ = ["make_evaluator", "make_loader"]
 
 
 def make_loader(cfg: DictConfig, split: str) -> Iterable:
     """
     The loader of ``cfg.dataloader[split]``. Detectron2's own get a :class:`d2kd.data.mapping.NamingMapper`;
     :func:`d2kd.data.build_train_loader` names entries itself, and loaders of users may read their mapper.
+
+    Raises:
+        DatasetError: a dataset cannot be read; says why.
+        ValueError, OSError: see :func:`d2kd.config.nodes.made`.
     """
-    node = cfg.dataloader[split]
+    node, key = cfg.dataloader[split], f"dataloader.{split}"
     if target_of(node) in (build_detection_train_loader, build_detection_test_loader) and node.get("mapper"):
         node = deepcopy(node)  # whose interpolations still lead into cfg
         with flag_override(node, "allow_objects", True):
-            node.mapper = NamingMapper(instantiate(node.mapper), f"dataloader.{split}.mapper")
-    return instantiate(node)
+            node.mapper = NamingMapper(made(node.mapper, f"{key}.mapper"), f"{key}.mapper")
+    try:
+        return made(node, key)
+    except (ValueError, OSError) as error:
+        _explain(node, key, error)
+        raise
+
+
+def make_evaluator(cfg: DictConfig) -> DatasetEvaluator | MutableSequence[DatasetEvaluator]:
+    """
+    What ``cfg.dataloader.evaluator`` makes.
+
+    Raises:
+        DatasetError: Detectron2's for COCO of a dataset that is not registered, or of annotations that lack what
+            pycocotools reads.
+        ValueError, OSError: see :func:`d2kd.config.nodes.made`.
+    """
+    node, key = cfg.dataloader.evaluator, "dataloader.evaluator"
+    if OmegaConf.is_dict(node) and target_of(node) is COCOEvaluator:
+        name = node.get("dataset_name")
+        if not isinstance(name, str) or name not in DatasetCatalog.list():
+            near = get_close_matches(str(name), DatasetCatalog.list(), 2)
+            hint = f": did you mean {' or '.join(near)}?" if near else "."
+            raise DatasetError(f"{key}.dataset_name is {name!r}, expected one registered dataset{hint}")
+    evaluator = made(node, key)
+    if isinstance(evaluator, COCOEvaluator):
+        for annotation in evaluator._coco_api.anns.values():  # which it does not tell otherwise
+            for field in ("bbox", "area", "iscrowd"):
+                if field not in annotation:
+                    raise DatasetError(
+                        f"Annotation {annotation['id']} of {node.dataset_name} ({key}.dataset_name) has no {field!r}, "
+                        "which AP needs: add it."
+                    )
+    return evaluator
+
+
+def _explain(node: DictConfig, key: str, error: Exception) -> None:
+    """
+    Say more of why a loader could not be made.
+
+    Raises:
+        DatasetError: there is something wrong with a dataset.
+        ValueError, OSError: another of its arguments cannot be made.
+    """
+    for field in (str(name) for name in node if OmegaConf.is_dict(node[name])):
+        argument, argument_key = node[field], f"{key}.{field}"
+        cause: BaseException | None = error if isinstance(error, DatasetError) else None
+        try:
+            made(argument, argument_key)
+        except (ValueError, OSError) as of_argument:
+            error = of_argument
+            cause = error if isinstance(error, OSError) else error.__cause__
+            if cause is None:  # the sentence is d2kd's own
+                raise
+        if cause is None:
+            continue
+        if "names" in argument and (fault := fault_of_datasets(argument.names, f"{argument_key}.names")):
+            raise DatasetError(fault) from cause
+        if isinstance(cause, AssertionError):  # of Detectron2's get_detection_dataset_dicts
+            raise DatasetError(
+                f"{argument_key} cannot be made: {cause} Images without objects, or with crowds alone, are left out by "
+                "filter_empty."
+            ) from cause
+        if isinstance(cause, KeyError) and field == "sampler":
+            raise DatasetError(
+                f"{argument_key} cannot be made: images without labels have no {cause}: give them as "
+                "dataloader.train.unlabeled."
+            ) from cause
+        raise error

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from d2kd.engine.defaults import ConfigError
+
 __all__ = ["locked"]
 
 logger = logging.getLogger(f"detectron2.{__name__}")
@@ -25,10 +27,16 @@ def locked(output_dir: str) -> Iterator[None]:
         output_dir: made if it is not there.
 
     Raises:
+        ConfigError: it cannot be made or written.
         BlockingIOError: another process holds it; the message names that process.
     """
     path = Path(output_dir, "run.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError as error:
+        found = "is a file, expected a folder" if path.parent.is_file() else f"cannot be written ({error.strerror})"
+        raise ConfigError(f"train.output_dir={output_dir} {found}: choose another.") from error
     with path.open("a+") as file:
         try:
             # A record lock, which the data workers of this process do not inherit: they may outlive it by seconds.

@@ -11,10 +11,8 @@ import logging
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 import torch
-from detectron2.config import instantiate
 from detectron2.engine import hooks
 from detectron2.evaluation import print_csv_format
 from detectron2.utils import comm
@@ -24,16 +22,18 @@ from torch import nn
 
 from d2kd.checkpoint import (
     UNTRAINED,
+    DamagedError,
     FittingCheckpointer,
+    LayoutError,
     Misfit,
     MisfitError,
     WholeCheckpointer,
     check_finite,
     load_strictly,
 )
-from d2kd.config.nodes import dataset_names, target_of
+from d2kd.config.nodes import dataset_names, made, target_of
 from d2kd.data import build_train_loader
-from d2kd.engine.checks import check_classes, check_image_format
+from d2kd.engine.check_data import check_classes, check_evaluation, check_image_format, check_metric
 from d2kd.engine.defaults import ConfigError, amp_dtype, create_ddp_model, default_writers, resolve_device
 from d2kd.engine.evaluation import Results, evaluate, teacher_predictor, write_evaluation
 from d2kd.engine.hooks import (
@@ -43,7 +43,7 @@ from d2kd.engine.hooks import (
     SeedEachIteration,
     TrainingCost,
 )
-from d2kd.engine.loaders import make_loader
+from d2kd.engine.loaders import make_evaluator, make_loader
 from d2kd.engine.metrics_file import cut_metrics
 from d2kd.engine.resume import WAYS_OUT, ResumeError
 from d2kd.engine.run_folder import clear_run_folder
@@ -76,17 +76,19 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
 
     Raises:
         ConfigError: the mappers' channels are not the model's, the data have more classes than it, there is no teacher
-            to check, or the optimizer or its schedule cannot be made.
+            to check, or the evaluator does not return ``train.best_metric``.
         LayoutError: the weights that the run begins with are not finite.
         ResumeError: the last checkpoint has other parameters than the model.
         MisfitError: ``train.init_checkpoint`` has no weight of the model.
-        ValueError, FileNotFoundError: the teacher cannot be loaded or does not fit the student.
+        ValueError, FileNotFoundError: a node of the config cannot be made, or the teacher cannot be loaded or does not
+            fit the student.
         FloatingPointError: a loss or the gradient's norm is not finite; the weights are those before this step.
     """
     cfg = deepcopy(cfg)
     train = cfg.train
     with raised_on_all_ranks():  # a file that one machine lacks, for instance
         model = _build_model(cfg, load_teacher=True)
+        check_evaluation(cfg)
     logger.info("Model:\n%s", model)
     teacher = _evaluate_teacher(cfg, model) if check_teacher else None
 
@@ -94,7 +96,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
     trainer = Trainer(
         create_ddp_model(model, resolve_device(train.device), **train.ddp),
         None,  # the loader follows when the first iteration is known
-        _made(cfg.optimizer, "optimizer"),
+        made(cfg.optimizer, "optimizer"),
         amp_dtype=amp_dtype(train.amp),
         clip_grad=train.clip_grad,
         accumulate=train.accumulate,
@@ -115,6 +117,8 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
         results.clear()
         with stop.evaluation():
             results.update(do_test(cfg, model))
+        with raised_on_all_ranks():
+            check_metric(train.best_metric, results)
         return results
 
     timing = [
@@ -122,7 +126,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
         TrainingCost(),
         SeedEachIteration(train.seed),
         OptimizerWatch(model, trainer.optimizer),
-        hooks.LRScheduler(scheduler=_made(cfg.lr_multiplier, "lr_multiplier")),
+        hooks.LRScheduler(scheduler=made(cfg.lr_multiplier, "lr_multiplier")),
     ]
     saving, writing = [], []
     if comm.is_main_process():
@@ -131,10 +135,13 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
     trainer.register_hooks([*timing, *saving, stop, hooks.EvalHook(train.eval_period, test), *writing])
     trainer.register_hooks(sheet_writers(cfg, model))
 
-    checkpointer.resume_or_load(train.init_checkpoint, resume=resume)
-    check_finite(
-        model, checkpointer.get_checkpoint_file() if goes_on else f"train.init_checkpoint={train.init_checkpoint}"
-    )
+    try:
+        checkpointer.resume_or_load(train.init_checkpoint, resume=resume)
+        check_finite(model, checkpointer.get_checkpoint_file() if goes_on else train.init_checkpoint)
+    except (DamagedError, LayoutError, FileNotFoundError) as error:
+        if goes_on:
+            raise ResumeError(f"--resume: {error}") from error
+        raise type(error)(f"train.init_checkpoint: {error}") from error
     # The checkpoint has the iteration that was just finished.
     start_iter = trainer.iter + 1 if goes_on else 0
     done = start_iter >= train.max_iter
@@ -150,8 +157,9 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
             checkpointer.save("model_final", iteration=trainer.iter)  # it was damaged, or not reached
         _evaluate_last(trainer, start_iter)
     else:
-        trainer.reset_data_loader(lambda: _build_train_loader(cfg, start_iter))
-        check_classes(cfg, model)
+        with raised_on_all_ranks():
+            trainer.reset_data_loader(lambda: _build_train_loader(cfg, start_iter))
+            check_classes(cfg, model)
         # TorchScript optimises a function's backward after its first calls in a process (fvcore's focal loss), so that
         # a resumed run would differ in the last bits. Without that the loss is as fast.
         with torch.jit.optimized_execution(False):
@@ -199,10 +207,11 @@ def do_eval(
         refusal=f"{path} is no complete checkpoint of the model",
         way_out="--allow-partial evaluates it all the same, with random values for what it lacks",
         absent=f"The weights to evaluate are {path!r}, but there is no such file.",
+        key="--resume" if goes_on else "train.init_checkpoint",
         allow_partial=allow_partial,
     ).misfit
     if misfit:
-        logger.warning("Evaluated with weights that do not fit the model (--allow-partial):\n%s", misfit)
+        logger.warning("Evaluated with weights that do not fit the model (--allow-partial): %s", misfit)
     results = do_test(cfg, model)
     if comm.is_main_process():
         about = {"weights": path, "complete": not misfit, "datasets": dataset_names(cfg, "test")}
@@ -224,7 +233,7 @@ def do_test(cfg: DictConfig, model: nn.Module | Callable) -> Results:
     Returns:
         the results, as of :func:`d2kd.engine.evaluate`.
     """
-    results = evaluate(model, make_loader(cfg, "test"), instantiate(cfg.dataloader.evaluator))
+    results = evaluate(model, make_loader(cfg, "test"), make_evaluator(cfg))
     print_csv_format(results)
     return results
 
@@ -237,20 +246,6 @@ def _evaluate_last(trainer: Trainer, iteration: int) -> None:
         trainer.after_train()
 
 
-def _made(node: DictConfig, key: str) -> Any:
-    """
-    What a node makes.
-
-    Raises:
-        ConfigError: its target refuses its arguments.
-    """
-    try:
-        return instantiate(node)
-    except (ValueError, RuntimeError, IndexError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(f"{key} cannot be made: {reason}. Correct its values.") from error
-
-
 def _say_what_fits(misfit: Misfit, model: nn.Module, path: str, goes_on: bool) -> None:
     """
     Raises:
@@ -259,15 +254,17 @@ def _say_what_fits(misfit: Misfit, model: nn.Module, path: str, goes_on: bool) -
     """
     if goes_on:
         if misfit:
-            raise ResumeError(f"--resume cannot go on: the checkpoint is of another model. Either {WAYS_OUT}\n{misfit}")
+            raise ResumeError(
+                f"--resume cannot go on: the checkpoint is of another model ({misfit}). Either {WAYS_OUT}"
+            )
         return
     total = sum(not UNTRAINED.search(key) for key in model.state_dict())
     lacking = len(misfit.missing) + len(misfit.mismatched)
     if lacking == total:
-        raise MisfitError(f"train.init_checkpoint={path} has none of the model's {total} weights:\n{misfit}")
+        raise MisfitError(f"train.init_checkpoint={path} has none of the model's {total} weights: {misfit}.")
     logger.info("%d of the model's %d weights are those of train.init_checkpoint=%s", total - lacking, total, path)
     if misfit:
-        logger.warning("The other weights begin as they were made, or are not of this model:\n%s", misfit)
+        logger.warning("The other weights begin as they were made, or are not of this model: %s", misfit)
 
 
 def _evaluate_teacher(cfg: DictConfig, model: nn.Module) -> Results:
@@ -283,7 +280,7 @@ def _ap(results: Results) -> str:
 
 
 def _build_model(cfg: DictConfig, *, load_teacher: bool) -> nn.Module:
-    model = instantiate(cfg.model)
+    model = made(cfg.model, "model")
     check_image_format(cfg, model)
     if load_teacher and isinstance(model, DistilledDetector):
         model.load_teacher()

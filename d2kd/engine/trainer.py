@@ -18,11 +18,11 @@ from torch.utils.checkpoint import checkpoint
 
 from d2kd.engine.failed_step import save_failed_step
 from d2kd.engine.ranks import names_the_wait
-from d2kd.engine.resume import check_parameters, kept_hyperparameters, parameter_names
+from d2kd.engine.resume import WAYS_OUT, ResumeError, check_parameters, kept_hyperparameters, parameter_names
 from d2kd.modeling import DistilledDetector
 from d2kd.modeling.backbones import FrozenStatisticsBatchNorm2d
 from d2kd.modeling.distillation.agreement import raised_on_all_ranks
-from d2kd.modeling.distillation.batch_check import check_batch
+from d2kd.modeling.distillation.batch_check import check_batch, check_samples
 from d2kd.modeling.distillation.monitors import read_step
 from d2kd.modeling.distillation.non_finite import NonFiniteError, StepEvidence
 
@@ -111,6 +111,8 @@ class Trainer(SimpleTrainer):
                 start = time.perf_counter()
                 data = next(self._data_loader_iter)
                 data_time = time.perf_counter() - start
+                if isinstance(self._detector, (DenseDetector, DistilledDetector)):
+                    check_samples(data)
                 if self.checks_losses and isinstance(self._detector, DenseDetector):
                     check_batch(self._detector, data, key="model", raise_if=raise_if)
             try:
@@ -175,7 +177,13 @@ class Trainer(SimpleTrainer):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         check_parameters(state_dict, parameter_names(self.model, self.optimizer))
         with kept_hyperparameters(self.optimizer):
-            super().load_state_dict(state_dict)
+            try:
+                super().load_state_dict(state_dict)
+            except KeyError as error:
+                raise ResumeError(
+                    f"--resume cannot go on: the checkpoint's optimizer is of another kind than this run's, its state "
+                    f"has no {error}. Either {WAYS_OUT}"
+                ) from error
         # Empty if the checkpoint's run did not scale losses: this run then begins with the default scale.
         if state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

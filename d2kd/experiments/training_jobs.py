@@ -11,10 +11,10 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from detectron2.config import instantiate
 from omegaconf import OmegaConf
 
 from d2kd.config import ALONE, CONFIG, config_path
+from d2kd.config.nodes import made
 from d2kd.engine.metrics_file import cut_metrics
 from d2kd.experiments.curves import read_metrics
 from d2kd.experiments.files import read_json, write_json
@@ -96,10 +96,7 @@ def _check_data(experiment: Experiment) -> None:
             sources.append((run.load_config(*experiment.report), "test"))
         for source, loader in sources:
             key = f"dataloader.{loader}.dataset"
-            try:
-                instantiate(OmegaConf.select(source, key, default=None))
-            except KeyError as error:  # Detectron2's, of a dataset that is not registered
-                raise ValueError(f"{key} of {config}: {error.args[0]}") from error
+            made(OmegaConf.select(source, key, default=None), f"{config}: {key}")
 
 
 def environments(device: str, processes: int) -> list[dict[str, str]]:

@@ -6,11 +6,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from detectron2.config import instantiate
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from omegaconf import DictConfig
 
 from d2kd.checkpoint import DamagedError, LayoutError, Misfit, MisfitError, load_strictly, save_whole
+from d2kd.config.nodes import made
 from d2kd.modeling.adapters import input_format_of
 from d2kd.modeling.distillation import student
 
@@ -57,7 +57,7 @@ def load_student(cfg: DictConfig, checkpoint: str, *, allow_partial: bool = Fals
     """
     if "model" not in cfg:
         raise ExportError(f"The config has no 'model'; it has {', '.join(map(str, cfg)) or 'nothing'}.")
-    model = instantiate(cfg.model)
+    model = made(cfg.model, "model")
     try:
         detector = student(model)
     except TypeError as error:

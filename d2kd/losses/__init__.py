@@ -17,8 +17,9 @@ What all functions have in common; their own docstrings say what differs:
   teacher's sigmoid is a value, the probability 0 or 1.
 
 They raise ValueError for tensors of different shapes or not floating point, a ``dim`` that is not such an axis, a
-``weight`` of another shape or one that requires grad, and an unknown ``reduction``. Hyper-parameters are checked by the
-modules' constructors, which raise ValueError and name the config field; not again by the functions.
+``weight`` of another shape or one that requires grad, an unknown ``reduction``, and a temperature that is not above 0.
+Other hyper-parameters are checked by the modules' constructors, which raise ValueError and name the config field; not
+again by the functions.
 
 The examples in the docstrings run (``pytest --doctest-modules d2kd/losses``).
 """

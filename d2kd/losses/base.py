@@ -86,8 +86,8 @@ class DistillationLoss(nn.Module, ABC):
         name = type(self).__name__
         if source not in SOURCES:
             raise ValueError(f"{name}.source is {source!r}, expected one of {', '.join(SOURCES)}.")
-        if not isinstance(weight, (int, float)) or not weight >= 0:
-            raise ValueError(f"{name}.weight is {weight!r}, expected a number >= 0 (0 turns the loss off).")
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+            raise ValueError(f"{name}.weight is {weight!r}, expected a finite number >= 0 (0 turns the loss off).")
         check_integer(name, "tail", tail, at_least=0)
         self.weight = weight
         self.source = source

@@ -56,6 +56,7 @@ def channel_wise_kd(
     caller = "channel_wise_kd"
     check_maps(caller, student=student, teacher=teacher)
     check_inputs(caller, 1, student=student, teacher=teacher)
+    check_number(caller, "temperature", temperature)
     dtype = compute_dtype(student, teacher)
     if reduction == "sum":
         ones = student.new_ones((student.shape[0], *student.shape[2:]), dtype=dtype)

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from d2kd.losses.kernel import check_floating, check_inputs, compute_dtype
+from d2kd.losses.kernel import check_floating, check_inputs, check_number, compute_dtype
 from d2kd.losses.one_pass import one_pass
 
 __all__ = ["laplace_kl"]
@@ -49,7 +49,8 @@ def laplace_kl(
         The loss, in the unit of the parameters.
 
     Raises:
-        ValueError: see :mod:`d2kd.losses`; a tensor for ``temperature`` that is not one number for each coordinate.
+        ValueError: see :mod:`d2kd.losses`; a number for ``temperature`` that is not above 0, or a tensor that is not
+            one for each coordinate.
 
     Example:
         >>> student, teacher = torch.tensor([[0.0, 0.1, 1.0]]), torch.zeros(1, 3)
@@ -68,6 +69,7 @@ def laplace_kl(
             )
         temperature = temperature.detach().to(dtype)
     else:
+        check_number("laplace_kl", "temperature", temperature)
         temperature = student_params.new_full((), temperature, dtype=dtype)
     return one_pass(
         "laplace_kl",

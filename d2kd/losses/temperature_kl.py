@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from d2kd.losses.kernel import Context, check_broadcast, check_inputs, compute_dtype, weigh_and_reduce
+from d2kd.losses.kernel import Context, check_broadcast, check_inputs, check_number, compute_dtype, weigh_and_reduce
 
 __all__ = ["BIN_REDUCTIONS", "log_softmax", "temperature_kl"]
 
@@ -50,7 +50,8 @@ def temperature_kl(
         The loss in nats times the squared unit of the logits.
 
     Raises:
-        ValueError: see :mod:`d2kd.losses`; a tensor for ``temperature`` that does not broadcast as said.
+        ValueError: see :mod:`d2kd.losses`; a number for ``temperature`` that is not above 0, or a tensor that does not
+            broadcast as said.
         KeyError: an unknown ``bin_reduction``.
 
     Example:
@@ -64,6 +65,8 @@ def temperature_kl(
         wanted = [1 if axis == dim else size for axis, size in enumerate(student_logits.shape)]
         check_broadcast("temperature_kl", "temperature", temperature, wanted)
         temperature = temperature.to(compute_dtype(student_logits, teacher_logits))
+    else:
+        check_number("temperature_kl", "temperature", temperature)
     scale = {"mean": 1 / student_logits.shape[dim], "sum": 1.0}[bin_reduction]
     loss = _TemperatureKL.apply(student_logits, teacher_logits.detach(), temperature, scale, dim)
     return weigh_and_reduce("temperature_kl", loss, weight, reduction)

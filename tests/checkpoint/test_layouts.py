@@ -335,5 +335,7 @@ def test_a_file_that_is_no_download_is_never_removed(tmp_path, monkeypatch):
 
 
 def test_a_url_that_does_not_answer(server):
-    with pytest.raises(FileNotFoundError, match=r"model.teacher.checkpoint is 'http.*a.pth', but .* \(HTTP Error 404"):
+    with pytest.raises(
+        FileNotFoundError, match=r"model.teacher.checkpoint .*: http.*a.pth cannot be downloaded \(HTTP Error 404"
+    ):
         loads(f"{server}/a.pth")

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import types
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -97,21 +98,21 @@ def fails(error):
 @pytest.mark.parametrize(
     "function",
     [
-        lambda: d2kd.distill({}, teacher="x"),
-        lambda: d2kd.methods.describe("zzz"),
-        lambda: instantiate(L(BinaryClassificationKD)(wieght=1)),
-        lambda: open("no/such/file"),
-        lambda: fails(ConfigKeyError("no key")),
-        lambda: DatasetCatalog.get("nothere"),
+        lambda args: d2kd.distill({}, teacher="x"),
+        lambda args: d2kd.methods.describe("zzz"),
+        lambda args: instantiate(L(BinaryClassificationKD)(wieght=1)),
+        lambda args: open("no/such/file"),
+        lambda args: fails(ConfigKeyError("no key")),
+        lambda args: DatasetCatalog.get("nothere"),
     ],
 )
 def test_a_users_error_is_one_line(function, capsys):
-    assert run_command("d2kd x", function) == 2
+    assert run_command("d2kd x", function, Namespace()) == 2
     assert re.fullmatch(r"(Error when instantiating .*\n)?d2kd x: .+\n", capsys.readouterr().err)
 
 
 def test_an_interrupt_is_one_line(capsys):
-    assert run_command("d2kd x", lambda: fails(KeyboardInterrupt("Call it again."))) == 130
+    assert run_command("d2kd x", lambda args: fails(KeyboardInterrupt("Call it again.")), Namespace()) == 130
     assert capsys.readouterr().err == "\nd2kd x: interrupted. Call it again.\n"
 
 
@@ -122,11 +123,48 @@ def test_an_interrupt_while_a_command_is_imported(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "function", [lambda: fails(ValueError()), lambda: instantiate(L(fails)(error=TypeError())), lambda: {}["x"]]
+    "function",
+    [lambda args: fails(ValueError()), lambda args: instantiate(L(fails)(error=TypeError())), lambda args: {}["x"]],
 )
 def test_what_may_be_a_defect_keeps_its_traceback(function):
     with pytest.raises((ValueError, TypeError, KeyError)):
-        run_command("d2kd x", function)
+        run_command("d2kd x", function, Namespace())
+
+
+#: A command line of each command that is refused after it was parsed.
+REFUSED = {
+    "train": "--config-file no.py",
+    "check": "--config-file no.py",
+    "check-adapter": "--config-file no.py",
+    "compare": "--config-file no.py",
+    "plot": "no",
+    "benchmark": "--sizes digits --families gfl --methods ld --json .",
+    "export": "no.py no.pth --output x.pth",
+    "convert": "no.pth x.pth --detector gfl --depth 18",
+    "methods": "no",
+    "demo": "--output file",
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_traceback_is_shown_on_demand(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    argv = [name, *REFUSED[name].split()]
+    assert main(argv) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"d2kd {name}: ")
+    assert main([*argv, "--traceback"]) == 2
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first == "Traceback (most recent call last):" and last == line
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_wrong_option_is_one_line(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--nonsense"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and line.startswith(f"d2kd {name}: ") and line.endswith(f"(d2kd {name} --help).")
 
 
 # ---- d2kd methods ----------------------------------------------------------------------------------------------------

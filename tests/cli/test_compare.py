@@ -221,15 +221,17 @@ sys.exit(compare.main(sys.argv[1:]))
 )
 def test_command_lines_that_mean_nothing(argv, message, capsys):
     with pytest.raises(SystemExit):
-        compare.parse_experiment(["--config-file", STUDENT, *argv])
+        compare.parse_args(["--config-file", STUDENT, *argv])
     assert message in capsys.readouterr().err
 
 
 def test_overrides_may_follow_lists():
     report = ["--report", "dataloader.test.batch_size=1", "dataloader.evaluator.tasks=[bbox]"]
     argv = ["--config-file", "a.py", "b.py", "--seeds", "0", "1", "optimizer.lr=1e-4", *report, "--methods", "alone"]
-    parsed, processes = compare.parse_experiment([*argv, "a.b=x=y"])
-    assert (parsed.configs, parsed.seeds, parsed.methods) == (("a.py", "b.py"), (0, 1), ("alone",)) and processes == 1
+    args = compare.parse_args([*argv, "a.b=x=y"])
+    parsed = compare.experiment_of(args)
+    assert (parsed.configs, parsed.seeds, parsed.methods) == (("a.py", "b.py"), (0, 1), ("alone",))
+    assert args.processes == 1
     assert parsed.overrides == ("optimizer.lr=1e-4", "a.b=x=y") and parsed.report == tuple(report[1:])
 
 

@@ -34,7 +34,8 @@ def test_reserved_keys_and_reports_of_a_comparison_may_have_a_plus(capsys):
     with pytest.raises(SystemExit):
         compare.main(["--config-file", CONFIG, "+train.seed=3"])
     assert "train.seed is set by this tool: use --seeds" in capsys.readouterr().err
-    experiment, _ = compare.parse_experiment(["--config-file", CONFIG, "+a.b=1", "--report", "+dataloader.test.x=1"])
+    argv = ["--config-file", CONFIG, "+a.b=1", "--report", "+dataloader.test.x=1"]
+    experiment = compare.experiment_of(compare.parse_args(argv))
     assert (experiment.overrides, experiment.report) == (("+a.b=1",), ("+dataloader.test.x=1",))
 
 

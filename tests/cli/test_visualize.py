@@ -106,7 +106,7 @@ def test_labels_are_where_the_mapper_puts_the_image(folder):
     "argv, sentence",
     [
         (["--weights", "{folder}/none.pth"], "There is no checkpoint {folder}/none.pth."),
-        (["--weights", "{folder}/other.pth"], "{folder}/other.pth is no checkpoint of its run's config"),
+        (["--weights", "{folder}/other.pth"], "{folder}/other.pth is a checkpoint of a detector in another size"),
         (["--alone", "{folder}/none.pth"], "There is no checkpoint {folder}/none.pth (--alone)."),
         (["--alone", "{folder}/other.pth"], "{folder}/other.pth (--alone) is no checkpoint of the student"),
         (["--method", "alone"], "has no teacher and losses to look at: take a distilled config (d2kd.distill), or add"),

@@ -31,7 +31,8 @@ def save(path, spec=SMALL, change=lambda content: None, **kwargs):
 
 
 def call(file, output, *options, detector="gfl", depth=18):
-    tool.run([str(file), str(output), "--detector", detector, "--depth", str(depth), *options])
+    argv = [str(file), str(output), "--detector", detector, "--depth", str(depth), *options]
+    tool.run(tool.argument_parser().parse_args(argv))
 
 
 def read(path):

@@ -64,3 +64,19 @@ def test_a_sound_dataset_is_returned_as_it_is(caplog):
 def test_what_cannot_be_left_out_is_refused(annotation, message):
     with pytest.raises(ValueError, match=message):
         drop_broken_boxes([image(annotation)], "dataset")
+
+
+def test_a_dataset_of_images_without_objects_is_refused():
+    with pytest.raises(ValueError, match="dataset has 2 images and no object: .* are dataloader.train.unlabeled"):
+        drop_broken_boxes([image(), image()], "dataset")
+    others = [{"file_name": "labels of another kind.jpg"}]
+    assert drop_broken_boxes(others, "dataset") is others
+
+
+@pytest.mark.parametrize("mode", [BoxMode.XYWH_ABS, BoxMode.XYXY_ABS])
+def test_boxes_that_are_shares_of_the_image_are_refused(mode):
+    shares = box(0.1, 0.2, 0.5, 0.9, mode=mode)
+    with pytest.raises(ValueError, match="no box larger than a pixel: give pixels"):
+        drop_broken_boxes([image(shares), image(shares)], "dataset")
+    mixed = [image(shares), image(GOOD)]
+    assert drop_broken_boxes(mixed, "dataset") is mixed

@@ -124,15 +124,25 @@ def get_digits(
     Raises:
         ValueError: there are no such ``images``.
     """
+    if images is not None:
+        _check_range(images, [names] if isinstance(names, str) else list(names), sizes or SIZES)
     root = prepare_digits(root, sizes)
     register_digits(root)
     dataset = get_detection_dataset_dicts(names, filter_empty=filter_empty)
     if images is None:
         return dataset
     start, stop = images
-    if not 0 <= start < stop <= len(dataset):
-        raise ValueError(f"images=[{start}, {stop}] of {names}: expected 0 <= start < stop <= {len(dataset)}.")
     return dataset[start:stop]
+
+
+def _check_range(images: Sequence[int], names: Sequence[str], sizes: Mapping[str, int]) -> None:
+    """Before the data are made, which takes minutes."""
+    start, stop = images
+    count = sum(sizes.get(name.removeprefix("digits_"), 0) for name in names)
+    if not 0 <= start < stop <= count:
+        raise ValueError(
+            f"images=[{start}, {stop}] of {', '.join(names)}: expected 0 <= start < stop <= {count} (dataset.images)."
+        )
 
 
 def _resolve(root: str | Path | None) -> Path:

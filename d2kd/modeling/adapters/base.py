@@ -150,6 +150,11 @@ def _nearest(detector_class: type) -> Adapter:
         if cls in adapters:
             return adapters[cls]()
     known = ", ".join(sorted(cls.__name__ for cls in adapters))
+    if not issubclass(detector_class, DenseDetector):
+        raise TypeError(
+            f"{detector_class.__module__}.{detector_class.__name__} is no dense (one-stage) detector; d2kd reads "
+            f"{known} and their subclasses."
+        )
     raise TypeError(
         f"d2kd has no adapter for {detector_class.__module__}.{detector_class.__name__}; it reads {known} and their "
         "subclasses. Register a subclass of d2kd.modeling.Adapter in d2kd.modeling.ADAPTER_REGISTRY for it."

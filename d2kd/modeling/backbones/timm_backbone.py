@@ -141,11 +141,11 @@ def import_timm() -> ModuleType:
     return timm
 
 
-def _load(body: nn.Module, weights: str | Mapping[str, Tensor], network: str) -> None:
+def _load(body: nn.Module, weights: str | Mapping[str, Any], network: str) -> None:
     """Load all of the body's weights, whose names differ from the whole network's as timm takes it apart."""
     source = weights if isinstance(weights, str) else "the weights"
-    given = read_weights(weights) if isinstance(weights, str) else weights
-    given = {_plain_name(name): value for name, value in given.get("state_dict", given).items()}
+    content = read_weights(weights) if isinstance(weights, str) else weights
+    given = {_plain_name(name): value for name, value in content.get("state_dict", content).items()}
     wanted = {name: _plain_name(name) for name in body.state_dict()}
     misfits = [
         name
@@ -168,7 +168,8 @@ def _plain_name(name: str) -> str:
 
 def _modules_up_to(body: nn.Module, freeze_at: int, network: str) -> list[str]:
     """The body's modules that have parameters, in their order, up to the last of the output of stride 2**freeze_at."""
-    outputs = [body.feature_info[index] for index in range(len(body.feature_info))]  # type: ignore[index]
+    info: Any = body.feature_info
+    outputs = [info[index] for index in range(len(info))]
     last = next((x["module"] for x in outputs if x["reduction"] == 2**freeze_at), None)
     modules = [name for name, module in body.named_modules() if list(module.parameters(recurse=False))]
     inside = [
@@ -179,7 +180,7 @@ def _modules_up_to(body: nn.Module, freeze_at: int, network: str) -> list[str]:
     if not inside:
         raise ValueError(
             f"TimmBackbone: freeze_at is {freeze_at}, but {network} has no output of stride {2**freeze_at} to freeze "
-            f"up to; it has {_describe(body.feature_info)}."
+            f"up to; it has {_describe(info)}."
         )
     return modules[: inside[-1] + 1]
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 __all__ = [
     "BoxTransform",
     "box_transform_of",
+    "check_detector",
     "check_strides",
     "inference_of",
     "label_anchors_of",
@@ -60,6 +61,30 @@ def check_strides(detector: DenseDetector) -> None:
         raise ValueError(
             f"{type(detector).__name__}'s anchor_generator.strides are {found}, but its features "
             f"{', '.join(detector.head_in_features)} have strides {expected}: make them equal."
+        )
+
+
+def check_detector(detector: DenseDetector, key: str) -> None:
+    """
+    Check what fails, in a detector's own step, in an assertion or in losses that are not finite.
+
+    Args:
+        key: where its arguments are in the config.
+
+    Raises:
+        ValueError: a standard deviation of pixels that is not above 0, or a head made for another number of levels than
+            it is given.
+    """
+    std = pixel_statistics(detector)[1].flatten().tolist()
+    if not all(0 < value < float("inf") for value in std):
+        raise ValueError(f"{key}.pixel_std is {std}, expected numbers > 0, by which pixels are divided.")
+    scales = getattr(detector.head, "scales", None)
+    # Detectron2's FCOSHead keeps the number nowhere else.
+    levels = len(scales) if isinstance(scales, nn.ModuleList) else getattr(detector.head, "_num_features", None)
+    if levels is not None and levels != len(detector.head_in_features):
+        raise ValueError(
+            f"{key}.head is made for {levels} levels (its input_shape), but {key}.head_in_features are "
+            f"{', '.join(detector.head_in_features)}: give it as many."
         )
 
 

@@ -13,7 +13,25 @@ from torch import Tensor
 from d2kd.modeling.detectors.interface import num_classes_of, pixel_statistics
 from d2kd.modeling.distillation.non_finite import label_faults
 
-__all__ = ["check_batch"]
+__all__ = ["check_batch", "check_samples"]
+
+
+def check_samples(batch: object) -> None:
+    """
+    Raises:
+        TypeError: what a loader gives is no list of mappings with an "image" of (C, H, W).
+    """
+    for sample in batch if isinstance(batch, Sequence) else [batch]:
+        image = sample.get("image") if isinstance(sample, Mapping) else None
+        if not isinstance(image, Tensor) or image.dim() != 3:
+            found = f"a {type(sample).__name__}"
+            if isinstance(sample, Mapping):
+                shape = f" of shape {tuple(image.shape)}" if isinstance(image, Tensor) else ""
+                found = f"'image' as a {type(image).__name__}{shape}" if "image" in sample else "no 'image'"
+            raise TypeError(
+                f"A sample of dataloader.train has {found}, expected a mapping whose 'image' is a tensor (C, H, W): "
+                "correct what dataloader.train.mapper returns."
+            )
 
 
 def check_batch(
@@ -32,7 +50,7 @@ def check_batch(
 
     Raises:
         ValueError: an image of another number of channels than the detector's, an object of a class that it does not
-            have, or a box that is inverted or not finite: GFL and ATSS would train on it with finite losses.
+            have, or a box that is inverted, without area or not finite: most would train on it with finite losses.
     """
     channels, known = len(pixel_statistics(detector)[0]), num_classes_of(detector)
     for item in batched_inputs:
@@ -47,7 +65,7 @@ def check_batch(
         sides = boxes[:, 2:] - boxes[:, :2]
         wrong = {
             partial(_unknown_class, item, classes, known, key): ((classes < 0) | (classes >= known)).any(),
-            partial(_broken_box, item): ~((sides >= 0) & (sides < torch.inf)).all(),
+            partial(_broken_box, item): ~((sides > 0) & (sides < torch.inf)).all(),
         }
         for make_error, flag in wrong.items():
             if flag.device.type != "cpu":

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from d2kd.losses import DistillationLoss
 from d2kd.modeling.adapters import get_adapter, input_format_of
-from d2kd.modeling.detectors.interface import make_statistics_float
+from d2kd.modeling.detectors.interface import check_detector, make_statistics_float
 from d2kd.modeling.distillation.adopted_student import AdoptedStudent
 from d2kd.modeling.distillation.agreement import raised_on_all_ranks
 from d2kd.modeling.distillation.batch_check import check_batch
@@ -84,6 +84,7 @@ class DistilledDetector(AdoptedStudent):
         detector: DenseDetector = instantiate(student)
         get_adapter(detector)
         make_statistics_float(detector)
+        check_detector(detector, "model.student")
         super().__init__(detector)
         self.input_format = input_format_of(
             detector, input_format, "model.input_format (in a yacs config: INPUT.FORMAT)"

@@ -14,6 +14,7 @@ from d2kd.structures import DenseOutput
 
 __all__ = ["NonFiniteError", "StepEvidence", "label_faults"]
 
+_HUGE = 1e6  # a weight of a network that is trained is below 100
 _AT_MOST = 8  # images that a sentence names
 
 
@@ -74,6 +75,13 @@ class StepEvidence:
                 )
         # Not the statistics of batch norm: this step has changed them already.
         weights = _not_finite(self.student.named_parameters())
+        large = [name for name, x in self.student.named_parameters() if x.numel() and x.abs().max() > _HUGE]
+        if large and not weights:
+            return (
+                f"{len(large)} of the student's weights are huge (above {_HUGE:g}, first {large[0]!r}), so an earlier "
+                "step was too long: lower a weight of model.losses that is far above the others, or the learning rate "
+                "(optimizer.lr), or clip gradients (train.clip_grad)."
+            )
         of_teacher = ", the teacher" if self.teacher is not None else ""
         found = f"the labels{of_teacher} and the student's weights are in order"
         if weights:

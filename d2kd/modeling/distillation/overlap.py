@@ -119,16 +119,13 @@ def _match_classes(
     if class_map is None:
         if ours != theirs:
             raise ValueError(
-                f"The student has classes {ours} and the teacher {theirs}: give both the same (model.student."
+                f"The student has {ours} classes and the teacher {theirs}: give both the same (model.student."
                 "num_classes, model.teacher.model.num_classes), or say which of the teacher's are which of the "
                 "student's: model.teacher.class_map={teacher id: student id}."
             )
         return None, None
     if not isinstance(class_map, Mapping):
-        raise TypeError(
-            f"model.teacher.class_map is a {type(class_map).__name__}, expected a mapping of teacher ids to student "
-            "ids."
-        )
+        raise TypeError(f"model.teacher.class_map is {class_map!r}, expected a mapping of teacher ids to student ids.")
     if not class_map:
         raise ValueError("model.teacher.class_map is empty: no class would be distilled.")
     for teacher_id, student_id in class_map.items():

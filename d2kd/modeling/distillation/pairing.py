@@ -158,7 +158,7 @@ def _check_channels(student: DenseDetector, teacher: DenseDetector, ours: str, t
     if counts[0] != counts[1]:
         raise ValueError(
             f"The channels of the student's images are {counts[0]} (model.student.pixel_mean) and of the teacher's "
-            f"{counts[1]} (model.teacher.model.pixel_mean), but both see the same images: take a teacher of such."
+            f"{counts[1]} (model.teacher.model.pixel_mean), but both see the same images: take a teacher of as many."
         )
     if ours != theirs and not ({ours, theirs} == {"BGR", "RGB"} and counts[0] == 3):
         raise ValueError(

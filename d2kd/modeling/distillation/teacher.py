@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from d2kd.checkpoint import check_finite
 from d2kd.losses import DistillationLoss
 from d2kd.modeling.adapters import get_adapter, input_format_of, record_taps, tap_indices
-from d2kd.modeling.detectors.interface import make_anchors, make_statistics_float, pixel_statistics
+from d2kd.modeling.detectors.interface import check_detector, make_anchors, make_statistics_float, pixel_statistics
 from d2kd.modeling.distillation.overlap import Overlap
 from d2kd.modeling.distillation.teacher_engine import TeacherEngine, own_precision
 from d2kd.modeling.distillation.teacher_step import TeacherStep
@@ -126,6 +126,7 @@ class Teacher:
         detector = instantiate(self._model)
         get_adapter(detector)
         make_statistics_float(detector)
+        check_detector(detector, "model.teacher.model")
         if type(detector).preprocess_image is not DenseDetector.preprocess_image:
             raise TypeError(
                 f"The teacher {type(detector).__name__} overrides preprocess_image, which d2kd replaces (the teacher "

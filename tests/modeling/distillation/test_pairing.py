@@ -36,7 +36,7 @@ def refused(student, teacher, losses, *parts):
 def test_classes(method):
     refused(
         build_detector("FCOS"), build_detector("FCOS", num_classes=5), method,
-        "classes 3 and the teacher 5", "model.student.num_classes", "model.teacher.model.num_classes",
+        "3 classes and the teacher 5", "model.student.num_classes", "model.teacher.model.num_classes",
         "model.teacher.class_map",
     )  # fmt: skip
 

@@ -117,7 +117,7 @@ def test_a_loss_that_begins_at_zero_has_its_teacher_from_the_first_step():
     """A teacher that cannot be loaded, or a pair that does not fit, must not be met in the middle of a run."""
     student, teacher = build_detector("FCOS"), build_detector("FCOS", num_classes=2)
     model = distilled(student, teacher, {"warm": scheduled(LinearParamScheduler(0, 1))})
-    with pytest.raises(ValueError, match="classes 3 and the teacher 2"):
+    with pytest.raises(ValueError, match="3 classes and the teacher 2"):
         run_step(model, make_batch(), iteration=0)
 
 

@@ -1,0 +1,71 @@
+"""Each bad input gets its sentence, and the page has them all."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.utils.logger import setup_logger
+
+from d2kd.__main__ import main
+from tests.bad_inputs.case import AREAS, BadInput, all_cases
+from tests.bad_inputs.page import page
+
+PAGE = Path(__file__).parents[2] / "docs/bad_inputs.md"
+CASES = all_cases()
+#: What a run that begins writes before its first step, and what a step that is not finite leaves.
+LEFT = ("log.txt*", "config.yaml", "run.lock", "metrics.json", "events.out.tfevents.*", "non_finite_iter*.pth")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working directory, on a machine without a GPU; loggers are afterwards as they were."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "d2kd")]
+    before = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
+    yield tmp_path / "work"
+    for logger, handlers, level, propagate in before:
+        logger.handlers[:], logger.propagate = handlers, propagate
+        logger.setLevel(level)
+    setup_logger.cache_clear()
+
+
+def files(folder: Path) -> dict[str, str]:
+    """Path -> checksum of each file below ``folder``."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): sha256(path.read_bytes()).hexdigest() for path in found}
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=f"{case.area}: {case.given}") for case in CASES])
+def test_a_bad_input(case: BadInput, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = case.arguments(folder)
+    before = files(folder)
+    capfd.readouterr()
+    try:
+        status: object = main(arguments)
+    except SystemExit as stop:  # argparse's
+        status = stop.code
+    assert capfd.readouterr().err == case.says.replace("{folder}", str(folder)) + "\n"
+    assert status == 2
+    after = files(folder)
+    assert {path: after.get(path) for path in before} == before
+    unexpected = [path for path in after.keys() - before.keys() if not any(Path(path).match(name) for name in LEFT)]
+    assert not unexpected
+
+
+def test_each_case_is_one() -> None:
+    assert len({(case.area, case.given) for case in CASES}) == len(CASES)
+    for case in CASES:
+        assert case.area in AREAS
+        assert case.says.startswith("d2kd") and "\n" not in case.says, case.given
+
+
+def test_the_page_is_what_the_cases_say() -> None:
+    assert PAGE.read_text() == page(CASES), "run: python3 -m tests.bad_inputs > docs/bad_inputs.md"
