@@ -92,7 +92,7 @@ def targets(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
 
 
 def _not_registered(name: str, key: str) -> str:
-    near = get_close_matches(name, DatasetCatalog.list(), 2)
+    near = get_close_matches(name, DatasetCatalog.list(), 2, 0.8)
     hint = f": did you mean {' or '.join(near)}?" if near else "."
     return f"{key} names the dataset {name!r}, which is not registered{hint} Your own are registered in the config."
 

@@ -49,7 +49,7 @@ def check_evaluation(cfg: DictConfig) -> None:
         return
     name = node.get("dataset_name")
     if not isinstance(name, str) or name not in DatasetCatalog.list():
-        near = get_close_matches(str(name), DatasetCatalog.list(), 2)
+        near = get_close_matches(str(name), DatasetCatalog.list(), 2, 0.8)
         hint = f": did you mean {' or '.join(near)}?" if near else "."
         raise ConfigError(f"{key}.dataset_name is {name!r}, expected one registered dataset{hint}")
     tasks = node.get("tasks") or ("bbox",)
