@@ -202,7 +202,7 @@ def other_layout(
             f"a checkpoint {whose} with another number of classes: {first_of(mismatched)}; set num_classes, or give "
             "the checkpoint that was trained with this config"
         )
-    enough = 8 if student else 3
+    enough = 12 if student else 3
     if 2 * len(missing) < len(wanted) and enough * len(mismatched) > len(wanted) - len(missing):
         return (
             f"a checkpoint {whose} in another size, {len(mismatched)} tensors differ: {first_of(mismatched, 3)}; give "

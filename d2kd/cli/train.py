@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import tempfile
 import traceback
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from d2kd.checkpoint import WholeCheckpointer
 from d2kd.cli import Parser, fail, is_users_error, run_command, sentence
 from d2kd.config import ALONE, CONFIG, config_path, load_config
 from d2kd.engine import (
+    ConfigError,
     check_config,
     check_run_folder,
     differences,
@@ -36,6 +38,7 @@ from d2kd.engine import (
     kept_record,
     launch_ranks,
     locked,
+    ranks_of,
     resolve_device,
 )
 from d2kd.modeling.distillation.agreement import raised_on_all_ranks
@@ -147,9 +150,17 @@ def _run_and_note(args: argparse.Namespace, notes: str) -> None:
 
 def _launch(args: argparse.Namespace) -> int:
     args.config_file = config_path(args.config_file)  # Detectron2's default_setup reads the file, too
-    minutes = OmegaConf.select(
-        load_config(args.config_file, args.opts, method=args.method), "train.ddp.timeout_minutes", default=30
-    )
+    cfg = load_config(args.config_file, args.opts, method=args.method)
+    minutes = OmegaConf.select(cfg, "train.ddp.timeout_minutes", default=30)
+    images = OmegaConf.select(cfg, "dataloader.train.total_batch_size", default=None)
+    processes = args.num_gpus * args.num_machines
+    starts_them = not args.eval_only and ranks_of(os.environ) is None
+    if starts_them and isinstance(images, int) and images % processes:
+        raise ConfigError(
+            f"dataloader.train.total_batch_size is {images}, expected a multiple of the {processes} processes of this "
+            "run (--num-gpus, --num-machines)."
+        )
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it lists the ranks that it ends
     with tempfile.TemporaryDirectory() as notes:
         try:
             launch_ranks(

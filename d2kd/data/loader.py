@@ -75,11 +75,11 @@ def build_train_loader(
 
     Raises:
         SampleError: in an iteration, the mapper fails or returns None; the message names the entry and its file.
-        ValueError: what :func:`drop_broken_boxes` refuses, a mapper that cannot be called, an unknown ``on_error``, an
-            empty dataset, a negative ``seed`` or ``start``, a ``total_batch_size`` or ``unlabeled_batch_size`` that is
-            not a positive multiple of the number of ranks, an ``unlabeled_batch_size`` that leaves no labelled image or
-            comes without ``unlabeled`` (or the reverse), with ``unlabeled`` or ``aspect_ratio_grouping`` a ``start``
-            inside an iteration, or with ``aspect_ratio_grouping`` an entry without "width" and "height".
+        ValueError: what :func:`drop_broken_boxes` refuses, an unknown ``on_error``, an empty dataset, a negative ``seed``
+            or ``start``, a ``total_batch_size`` or ``unlabeled_batch_size`` that is not a positive multiple of the
+            number of ranks, an ``unlabeled_batch_size`` that leaves no labelled image or comes without ``unlabeled``
+            (or the reverse), with ``unlabeled`` or ``aspect_ratio_grouping`` a ``start`` inside an iteration, or with
+            ``aspect_ratio_grouping`` an entry without "width" and "height".
     """
     ranks = comm.get_world_size()
     if not dataset:
@@ -93,8 +93,6 @@ def build_train_loader(
         )
     if on_error not in ("raise", "skip"):
         raise ValueError(f"dataloader.train.on_error is {on_error!r}, expected 'raise' or 'skip'.")
-    if not callable(mapper):
-        raise ValueError(f"dataloader.train.mapper is {mapper!r}, expected the node of a function or object to call.")
     dataset = drop_broken_boxes(dataset, "dataloader.train.dataset")
     mixed = unlabeled is not None or unlabeled_batch_size != 0
     if start % total_batch_size and (mixed or aspect_ratio_grouping):

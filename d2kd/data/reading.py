@@ -36,7 +36,7 @@ def check_registered(names: Iterable[str], key: str) -> None:
     known = DatasetCatalog.list()
     for name in names:
         if name not in known:
-            near = get_close_matches(str(name), known, 2)
+            near = get_close_matches(str(name), known, 2, 0.8)
             hint = f": did you mean {' or '.join(near)}?" if near else "."
             raise DatasetError(
                 f"{key} names the dataset {name!r}, which is not registered{hint} Your own are registered in the "

@@ -51,7 +51,7 @@ def make_evaluator(cfg: DictConfig) -> DatasetEvaluator | MutableSequence[Datase
     if OmegaConf.is_dict(node) and target_of(node) is COCOEvaluator:
         name = node.get("dataset_name")
         if not isinstance(name, str) or name not in DatasetCatalog.list():
-            near = get_close_matches(str(name), DatasetCatalog.list(), 2)
+            near = get_close_matches(str(name), DatasetCatalog.list(), 2, 0.8)
             hint = f": did you mean {' or '.join(near)}?" if near else "."
             raise DatasetError(f"{key}.dataset_name is {name!r}, expected one registered dataset{hint}")
     evaluator = made(node, key)

@@ -55,7 +55,8 @@ CASES = [
     case(
         "a misspelt name of a packaged config",
         "train --config-file digits/fcos_croskd.py",
-        "d2kd train: There is no file 'digits/fcos_croskd.py', and d2kd has no config of that name; did you mean digits/fcos_crosskd.py or digits/fcos_bckd.py or digits/fcos_crosskd_pkd.py?",
+        "d2kd train: There is no file 'digits/fcos_croskd.py', and d2kd has no config of that name; did "
+        "you mean digits/fcos_crosskd.py or digits/fcos_bckd.py or digits/fcos_crosskd_pkd.py?",
         nothing,
     ),
     case(
@@ -81,12 +82,15 @@ CASES = [
     case(
         "`--allow-partial` for training",
         "train --config-file mine.py --allow-partial",
-        "d2kd train: --allow-partial is for --eval-only: training takes weights that fit in part without it (d2kd train --help).",
+        "d2kd train: --allow-partial is for --eval-only: training takes weights that fit in part without "
+        "it (d2kd train --help).",
     ),
     case(
         "`--eval-only` without weights",
         "train --config-file mine.py --eval-only",
-        "d2kd train: train.init_checkpoint is empty, expected the weights to evaluate: add train.init_checkpoint=PATH, or --resume for the last checkpoint in train.output_dir={folder}/output.",
+        "d2kd train: train.init_checkpoint is empty, expected the weights to evaluate: add "
+        "train.init_checkpoint=PATH, or --resume for the last checkpoint in "
+        "train.output_dir={folder}/output.",
     ),
     case(
         "`--eval-only` of weights that are not there",
@@ -96,12 +100,14 @@ CASES = [
     case(
         "a misspelt method",
         "train --config-file mine.py --method croskd",
-        f"d2kd train: Unknown method 'croskd', expected one of {', '.join(METHODS)}; did you mean crosskd or crosskd_pkd or bckd?",
+        f"d2kd train: Unknown method 'croskd', expected one of {', '.join(METHODS)}; did you mean crosskd "
+        "or crosskd_pkd or bckd?",
     ),
     case(
         "`--check-teacher` of a run without one",
         "train --config-file mine.py --method alone --check-teacher",
-        "d2kd train: There is no teacher to check (--check-teacher), expected a model.teacher and at least one of model.losses.",
+        "d2kd train: There is no teacher to check (--check-teacher), expected a model.teacher and at "
+        "least one of model.losses.",
     ),
     case(
         "`d2kd check` without a config",
@@ -117,7 +123,8 @@ CASES = [
     case(
         "`d2kd check` of a student alone",
         "check --config-file mine.py --method alone",
-        "d2kd check: mine.py has no teacher and losses to check: take a distilled config (d2kd.distill), or add --method NAME.",
+        "d2kd check: mine.py has no teacher and losses to check: take a distilled config (d2kd.distill), "
+        "or add --method NAME.",
     ),
     case(
         "`d2kd check --json` with a folder",
@@ -142,7 +149,8 @@ CASES = [
     case(
         "`d2kd check --replay` of another model's step",
         "check --config-file mine.py --replay step.pth model.losses=null",
-        "d2kd check: step.pth has weights of another model than mine.py: 97 differ (first 'backbone.fpn_lateral3.weight'), so give the config of the run, train.output_dir/config.yaml.",
+        "d2kd check: step.pth has weights of another model than mine.py: 97 differ (first "
+        "'backbone.fpn_lateral3.weight'), so give the config of the run, train.output_dir/config.yaml.",
         saved_step,
     ),
     case(
@@ -154,7 +162,9 @@ CASES = [
     case(
         "`d2kd check-adapter` of a misspelt override",
         "check-adapter --config-file mine.py model.num_classes=3",
-        "d2kd check-adapter: The override 'model.num_classes=3' is for model.num_classes, which this config does not have: did you mean model.student.num_classes or model.student.head.num_classes? A new key is +key=value.",
+        "d2kd check-adapter: The override 'model.num_classes=3' is for model.num_classes, which this "
+        "config does not have: did you mean model.student.num_classes or model.student.head.num_classes? "
+        "A new key is +key=value.",
     ),
     case(
         "`d2kd compare` that sets the seed",
@@ -189,17 +199,20 @@ CASES = [
     case(
         "`d2kd compare --report` with a name alone",
         "compare --config-file mine.py --report birds_val",
-        "d2kd compare: --report birds_val: expected key=value of dataloader.test or dataloader.evaluator; overrides for training come before --report (d2kd compare --help).",
+        "d2kd compare: --report birds_val: expected key=value of dataloader.test or "
+        "dataloader.evaluator; overrides for training come before --report (d2kd compare --help).",
     ),
     case(
         "`d2kd compare --report` of a misspelt dataset",
         "compare --config-file mine.py --report dataloader.test.dataset.names=birds_tset",
-        "d2kd compare: mine.py: dataloader.test.dataset.names names the dataset 'birds_tset', which is not registered: did you mean birds_train or birds_val? Your own are registered in the config.",
+        "d2kd compare: mine.py: dataloader.test.dataset.names names the dataset 'birds_tset', which is "
+        "not registered. Your own are registered in the config.",
     ),
     case(
         "`d2kd compare` with a misspelt method",
         "compare --config-file mine.py --methods alone croskd",
-        f"d2kd compare: Unknown method 'croskd', expected one of {', '.join(METHODS)}; did you mean crosskd or crosskd_pkd or bckd?",
+        f"d2kd compare: Unknown method 'croskd', expected one of {', '.join(METHODS)}; did you mean "
+        "crosskd or crosskd_pkd or bckd?",
     ),
     case(
         "`d2kd compare` of two configs of one name",
@@ -214,7 +227,9 @@ CASES = [
     case(
         "`d2kd compare` without the teacher",
         "compare --config-file mine.py model.teacher.checkpoint=none.pth",
-        "d2kd compare: model.teacher.checkpoint of mine.py is none.pth, which does not exist, and no *_teacher.py beside that config writes to its folder: correct it, or add --teacher-config FILE to train the teacher.",
+        "d2kd compare: model.teacher.checkpoint of mine.py is none.pth, which does not exist, and no "
+        "*_teacher.py beside that config writes to its folder: correct it, or add --teacher-config FILE "
+        "to train the teacher.",
     ),
     case(
         "`d2kd plot` of a folder that is not there",
@@ -257,7 +272,8 @@ CASES = [
     case(
         "`d2kd benchmark` on three ranks",
         "benchmark --ranks 3",
-        "d2kd benchmark: --ranks 3, but the digits' batch of 8 images is shared evenly: use a divisor (d2kd benchmark --help).",
+        "d2kd benchmark: --ranks 3, but the digits' batch of 8 images is shared evenly: use a divisor "
+        "(d2kd benchmark --help).",
         nothing,
     ),
     case(
@@ -321,7 +337,8 @@ CASES = [
     case(
         "`d2kd methods` with a misspelt name",
         "methods croskd",
-        f"d2kd methods: Unknown method 'croskd', expected one of {', '.join(METHODS)}; did you mean crosskd or crosskd_pkd or bckd?",
+        f"d2kd methods: Unknown method 'croskd', expected one of {', '.join(METHODS)}; did you mean "
+        "crosskd or crosskd_pkd or bckd?",
         nothing,
     ),
     case(

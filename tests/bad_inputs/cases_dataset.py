@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,17 +82,19 @@ def row(given: str, arguments: Arguments, says: str) -> BadInput:
 def annotations(
     given: str, edit: Callable[[Coco], object], says: str, *overrides: str, evaluate: bool = False
 ) -> BadInput:
-    """The COCO file is changed, in place or into what ``edit`` returns."""
+    """The COCO file to train on, or to evaluate on, is changed in place, or into what ``edit`` returns."""
 
     def change(folder: Path) -> None:
         file = folder / "birds.json"
+        shutil.copy(file, folder / "val.json")
         content = json.loads(file.read_text())
         content = edit(content) or content
         file.write_text(content if isinstance(content, str) else json.dumps(content))
 
     options = ["--eval-only"] if evaluate else []
     weights = ["train.init_checkpoint=teacher.pth"] if evaluate else []
-    return row(given, train(*weights, *overrides, options=options, change=change), says)
+    more = "" if evaluate else OTHER_VAL
+    return row(given, train(*weights, *overrides, options=options, more=more, change=change), says)
 
 
 def image(given: str, edit: Callable[[Path], object], says: str) -> BadInput:
@@ -147,51 +150,43 @@ CASES = [
     row(
         "`dataloader.train.dataset.names` misspelt",
         train("dataloader.train.dataset.names=brids_train"),
-        "d2kd train: dataloader.train.dataset.names has 'brids_train', which is no registered dataset: "
-        "did you mean birds_train? The config that names a dataset of your own registers it, e.g. with "
-        "detectron2.data.datasets.register_coco_instances.",
+        "d2kd train: dataloader.train.dataset.names names the dataset 'brids_train', which is not "
+        "registered: did you mean birds_train or lvis_v1_train? Your own are registered in the config.",
     ),
     row(
         "two names in one text",
         train("dataloader.train.dataset.names='birds_train,birds_val'"),
-        "d2kd train: dataloader.train.dataset.names has 'birds_train,birds_val', which is no registered "
-        "dataset: did you mean birds_train? The config that names a dataset of your own registers it, "
-        "e.g. with detectron2.data.datasets.register_coco_instances.",
+        "d2kd train: dataloader.train.dataset.names names the dataset 'birds_train,birds_val', which is "
+        "not registered: did you mean birds_train or birds_val? Your own are registered in the config.",
     ),
     row(
         "`dataloader.train.dataset.names=null`",
         train("dataloader.train.dataset.names=null"),
-        "d2kd train: dataloader.train.dataset.names is None, expected the name of a registered dataset, "
-        "or a list of such.",
+        "d2kd train: dataloader.train.dataset.names is None, expected the name of a dataset, or a list of"
+        " names.",
     ),
     row(
         "`dataloader.test.dataset.names` misspelt",
         train("dataloader.test.dataset.names=brids_val"),
-        "d2kd train: dataloader.test.dataset.names has 'brids_val', which is no registered dataset: did "
-        "you mean birds_val? The config that names a dataset of your own registers it, e.g. with "
-        "detectron2.data.datasets.register_coco_instances.",
+        "d2kd train: dataloader.test.dataset.names names the dataset 'brids_val', which is not "
+        "registered: did you mean birds_val or lvis_v1_val? Your own are registered in the config.",
     ),
     row(
         "`dataloader.evaluator.dataset_name` misspelt",
         train("dataloader.evaluator.dataset_name=brids_val"),
-        "d2kd train: dataloader.evaluator.dataset_name has 'brids_val', which is no registered dataset: "
-        "did you mean birds_val? The config that names a dataset of your own registers it, e.g. with "
-        "detectron2.data.datasets.register_coco_instances.",
+        "d2kd train: dataloader.evaluator.dataset_name is 'brids_val', expected one registered dataset: "
+        "did you mean birds_val or lvis_v1_val?",
     ),
+    annotations("an annotation file that is an empty text", lambda coco: "\n", FILE + "is no JSON (Expecting value: line 2 column 1 (char 1))."),
     row(
         "an annotation file that is not there",
-        train(change=lambda folder: (folder / "birds.json").unlink()),
+        train(more=OTHER_VAL, change=lambda folder: (folder / "birds.json").rename(folder / "val.json")),
         FILE + "is not there: correct the path that it was registered with.",
     ),
     annotations(
         "an annotation file that was cut",
         lambda coco: json.dumps(coco)[:300],
         FILE + "is no JSON (Expecting ':' delimiter: line 1 column 301 (char 300)).",
-    ),
-    annotations(
-        "an annotation file that is empty",
-        lambda coco: "\n",
-        FILE + "is no JSON (Expecting value: line 2 column 1 (char 1)).",
     ),
     annotations(
         "annotations as a list",
@@ -298,9 +293,10 @@ CASES = [
     ),
     annotations(
         "more classes than `num_classes`",
-        lambda coco: coco["categories"].append({"id": 3, "name": "gull"}),
-        "d2kd train: birds_train (dataloader.train.dataset.names) has 4 classes, but "
-        "model.student.num_classes is 3: set it, and num_classes of the head, to 4.",
+        lambda coco: coco["categories"].append({"id": 4, "name": "gull"}),
+        "d2kd train: birds_train (dataloader.train.dataset.names) and birds_val "
+        "(dataloader.test.dataset.names) give ids to other classes, 2 is 'gull' and 'plover': bring the "
+        "categories of their files into one order.",
     ),
     annotations(
         "to evaluate: an annotation without `bbox`",
@@ -384,7 +380,8 @@ CASES = [
     row(
         "`dataloader.train.mapper=null`",
         train("dataloader.train.mapper=null"),
-        "d2kd train: dataloader.train.mapper is None, expected the node of a function or object to call.",
+        "d2kd train: dataloader.train.mapper is None, expected what makes a sample of an entry of the "
+        "dataset, such as L(DatasetMapper)(...).",
     ),
     mapper(
         "returns None",
@@ -494,15 +491,14 @@ CASES = [
     row(
         "`dataloader.train.unlabeled.names` misspelt",
         train("dataloader.train.unlabeled.names=birds_tset", more=UNLABELED),
-        "d2kd train: dataloader.train.unlabeled.names has 'birds_tset', which is no registered dataset: "
-        "did you mean birds_train? The config that names a dataset of your own registers it, e.g. with "
-        "detectron2.data.datasets.register_coco_instances.",
+        "d2kd train: dataloader.train.unlabeled.names names the dataset 'birds_tset', which is not "
+        "registered: did you mean birds_train or birds_val? Your own are registered in the config.",
     ),
     row(
         "a sampler that counts classes, and images without labels",
         train(more=SAMPLER),
-        "d2kd train: dataloader.train.sampler cannot be made: KeyError: annotations, which images without"
-        " labels do not have: give these as dataloader.train.unlabeled.",
+        "d2kd train: dataloader.train.sampler cannot be made: images without labels have no "
+        "'annotations': give them as dataloader.train.unlabeled.",
     ),
     row(
         "`dataloader.train.on_error` misspelt",

@@ -38,25 +38,30 @@ CASES = [
     ),
     train(
         "train.amp.enabled=True",
-        "d2kd train: train.amp.dtype=float16 needs a GPU, but training runs on the CPU: set train.amp.dtype=bfloat16 or train.amp.enabled=False.",
+        "d2kd train: train.amp.dtype=float16 needs a GPU, but training runs on the CPU: set "
+        "train.amp.dtype=bfloat16 or train.amp.enabled=False.",
     ),
     train(
         "train.amp.enabled=yes",
-        "d2kd train: The override 'train.amp.enabled=yes' makes train.amp.enabled 'yes', expected true or false, such as its present value False (+key=value sets it all the same).",
+        "d2kd train: The override 'train.amp.enabled=yes' makes train.amp.enabled 'yes', expected true "
+        "or false, such as its present value False (+key=value sets it all the same).",
     ),
     train("train.amp.dtype=half", "d2kd train: train.amp.dtype is 'half', expected one of float16, bfloat16."),
     train(
         "model.teacher.precision=fp8",
-        "d2kd train: model.teacher.precision is 'fp8', expected one of 'fp32', 'bf16', 'fp16' (in a yacs config: MODEL.DISTILLATION.TEACHER_PRECISION).",
+        "d2kd train: model.teacher.precision is 'fp8', expected one of 'fp32', 'bf16', 'fp16' (in a yacs "
+        "config: MODEL.DISTILLATION.TEACHER_PRECISION).",
     ),
     train(
         "model.teacher.engine=tensorrt",
-        "d2kd train: model.teacher.engine is 'tensorrt', expected one of 'eager', 'folded', 'compile' (in a yacs config: MODEL.DISTILLATION.TEACHER_ENGINE).",
+        "d2kd train: model.teacher.engine is 'tensorrt', expected one of 'eager', 'folded', 'compile' "
+        "(in a yacs config: MODEL.DISTILLATION.TEACHER_ENGINE).",
     ),
     command(
         "`d2kd check --device` without a GPU",
         "check --device",
-        "d2kd check: no CUDA device was found, expected a GPU that torch can use: look at nvidia-smi and at torch.version.cuda, or try the check itself with --device cpu.",
+        "d2kd check: no CUDA device was found, expected a GPU that torch can use: look at nvidia-smi and "
+        "at torch.version.cuda, or try the check itself with --device cpu.",
     ),
     command(
         "`d2kd check --device` of an unknown one",
@@ -66,7 +71,8 @@ CASES = [
     command(
         "`d2kd benchmark --device cuda` without a GPU",
         "benchmark --device cuda",
-        "d2kd benchmark: --device is cuda, but torch finds no CUDA device here: use cpu, or a CUDA build of torch (d2kd benchmark --help).",
+        "d2kd benchmark: --device is cuda, but torch finds no CUDA device here: use cpu, or a CUDA build "
+        "of torch (d2kd benchmark --help).",
     ),
     command(
         "`d2kd compare` on a GPU that is not there",

@@ -41,8 +41,8 @@ CASES = [
     row(
         "a loss whose kernel is misspelt",
         train("model.losses.crosskd_cls._target_=d2kd.losses.BinaryClasification"),
-        "d2kd train: model.losses.crosskd_cls._target_ is 'd2kd.losses.BinaryClasification', which is not"
-        " there: did you mean BinaryClassificationKD?",
+        "d2kd train: model.losses.crosskd_cls._target_ is 'd2kd.losses.BinaryClasification', which cannot"
+        " be imported: correct the name, or install its package.",
     ),
     row(
         "a loss that is no loss",
@@ -62,7 +62,8 @@ CASES = [
     row(
         "`model.losses` as a list",
         train(more="model.losses = [model.losses.crosskd_cls]\n"),
-        "d2kd train: model.losses is a list, expected a mapping of names to losses, or null.",
+        "d2kd train: model.losses is a list, expected losses by name, or null; --method takes the losses "
+        "of a method, and so does distill(..., method=NAME).",
     ),
     row(
         "a loss's name with a dot",

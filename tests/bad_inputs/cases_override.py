@@ -44,34 +44,41 @@ CASES = [
     ),
     override(
         "train.max_itr=100",
-        "d2kd train: The override 'train.max_itr=100' is for train.max_itr, which this config does not have: did you mean train.max_iter? A new key is +key=value.",
+        "d2kd train: The override 'train.max_itr=100' is for train.max_itr, which this config does not "
+        "have: did you mean train.max_iter? A new key is +key=value.",
     ),
     override(
         "trian.max_iter=100",
-        "d2kd train: The override 'trian.max_iter=100' is for trian, which this config does not have: did you mean train.max_iter? A new key is +key=value.",
+        "d2kd train: The override 'trian.max_iter=100' is for trian, which this config does not have: "
+        "did you mean train.max_iter? A new key is +key=value.",
     ),
     override(
         "max_iter=100",
-        "d2kd train: The override 'max_iter=100' is for max_iter, which this config does not have: did you mean train.max_iter? A new key is +key=value.",
+        "d2kd train: The override 'max_iter=100' is for max_iter, which this config does not have: did "
+        "you mean train.max_iter? A new key is +key=value.",
     ),
     override(
         "train.max_iter=",
-        "d2kd train: The override 'train.max_iter=' makes train.max_iter '', expected a number, such as its present value 2 (+key=value sets it all the same).",
+        "d2kd train: The override 'train.max_iter=' makes train.max_iter '', expected a number, such as "
+        "its present value 2 (+key=value sets it all the same).",
     ),
     override(
         "train.max_iter=abc",
-        "d2kd train: The override 'train.max_iter=abc' makes train.max_iter 'abc', expected a number, such as its present value 2 (+key=value sets it all the same).",
+        "d2kd train: The override 'train.max_iter=abc' makes train.max_iter 'abc', expected a number, "
+        "such as its present value 2 (+key=value sets it all the same).",
     ),
     override("train.max_iter=-5", "d2kd train: train.max_iter is -5, expected a whole number >= 1."),
     override("train.max_iter=0", "d2kd train: train.max_iter is 0, expected a whole number >= 1."),
     override("train.max_iter=null", "d2kd train: train.max_iter is None, expected a whole number >= 1."),
     override(
         "train.max_iter.value=100",
-        "d2kd train: The override 'train.max_iter.value=100' sets train.max_iter.value, but train.max_iter is 2, which has no keys: set train.max_iter itself.",
+        "d2kd train: The override 'train.max_iter.value=100' sets train.max_iter.value, but "
+        "train.max_iter is 2, which has no keys: set train.max_iter itself.",
     ),
     override(
         "train.clip_grad={max_norm:10",
-        "d2kd train: The override 'train.clip_grad={max_norm:10' cannot be read, expected KEY=VALUE, with brackets that are closed and special characters in quotes: KEY=\"'a text: (x)'\".",
+        "d2kd train: The override 'train.clip_grad={max_norm:10' cannot be read, expected KEY=VALUE, "
+        "with brackets that are closed and special characters in quotes: KEY=\"'a text: (x)'\".",
     ),
     override(
         "train.clip_grad=10", "d2kd train: train.clip_grad is 10, expected None or max_norm > 0 and norm_type > 0."
@@ -87,28 +94,35 @@ CASES = [
     override("train.accumulate=0", "d2kd train: train.accumulate is 0, expected a whole number >= 1."),
     override(
         "train.accumulate=2",
-        "d2kd train: train.accumulate would give backbone.fpn_lateral3.norm (BatchNorm2d) the statistics of a part of the batch: use frozen batch norm or group norm in the backbone, or set train.accumulate=1.",
+        "d2kd train: train.accumulate would give backbone.fpn_lateral3.norm (BatchNorm2d) the statistics "
+        "of a part of the batch: use frozen batch norm or group norm in the backbone, or set "
+        "train.accumulate=1.",
     ),
     override(
         "optimizer.lr=abc",
-        "d2kd train: The override 'optimizer.lr=abc' makes optimizer.lr 'abc', expected a number, such as its present value 0.001 (+key=value sets it all the same).",
+        "d2kd train: The override 'optimizer.lr=abc' makes optimizer.lr 'abc', expected a number, such "
+        "as its present value 0.001 (+key=value sets it all the same).",
     ),
     override("optimizer.lr=-0.1", "d2kd train: optimizer.lr is -0.1, expected a number >= 0."),
     override(
         "optimizer.lr=1e400",
-        "d2kd train: The override 'optimizer.lr=1e400' makes optimizer.lr inf, expected a number that is finite, such as its present value 0.001 (+key=value sets it all the same).",
+        "d2kd train: The override 'optimizer.lr=1e400' makes optimizer.lr inf, expected a number that is "
+        "finite, such as its present value 0.001 (+key=value sets it all the same).",
     ),
     override(
         "optimizer=adam",
-        "d2kd train: The override 'optimizer=adam' makes optimizer 'adam', expected a node (KEY=VALUE inside), or null.",
+        "d2kd train: The override 'optimizer=adam' makes optimizer 'adam', expected a node (KEY=VALUE "
+        "inside), or null.",
     ),
     override(
         "optimizer.momentum=-1",
-        "d2kd train: optimizer cannot be made: ValueError: Invalid momentum value: -1 (in torch.optim.sgd.__init__). Correct its values.",
+        "d2kd train: optimizer cannot be made: ValueError: Invalid momentum value: -1 (in "
+        "torch.optim.sgd.__init__). Correct its values.",
     ),
     override(
         "lr_multiplier=0.1",
-        "d2kd train: The override 'lr_multiplier=0.1' makes lr_multiplier 0.1, expected a node (KEY=VALUE inside), or null.",
+        "d2kd train: The override 'lr_multiplier=0.1' makes lr_multiplier 0.1, expected a node "
+        "(KEY=VALUE inside), or null.",
     ),
     override(
         "model=fcos",
@@ -116,19 +130,25 @@ CASES = [
     ),
     override(
         "model.losses=7",
-        "d2kd train: The override 'model.losses=7' makes model.losses 7, expected a node (KEY=VALUE inside), or null; --method takes the losses of a method.",
+        "d2kd train: The override 'model.losses=7' makes model.losses 7, expected a node (KEY=VALUE "
+        "inside), or null; --method takes the losses of a method.",
     ),
     override(
         "model.losses=crosskd",
-        "d2kd train: The override 'model.losses=crosskd' makes model.losses 'crosskd', expected a node (KEY=VALUE inside), or null; --method takes the losses of a method.",
+        "d2kd train: The override 'model.losses=crosskd' makes model.losses 'crosskd', expected a node "
+        "(KEY=VALUE inside), or null; --method takes the losses of a method.",
     ),
     override(
         "model.losses.crosskd_csl.weight=2",
-        "d2kd train: The override 'model.losses.crosskd_csl.weight=2' is for model.losses.crosskd_csl, which this config does not have: did you mean model.losses.crosskd_cls.weight or model.losses.crosskd_loc.weight? A new key is +key=value.",
+        "d2kd train: The override 'model.losses.crosskd_csl.weight=2' is for model.losses.crosskd_csl, "
+        "which this config does not have: did you mean model.losses.crosskd_cls.weight or "
+        "model.losses.crosskd_loc.weight? A new key is +key=value.",
     ),
     override(
         "model.losses.crosskd_cls.wieght=2",
-        "d2kd train: The override 'model.losses.crosskd_cls.wieght=2' is for model.losses.crosskd_cls.wieght, which this config does not have: did you mean model.losses.crosskd_cls.weight? A new key is +key=value.",
+        "d2kd train: The override 'model.losses.crosskd_cls.wieght=2' is for "
+        "model.losses.crosskd_cls.wieght, which this config does not have: did you mean "
+        "model.losses.crosskd_cls.weight? A new key is +key=value.",
     ),
     override(
         "+model.losses.crosskd_cls.wieght=2",
@@ -136,32 +156,46 @@ CASES = [
     ),
     override(
         "model.losses.crosskd_cls.weight=-1",
-        "d2kd train: model.losses.crosskd_cls: BinaryClassificationKD.weight is -1, expected a number >= 0 (0 turns the loss off).",
+        "d2kd train: model.losses.crosskd_cls: BinaryClassificationKD.weight is -1, expected a number >= "
+        "0 (0 turns the loss off).",
+    ),
+    run(
+        "`model.losses.crosskd_cls.weight=1e30`",
+        lambda folder: None,
+        "model.losses.crosskd_cls.weight=1e30 train.max_iter=5",
+        "d2kd train: Not finite: the student's box predictions. Iteration 1, rank 0: 43 of the student's "
+        "weights are huge (above 1e+06, first 'backbone.fpn_lateral3.weight'), so an earlier step was "
+        "too long: lower a weight of model.losses that is far above the others, or the learning rate "
+        "(optimizer.lr), or clip gradients (train.clip_grad). Images: {folder}/images/0.png, "
+        "{folder}/images/3.png. The batch is saved: `d2kd check --replay "
+        "{folder}/output/non_finite_iter1_rank0.pth --config-file {folder}/output/config.yaml` runs it "
+        "again.",
     ),
     override(
-        "model.losses.crosskd_cls.weight=1e30",
-        "d2kd train: Not finite: the student's box predictions. Iteration 1, rank 0: 43 of the student's weights are huge (above 1e+06, first 'backbone.fpn_lateral3.weight'), so an earlier step was too long: lower a weight of model.losses that is far above the others, or the learning rate (optimizer.lr), or clip gradients (train.clip_grad). Images: {folder}/images/0.png, {folder}/images/3.png. The batch is saved: `d2kd check --replay {folder}/output/non_finite_iter1_rank0.pth --config-file {folder}/output/config.yaml` runs it again.",
-    ),
-    override(
-        "model.losses.crosskd_cls.region=nowhere",
-        "d2kd train: model.losses.crosskd_cls: BinaryClassificationKD.region is 'nowhere', expected one of LIST.",
+        "model.losses.crosskd_cls.source=both",
+        "d2kd train: model.losses.crosskd_cls: BinaryClassificationKD.source is 'both', expected one of "
+        "student, crossed.",
     ),
     override(
         "model.losses.crosskd_cls._target_=d2kd.losses.BinaryKD",
-        "d2kd train: model.losses.crosskd_cls._target_ is 'd2kd.losses.BinaryKD', which cannot be imported: correct the name, or install its package.",
+        "d2kd train: model.losses.crosskd_cls._target_ is 'd2kd.losses.BinaryKD', which cannot be "
+        "imported: correct the name, or install its package.",
     ),
     override("model.student=null", "d2kd train: model.student is None, expected the node of a detector."),
     override(
         "model.student.backbone.norm=XX",
-        "d2kd train: model cannot be made: KeyError: 'XX' (in detectron2.layers.batch_norm.get_norm). Correct its values.",
+        "d2kd train: model cannot be made: KeyError: 'XX' (in detectron2.layers.batch_norm.get_norm). "
+        "Correct its values.",
     ),
     override(
         "model.student.head_in_features=[p3,p9]",
-        "d2kd train: model cannot be made: KeyError: 'p9' (in detectron2.modeling.meta_arch.fcos.__init__). Correct its values.",
+        "d2kd train: model cannot be made: KeyError: 'p9' (in "
+        "detectron2.modeling.meta_arch.fcos.__init__). Correct its values.",
     ),
     override(
         "model.student.pixel_mean=[100,100]",
-        "d2kd train: dataloader.train.mapper.image_format is 'BGR', images whose channels are 3, but the model's pixel_mean has 2: make them agree.",
+        "d2kd train: dataloader.train.mapper.image_format is 'BGR', images whose channels are 3, but the "
+        "model's pixel_mean has 2: make them agree.",
     ),
     override(
         "model.student.pixel_std=[0,0,0]",
@@ -170,11 +204,13 @@ CASES = [
     override("dataloader.train=null", "d2kd train: dataloader.train is null, expected a node with its arguments."),
     override(
         "dataloader.train.mapper=null",
-        "d2kd train: dataloader.train.mapper is None, expected what makes a sample of an entry of the dataset, such as L(DatasetMapper)(...).",
+        "d2kd train: dataloader.train.mapper is None, expected what makes a sample of an entry of the "
+        "dataset, such as L(DatasetMapper)(...).",
     ),
     override(
         "dataloader.train.mapper.augmentations=[flip]",
-        "d2kd train: dataloader.train cannot be made: AssertionError: flip (in detectron2.data.transforms.augmentation._transform_to_aug). Correct its values.",
+        "d2kd train: dataloader.train cannot be made: AssertionError: flip (in "
+        "detectron2.data.transforms.augmentation._transform_to_aug). Correct its values.",
     ),
     override(
         "dataloader.train.mapper.image_format=RGB",
@@ -182,7 +218,8 @@ CASES = [
     ),
     override(
         "dataloader.train.mapper.image_format=L",
-        "d2kd train: dataloader.train.mapper.image_format is 'L', images whose channels are 1, but the model's pixel_mean has 3: make them agree.",
+        "d2kd train: dataloader.train.mapper.image_format is 'L', images whose channels are 1, but the "
+        "model's pixel_mean has 3: make them agree.",
     ),
     override(
         "dataloader.train.dataset.names=null",
@@ -190,11 +227,13 @@ CASES = [
     ),
     override(
         "dataloader.train.dataset.names=birds_trian",
-        "d2kd train: dataloader.train.dataset.names names the dataset 'birds_trian', which is not registered: did you mean birds_train or birds_val? Your own are registered in the config.",
+        "d2kd train: dataloader.train.dataset.names names the dataset 'birds_trian', which is not "
+        "registered: did you mean birds_train? Your own are registered in the config.",
     ),
     override(
         "dataloader.test.dataset.names=birds_vla",
-        "d2kd train: dataloader.test.dataset.names names the dataset 'birds_vla', which is not registered: did you mean birds_val or birds_train? Your own are registered in the config.",
+        "d2kd train: dataloader.test.dataset.names names the dataset 'birds_vla', which is not "
+        "registered: did you mean birds_val? Your own are registered in the config.",
     ),
     override(
         "dataloader.test.batch_size=0", "d2kd train: dataloader.test.batch_size is 0, expected a whole number >= 1."
@@ -213,7 +252,8 @@ CASES = [
     ),
     override(
         "dataloader.evaluator.dataset_name=birds_vla",
-        "d2kd train: dataloader.evaluator.dataset_name is 'birds_vla', expected one registered dataset: did you mean birds_val or birds_train?",
+        "d2kd train: dataloader.evaluator.dataset_name is 'birds_vla', expected one registered dataset: "
+        "did you mean birds_val?",
     ),
     override(
         "dataloader.evaluator.tasks=[box]",
@@ -221,11 +261,14 @@ CASES = [
     ),
     override(
         "train.best_metric=bbox/APP",
-        "d2kd train: train.best_metric is 'bbox/APP', which dataloader.evaluator does not return: did you mean bbox/AP? It returns bbox/AP, bbox/AP50, bbox/AP75, bbox/APs, bbox/APm, bbox/APl and others.",
+        "d2kd train: train.best_metric is 'bbox/APP', which dataloader.evaluator does not return: did "
+        "you mean bbox/AP? It returns bbox/AP, bbox/AP50, bbox/AP75, bbox/APs, bbox/APm, bbox/APl and "
+        "others.",
     ),
     override(
         "train.best_metric=segm/AP",
-        "d2kd train: train.best_metric is 'segm/AP', which dataloader.evaluator does not return. It returns bbox/AP, bbox/AP50, bbox/AP75, bbox/APs, bbox/APm, bbox/APl and others.",
+        "d2kd train: train.best_metric is 'segm/AP', which dataloader.evaluator does not return. It "
+        "returns bbox/AP, bbox/AP50, bbox/AP75, bbox/APs, bbox/APm, bbox/APl and others.",
     ),
     override(
         "train.best_metric=null", "d2kd train: train.best_metric is None, expected a metric's name, such as 'bbox/AP'."
@@ -255,19 +298,27 @@ CASES = [
     ),
     override(
         "train.output_dir=.",
-        "d2kd train: train.output_dir=. holds the teacher's checkpoint (teacher.pth), which this run would write over: choose another folder.",
+        "d2kd train: train.output_dir=. holds the teacher's checkpoint (teacher.pth), which this run "
+        "would write over: choose another folder.",
         "`train.output_dir` with the teacher's folder",
     ),
     run(
         "`train.output_dir` with another run's files",
         other_run,
         "",
-        "d2kd train: train.output_dir={folder}/output has another run's files (last_checkpoint, metrics.json, model_0000001.pth): --resume goes on with it, --overwrite deletes them, or choose another folder.",
+        "d2kd train: train.output_dir={folder}/output has another run's files (last_checkpoint, "
+        "metrics.json, model_0000001.pth): --resume goes on with it, --overwrite deletes them, or choose "
+        "another folder.",
     ),
     run(
         "`--resume` of another model's run",
         other_run,
         "--resume",
-        "d2kd train: --resume cannot go on: the checkpoint is of another model. Either restore the config that the run was trained with (config.yaml of train.output_dir), or start anew from its weights: without --resume, with train.init_checkpoint=CHECKPOINT and another train.output_dir. missing, 81: backbone.fpn_lateral3.weight, backbone.fpn_lateral3.norm.weight, backbone.fpn_lateral3.norm.bias, backbone.fpn_lateral3.norm.running_mean, backbone.fpn_lateral3.norm.running_var and 76 more; unexpected, 1: w",
+        "d2kd train: --resume cannot go on: the checkpoint is of another model. Either restore the "
+        "config that the run was trained with (config.yaml of train.output_dir), or start anew from its "
+        "weights: without --resume, with train.init_checkpoint=CHECKPOINT and another train.output_dir. "
+        "missing, 81: backbone.fpn_lateral3.weight, backbone.fpn_lateral3.norm.weight, "
+        "backbone.fpn_lateral3.norm.bias, backbone.fpn_lateral3.norm.running_mean, "
+        "backbone.fpn_lateral3.norm.running_var and 76 more; unexpected, 1: w",
     ),
 ]

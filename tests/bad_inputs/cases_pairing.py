@@ -320,7 +320,12 @@ CASES = [
         "d2kd train: distill()'s model: detectron2.modeling.meta_arch.rcnn.GeneralizedRCNN is no dense "
         "(one-stage) detector; d2kd reads ATSS, FCOS, GFL, RetinaNet and their subclasses.",
     ),
-    pair("a teacher that is distilled already", "fcos()", "model", "@@"),
+    pair(
+        "a teacher that is distilled already",
+        "fcos()",
+        "model",
+        "d2kd train: teacher is distilled already, expected the node of the teacher alone: give it teacher.student.",
+    ),
     pair(
         "a teacher that is built",
         "fcos()",
@@ -449,7 +454,12 @@ CASES = [
         "teacher's 1 (model.teacher.model.pixel_mean), but both see the same images: take a teacher of as"
         " many.",
     ),
-    row("a `pixel_std` of zeros of the teacher", train("model.teacher.model.pixel_std=[0,0,0]"), "@@"),
+    row(
+        "a `pixel_std` of zeros of the teacher",
+        train("model.teacher.model.pixel_std=[0,0,0]"),
+        "d2kd train: model.teacher.model.pixel_std is [0.0, 0.0, 0.0], expected numbers > 0, by which "
+        "pixels are divided.",
+    ),
     row(
         "a teacher that pads to smaller squares than the student",
         train("model.student.backbone.square_pad=128", "model.teacher.model.backbone.square_pad=64"),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
+import torch.utils.cpp_extension  # logs at its first import that there is no GPU
 from detectron2.utils.logger import setup_logger
 
 from d2kd.__main__ import main
@@ -23,14 +26,16 @@ LEFT = ("log.txt*", "config.yaml", "run.lock", "metrics.json", "events.out.tfeve
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty working directory, on a machine without a GPU; loggers are afterwards as they were."""
+    """An empty working directory, on a machine without a GPU; loggers and environment are afterwards as they were."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for further processes
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "d2kd")]
     before = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
-    yield tmp_path / "work"
+    with mock.patch.dict(os.environ):
+        yield tmp_path / "work"
     for logger, handlers, level, propagate in before:
         logger.handlers[:], logger.propagate = handlers, propagate
         logger.setLevel(level)
@@ -44,15 +49,15 @@ def files(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=f"{case.area}: {case.given}") for case in CASES])
-def test_a_bad_input(case: BadInput, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_input(case: BadInput, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = case.arguments(folder)
     before = files(folder)
-    capfd.readouterr()
+    capsys.readouterr()
     try:
         status: object = main(arguments)
     except SystemExit as stop:  # argparse's
         status = stop.code
-    assert capfd.readouterr().err == case.says.replace("{folder}", str(folder)) + "\n"
+    assert capsys.readouterr().err == case.says.replace("{folder}", str(folder)) + "\n"
     assert status == 2
     after = files(folder)
     assert {path: after.get(path) for path in before} == before

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from d2kd.losses import LOSS_REGISTRY, SOURCES, DistillationLoss
+from d2kd.losses import SOURCES, DistillationLoss
 from d2kd.losses.feature import check_widths
 from d2kd.modeling.adapters import get_adapter
 
@@ -28,18 +27,13 @@ def build_losses(losses: Mapping[str, DistillationLoss | Mapping[str, Any] | Non
     The losses by name, without those that are None.
 
     Raises:
-        ValueError: a name that no module can have, a ``_target_`` that is not there, or arguments that a loss refuses.
+        ValueError: a name that no module can have, or arguments that a loss refuses.
         TypeError: something that is no ``DistillationLoss``, or arguments that a loss does not have.
     """
     built = {}
     for name, loss in losses.items():
         try:
             built[name] = instantiate(loss)
-        except ImportError as error:
-            target = str(loss["_target_"]) if isinstance(loss, Mapping) else ""
-            near = get_close_matches(target.rpartition(".")[2], (kernel for kernel, _ in LOSS_REGISTRY), n=1)
-            hint = f"did you mean {near[0]}?" if near else "correct it."
-            raise ValueError(f"model.losses.{name}._target_ is {target!r}, which is not there: {hint}") from error
         except (TypeError, ValueError) as error:
             kind = ValueError if isinstance(error, ValueError) else TypeError
             raise kind(f"model.losses.{name}: {error}") from error
