@@ -57,7 +57,7 @@ def draw_sheet(
     page.titles([(name, "") for name in detections], columns)
     page.panels([draw_boxes(image, boxes, _size(image, columns[0][1])) for boxes in detections.values()], columns)
     known = any(box.right is not None for boxes in detections.values() for box in boxes)
-    keys = [("right: its class, IoU of 0.5 or more", RIGHT), ("wrong", WRONG)] if known else []
+    keys = [("right: the label's class, IoU of 0.5 or more", RIGHT), ("wrong", WRONG)] if known else []
     page.keys([*keys, (legend, None)])
     labels = next(iter(detections.values()))
     page.skip(20)
