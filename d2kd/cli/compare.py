@@ -126,7 +126,8 @@ def run(argv: Sequence[str]) -> int:
     jobs = build_jobs(experiment)
     failed = run_jobs(jobs, environments(experiment.device, processes))
     report = write_report(experiment, shlex.join([*COMMAND.split(), *argv]))
-    print(f"\n{report}\nWritten to {experiment.output}: results.md, results.json, curves.png, gains.png")
+    written = ["results.md", "results.json", *sorted(file.name for file in experiment.output.glob("*.png"))]
+    print(f"\n{report}\nWritten to {experiment.output}: {', '.join(written)}")
     if failed:
         print(f"{len(failed)} of {len(jobs)} runs failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
