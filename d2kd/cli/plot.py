@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from d2kd.cli import Parser, check_file, run_command
 from d2kd.experiments.ceiling_figure import plot_ceiling
@@ -17,6 +18,7 @@ from d2kd.experiments.files import read_json
 from d2kd.experiments.run_figure import plot_runs
 
 COMMAND = "d2kd plot"
+_KEYS = {"config", "method", "seed", "max_iter", "metric", "metrics", "values", "reported", "cost_seconds", "device"}
 EXAMPLES = """
 examples:
   d2kd plot output/crosskd
@@ -46,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     output = Path(args.output) if args.output else files[0].with_name("plot.png")
     compared = [file.name.endswith("results.json") for file in files]
     if all(compared):
-        plot_ceiling(output, [result for file in files for result in read_json(file)["runs"]])
+        plot_ceiling(output, [result for file in files for result in _results(file)])
     elif any(compared):
         raise ValueError(
             f"{args.runs[compared.index(True)]} is an output of d2kd compare and {args.runs[compared.index(False)]} a "
@@ -69,6 +71,15 @@ def _file(name: str) -> Path:
             f"{name} has no metrics.json, expected the output folder of a run, or of d2kd compare (results.json)."
         )
     return found
+
+
+def _results(file: Path) -> list[dict[str, Any]]:
+    """What d2kd compare found."""
+    content = read_json(file)
+    results = content.get("runs") if isinstance(content, dict) else None
+    if not (isinstance(results, list) and all(isinstance(x, dict) and _KEYS <= x.keys() for x in results)):
+        raise ValueError(f"{file} is no results.json of d2kd compare, or of an earlier version: run it again there.")
+    return results
 
 
 def main(argv: Sequence[str] | None = None) -> int:

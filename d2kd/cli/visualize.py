@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
     output = args.output or Path(cfg.train.output_dir, "visualize")
     for name, item in test_images(cfg, args.images or _FIRST):
         view = look_at_step(model, item, cfg.train.max_iter)
-        title = f"{name} ({args.config_file})"
+        title = f"image {name} ({args.config_file})"
         sheet = make_sheet(model, item, view, names=class_names(cfg), title=title, alone=alone)
         path = output / (re.sub(r"[^\w.-]+", "_", Path(name).stem) + ".png")
         save_sheets(path, [sheet])

@@ -10,6 +10,7 @@ from d2kd.engine.ranks import Ranks, launch_ranks, names_the_wait, ranks_of
 from d2kd.engine.resume import ResumeError, differences, kept_record
 from d2kd.engine.run_folder import check_run_folder
 from d2kd.engine.run_lock import locked
+from d2kd.engine.sheet import SheetWriter
 from d2kd.engine.train import do_eval, do_test, do_train
 from d2kd.engine.trainer import Trainer
 
@@ -20,6 +21,7 @@ __all__ = [
     "Ranks",
     "ResumeError",
     "SeedEachIteration",
+    "SheetWriter",
     "Trainer",
     "TrainingCost",
     "amp_dtype",

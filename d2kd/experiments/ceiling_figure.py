@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -77,7 +78,7 @@ def plot_ceiling(path: str | Path, runs: Sequence[Mapping[str, Any]]) -> None:
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(configs), len(keys), squeeze=False, sharex="row", sharey="row")
     methods = distilled_methods(runs)
-    handles = {}
+    handles: dict[str, Artist] = {}
     for row, config in zip(panels, configs):
         of_config = [run for run in runs if run["config"] == config]
         for panel, (key, where) in zip(row, keys.items()):
@@ -88,7 +89,7 @@ def plot_ceiling(path: str | Path, runs: Sequence[Mapping[str, Any]]) -> None:
                     panel.axhline(value, color="black", linestyle=":", linewidth=1.2, label=TEACHER)
             panel.set_title(f"{config}, {where}", loc="left")
             panel.set_xlabel(COST_LABELS[of_config[0]["device"]])
-            handles |= dict(zip(*reversed(panel.get_legend_handles_labels())))
+            handles |= {label: handle for handle, label in zip(*panel.get_legend_handles_labels())}
         row[0].set_ylabel(f"final {metric_name(of_config[0]['metric'])}")
     if not handles:
         raise ValueError("None of these runs has a cost and a final metric: there is nothing to draw.")

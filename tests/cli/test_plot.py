@@ -75,6 +75,9 @@ def test_outputs_of_compare(tmp_path, capsys):
     assert Image.open(tmp_path / "ceiling.png").size[0] > 500
     assert main([*folders, str(write(tmp_path / "run"))]) == 2
     assert f"{folders[0]} is an output of d2kd compare and {tmp_path / 'run'} a run" in capsys.readouterr().err
+    (tmp_path / "x1" / "results.json").write_text(json.dumps({"runs": [{"detector": "gfl"}]}))
+    assert main(folders) == 2
+    assert f"{tmp_path / 'x1' / 'results.json'} is no results.json of d2kd compare" in capsys.readouterr().err
 
 
 def test_the_length_of_a_run_is_read_off_its_last_line(tmp_path):

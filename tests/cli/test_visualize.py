@@ -108,7 +108,7 @@ def test_labels_are_where_the_mapper_puts_the_image(folder):
         (["--weights", "{folder}/none.pth"], "There is no checkpoint {folder}/none.pth."),
         (["--weights", "{folder}/other.pth"], "{folder}/other.pth is a checkpoint of a detector in another size"),
         (["--alone", "{folder}/none.pth"], "There is no checkpoint {folder}/none.pth (--alone)."),
-        (["--alone", "{folder}/other.pth"], "{folder}/other.pth (--alone) is no checkpoint of the student"),
+        (["--alone", "{folder}/other.pth"], "{folder}/other.pth is a checkpoint of a detector in another size"),
         (["--method", "alone"], "has no teacher and losses to look at: take a distilled config (d2kd.distill), or add"),
         (["--images", "nothing.jpg"], "'nothing.jpg' is no file, and no number of an image of dataloader.test."),
         (["--images", "3"], "dataloader.test has 3 images, from 0 to 2, but 3 was asked for."),

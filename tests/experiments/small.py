@@ -19,6 +19,13 @@ def result(method, seed, ap, config="fcos", **changes):
     return {
         **{"config": config, "method": method, "seed": seed, "max_iter": 800, "parameters": 180_000},
         **{"seconds_per_iteration": 0.1, "cost_seconds": 80.0, "device": "cpu", "curve": curve},
-        **{"metric": "bbox/AP", "metrics": metrics, "values": metrics, "git": None, "versions": {"torch": "2"}},
+        **{
+            "metric": "bbox/AP",
+            "metrics": metrics,
+            "values": metrics,
+            "reported": {},
+            "git": None,
+            "versions": {"torch": "2"},
+        },
         **changes,
     }

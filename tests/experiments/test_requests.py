@@ -54,7 +54,7 @@ def test_objects_of_a_config_are_compared_without_their_addresses(tmp_path):
 def test_the_metric_of_the_best_checkpoint_may_change(tmp_path):
     first, second = (
         request(plan_run(experiment(tmp_path, overrides=overrides), STUDENT, CONFIG, 0))
-        for overrides in ((), ("train.best_metric=speed",))
+        for overrides in ((), ("train.best_metric=speed", "train.vis_period=10"))
     )
     assert first == second
 

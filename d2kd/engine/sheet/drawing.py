@@ -57,7 +57,7 @@ def draw_sheet(
     page.titles([(name, "") for name in detections], columns)
     page.panels([draw_boxes(image, boxes, _size(image, columns[0][1])) for boxes in detections.values()], columns)
     known = any(box.right is not None for boxes in detections.values() for box in boxes)
-    keys = [("right: its class, IoU of 0.5 or more", RIGHT), ("wrong", WRONG)] if known else []
+    keys = [("right: the label's class, IoU of 0.5 or more", RIGHT), ("wrong", WRONG)] if known else []
     page.keys([*keys, (legend, None)])
     labels = next(iter(detections.values()))
     page.skip(20)
@@ -74,7 +74,7 @@ def draw_sheet(
             for panel, x in zip(panels, block):
                 _note(panel, x.notes[index])
             page.panels(panels, columns, label=level)
-    page.color_bar()
+    page.color_bar(labelled=bool(labels))
     for remark in view.remarks:
         page.text(remark, size=17, color=_GREY)
     return page.image()
@@ -207,7 +207,7 @@ class _Page:
             x += width + 30
         self._y += 26
 
-    def color_bar(self) -> None:
+    def color_bar(self, *, labelled: bool) -> None:
         width, height, left = 200, 18, _MARGIN + _LEVEL
         draw = self._draw(30)
         draw.text((left - 10, self._y - 1), "0", fill="black", font=font(17), anchor="ra")
@@ -218,9 +218,10 @@ class _Page:
         left += width + 10
         text = f"the largest of the column; below {_LEAST:.0%} of it: the image"
         draw.text((left, self._y - 1), text, fill="black", font=font(17))
-        left += int(font(17).getlength(text)) + 50
-        draw.rectangle((left, self._y, left + 22, self._y + height), outline=_LABEL, width=3)
-        draw.text((left + 32, self._y - 1), "labelled object", fill="black", font=font(17))
+        if labelled:
+            left += int(font(17).getlength(text)) + 50
+            draw.rectangle((left, self._y, left + 22, self._y + height), outline=_LABEL, width=3)
+            draw.text((left + 32, self._y - 1), "labelled object", fill="black", font=font(17))
         self._y += 30
 
     def _draw(self, height: int) -> ImageDraw.ImageDraw:

@@ -45,12 +45,11 @@ def test_images(cfg: DictConfig, which: Sequence[str] | int) -> list[tuple[str, 
         ConfigError: the loader has no dataset and mapper, or there is no such entry or file.
         SampleError: the mapper cannot read one.
     """
-    node = cfg.dataloader.test
-    if OmegaConf.select(node, "dataset") is None or OmegaConf.select(node, "mapper") is None:
+    if any(OmegaConf.select(cfg, f"{_KEY}.{part}") is None for part in ("dataset", "mapper")):
         raise ConfigError(f"{_KEY} has no dataset and mapper, from which the images to draw are taken.")
     with isolated_rng(0):
-        entries: list[dict[str, Any]] = list(instantiate(node.dataset))
-        mapper = instantiate(node.mapper)
+        entries: list[dict[str, Any]] = list(instantiate(cfg.dataloader.test.dataset))
+        mapper = instantiate(cfg.dataloader.test.mapper)
         if isinstance(which, int):
             having = (index for index, entry in enumerate(entries) if entry.get("annotations"))
             return [_mapped(mapper, *_entry(entries, str(index))) for index, _ in zip(having, range(which))]
