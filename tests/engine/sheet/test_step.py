@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from d2kd.engine.sheet import look_at_step
+from d2kd.engine.sheet import look_at_step, make_sheet
 from tests.helpers import (
     FAMILIES,
     LEVELS,
@@ -156,3 +156,16 @@ def test_losses_of_features_alone_have_a_gap_and_a_frozen_backbone_no_gradient()
     view = look_at_step(model, item_of(), 0)
     assert [x.title for x in view.maps] == ["gap", "|pₜ − pₛ|"]
     assert any("need no gradient" in remark for remark in view.remarks)
+
+
+@pytest.mark.parametrize("family, losses", [("RetinaNet", "crosskd"), ("GFL", "ld")])
+def test_a_model_on_a_device_is_seen_as_on_the_host(family, losses, device):
+    model, item = model_of(family, losses), item_of()
+    on_host = look_at_step(model, item, 0)
+    model.to(device.device)
+    on_device = look_at_step(model, item, 0)
+    for one, other in zip(on_host.maps, on_device.maps, strict=True):
+        for a, b in zip(one.levels, other.levels, strict=True):
+            torch.testing.assert_close(a.values, b.values, rtol=1e-4, atol=1e-6)
+    sheet = make_sheet(model, item, on_device, names=None, title="title")
+    assert sheet.width == 1120
