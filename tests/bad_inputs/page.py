@@ -12,8 +12,9 @@ HEAD = """\
 # Bad inputs
 
 What d2kd says to {count} things that people get wrong. A refusal is one line on stderr, with exit status 2; it comes
-before anything is trained where that can be known then, and changes no file of another run. `--traceback` shows where
-in the code it was raised. Each row is a test; this page is made by `python3 -m tests.bad_inputs`.
+before anything is trained where that can be known then, and changes no file that was there. `--traceback` shows where
+in the code it was raised. In the rows `mine.py` is a distilled config that trains, `teacher.pth` its teacher, and
+`birds_train` and `birds_val` its data. Each row is a test; `python3 -m tests.bad_inputs` makes this page.
 """
 
 

@@ -20,7 +20,7 @@ import d2kd
 from tests.nodes import fcos
 
 model = d2kd.distill(fcos(), teacher=fcos(), teacher_checkpoint="{checkpoint}", method="bckd")
-optimizer = lr_multiplier = dict(none=True)
+optimizer = lr_multiplier = dict(_target_="builtins.dict", params=dict(_target_="builtins.dict"))
 dataloader = dict(train=optimizer, test=optimizer, evaluator=optimizer)
 train = d2kd.get_config("common/train.py").train
 train.update(device="cpu", output_dir="{output}")

@@ -49,9 +49,9 @@ def test_a_train_made_for_detectron2_is_enough(tmp_path):
         ("x.py", "a = 1\nmodel = {}['b']", r"x\.py cannot be read: \S*x\.py, line 2: KeyError: 'b'$"),
         ("x.py", "from .other import model", r"x\.py cannot be read: \S*other\.py, line 2: ZeroDivisionError: "),
         ("x.py", "a = 1\ndef (", r"x\.py cannot be read: .* \(line 2: invalid syntax\)$"),
-        ("x.yaml", "a: [1", r"x\.yaml cannot be read: ParserError: .*"),
+        ("x.yaml", "a: [1", r"x\.yaml is no YAML without code: .*"),
         ("x.txt", "hello", r"x\.txt cannot be read: .* python or yaml file\.$"),
-        ("x.py", "a = {}", r"x\.py has no model, expected a LazyConfig with a model node\.$"),
+        ("x.py", "a = {}", r"x\.py has no model, expected a LazyConfig with a model node, L\(CLASS\)\(\.\.\.\)\.$"),
         ("x.yaml", "MODEL: {}", r"x\.yaml has no model, .*; a yacs config is distilled by the train_net\.py that .*$"),
         ("x.py", "import d2kd\nmodel = d2kd.distill({}, teacher='x')", r"^distill\(\) got method=None"),
     ],
@@ -83,8 +83,16 @@ def test_overrides_come_after_the_method():
     assert (cfg.model.losses.bckd_cls.weight, cfg.train.seed) == (7, 3)
 
 
-@pytest.mark.parametrize("override", ["model={", "train.seed.x=1"])
-def test_an_override_that_cannot_be_applied_is_named(override):
-    with pytest.raises(ValueError, match=f"The override '{override}' cannot be applied: \\S") as error:
+@pytest.mark.parametrize(
+    "override, found",
+    [
+        ("model={", "cannot be read, expected KEY=VALUE"),
+        ("train.seed.x=1", "sets train.seed.x, but train.seed is 3, which has no keys"),
+        ("model=fcos", "makes model 'fcos', expected a node"),
+        ("~train.nothing", "cannot be applied: "),
+    ],
+)
+def test_an_override_that_cannot_be_applied_is_named(override, found):
+    with pytest.raises(ValueError, match=f"The override '{override}' {found}") as error:
         load_config("digits/fcos_crosskd.py", ["train.seed=3", override])
     assert "\n" not in str(error.value)

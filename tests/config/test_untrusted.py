@@ -10,9 +10,9 @@ from detectron2.layers import ShapeSpec
 from omegaconf import OmegaConf
 from torch import nn
 
-from d2kd.config import get_config
+from d2kd.config import get_config, load_config
 from d2kd.config.teacher_file import build_teacher
-from d2kd.config.untrusted import check_targets, read_yaml
+from d2kd.config.untrusted import check_run, check_targets, read_yaml
 from tests.nodes import fcos
 
 YAML = {
@@ -178,3 +178,23 @@ def test_a_program_from_elsewhere_is_not_run(server, made, tmp_path):
     (tmp_path / "served" / "teacher.py").write_text((tmp_path / "evil.py").read_text())
     with pytest.raises(ValueError, match=r"teacher.py', a program, and no code from elsewhere is run"):
         build_teacher(f"{server}/teacher.py")
+
+
+@pytest.mark.parametrize(
+    "target", ["os.system", "torch.hub.load", "torch.os.system", "d2kd.config.teacher_file.build_teacher", "no.such"]
+)
+def test_a_run_names_no_program(target):
+    with pytest.raises(ValueError, match=f"it names {target}, and of a YAML file parts of detectors"):
+        check_run({"model": [{"backbone": {"_target_": target}}]})
+
+
+def test_a_run_may_name_ones_own_code():
+    check_run({"model": {"_target_": "tests.helpers.build_detector"}, "optimizer": {"_target_": "torch.optim.SGD"}})
+
+
+@pytest.mark.parametrize("name", ["coco/retinanet_r50_crosskd.py", "digits/gfl_ld.py"])
+def test_a_runs_config_is_read_again(name, tmp_path):
+    cfg = load_config(name)
+    LazyConfig.save(cfg, str(tmp_path / "config.yaml"))
+    again = load_config(str(tmp_path / "config.yaml"))
+    assert again.train == cfg.train and again.model.losses.keys() == cfg.model.losses.keys()

@@ -17,8 +17,9 @@ from d2kd.engine import ConfigError, check_classes, check_config, check_image_fo
 @pytest.fixture
 def cfg(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    cfg = OmegaConf.create({"model": {}, "optimizer": {}, "lr_multiplier": {}})
-    cfg.dataloader = {"train": {"mapper": {"image_format": "BGR"}}, "test": {}, "evaluator": {}}
+    node = {"_target_": "builtins.dict"}
+    cfg = OmegaConf.create({"model": node, "optimizer": {**node, "params": node}, "lr_multiplier": node})
+    cfg.dataloader = {"train": {**node, "mapper": {"image_format": "BGR"}}, "test": node, "evaluator": node}
     cfg.train = d2kd.get_config("common/train.py").train
     return cfg
 
@@ -58,7 +59,7 @@ def test_common_config_passes(cfg):
         ("model=null", "^model is null, expected a node"),
         ("optimizer=null", "^optimizer is null, expected a node"),
         ("dataloader.train=null", "^dataloader.train is null, expected a node"),
-        ("train.checkpointer=null", "^train.checkpointer is null, expected a node"),
+        ("train.checkpointer=null", "^train.checkpointer is null, expected its keys and values"),
     ],
 )
 def test_wrong_values_are_named(cfg, override, message):

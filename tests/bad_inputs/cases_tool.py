@@ -1,0 +1,206 @@
+"""Wrong options of the commands that need no training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from d2kd.methods import METHODS
+from tests.bad_inputs.cases_command import case, nothing
+
+__all__ = ["CASES"]
+
+
+def metrics(folder: Path) -> None:
+    """A run that logged nothing."""
+    (folder / "run").mkdir()
+    (folder / "run/metrics.json").write_text("")
+
+
+CASES = [
+    case(
+        "`d2kd compare` that sets the seed",
+        "compare --config-file mine.py train.seed=3",
+        "d2kd compare: train.seed is set by this tool: use --seeds (d2kd compare --help).",
+    ),
+    case(
+        "`d2kd compare` that sets the losses",
+        "compare --config-file mine.py model.losses=null",
+        "d2kd compare: model.losses is set by this tool: use --methods, or another config (d2kd compare --help).",
+    ),
+    case(
+        "`d2kd compare` with a negative seed",
+        "compare --config-file mine.py --seeds -1",
+        "d2kd compare: --seeds must be 0 or more (d2kd compare --help).",
+    ),
+    case(
+        "`d2kd compare` with a seed that is no number",
+        "compare --config-file mine.py --seeds first",
+        "d2kd compare: argument --seeds: first is no whole number (d2kd compare --help).",
+    ),
+    case(
+        "`d2kd compare` with no process",
+        "compare --config-file mine.py --processes 0",
+        "d2kd compare: --processes and --max-iter must be at least 1 (d2kd compare --help).",
+    ),
+    case(
+        "`d2kd compare --stretch` without the student alone",
+        "compare --config-file mine.py --methods crosskd --stretch",
+        "d2kd compare: --stretch needs 'alone' and a distilled method among --methods (d2kd compare --help).",
+    ),
+    case(
+        "`d2kd compare --report` with a name alone",
+        "compare --config-file mine.py --report birds_val",
+        "d2kd compare: --report birds_val: expected key=value of dataloader.test or "
+        "dataloader.evaluator; overrides for training come before --report (d2kd compare --help).",
+    ),
+    case(
+        "`d2kd compare --report` of a misspelt dataset",
+        "compare --config-file mine.py --report dataloader.test.dataset.names=birds_tset",
+        "d2kd compare: mine.py: dataloader.test.dataset.names names the dataset 'birds_tset', which is "
+        "not registered. Your own are registered in the config.",
+    ),
+    case(
+        "`d2kd compare` with a misspelt method",
+        "compare --config-file mine.py --methods alone croskd",
+        f"d2kd compare: Unknown method 'croskd', expected one of {', '.join(METHODS)}; did you mean "
+        "crosskd or crosskd_pkd or bckd?",
+    ),
+    case(
+        "`d2kd compare` of two configs of one name",
+        "compare --config-file mine.py images/mine.py",
+        "d2kd compare: Two configs are named mine.py, as the folder of their runs would be: rename one.",
+    ),
+    case(
+        "`d2kd compare` into a file",
+        "compare --config-file mine.py --output birds.json",
+        "d2kd compare: --output birds.json is a file, expected the name of a folder.",
+    ),
+    case(
+        "`d2kd compare` without the teacher",
+        "compare --config-file mine.py model.teacher.checkpoint=none.pth",
+        "d2kd compare: model.teacher.checkpoint of mine.py is none.pth, which does not exist, and no "
+        "*_teacher.py beside that config writes to its folder: correct it, or add --teacher-config FILE "
+        "to train the teacher.",
+    ),
+    case(
+        "`d2kd plot` of a folder that is not there",
+        "plot output/run",
+        "d2kd plot: output/run has no metrics.json, expected the output folder of a run.",
+        nothing,
+    ),
+    case(
+        "`d2kd plot` of a folder without metrics",
+        "plot images",
+        "d2kd plot: images has no metrics.json, expected the output folder of a run.",
+    ),
+    case(
+        "`d2kd plot` of a run that logged nothing",
+        "plot run",
+        "d2kd plot: These runs have logged neither AP nor losses nor a learning rate: there is nothing to draw.",
+        metrics,
+    ),
+    case(
+        "`d2kd plot` of one run twice", "plot run run", "d2kd plot: A run is named twice, expected each once.", metrics
+    ),
+    case(
+        "`d2kd plot` into a folder",
+        "plot run --output run",
+        "d2kd plot: --output run is a folder, expected the name of a file.",
+        metrics,
+    ),
+    case(
+        "`d2kd benchmark` of an unknown family",
+        "benchmark --families yolo",
+        "d2kd benchmark: argument --families: yolo is none of retinanet, fcos, gfl, atss (d2kd benchmark --help).",
+        nothing,
+    ),
+    case(
+        "`d2kd benchmark` with no round",
+        "benchmark --rounds 0",
+        "d2kd benchmark: argument --rounds: expected a whole number >= 1, found 0 (d2kd benchmark --help).",
+        nothing,
+    ),
+    case(
+        "`d2kd benchmark` on three ranks",
+        "benchmark --ranks 3",
+        "d2kd benchmark: --ranks 3, but the digits' batch of 8 images is shared evenly: use a divisor "
+        "(d2kd benchmark --help).",
+        nothing,
+    ),
+    case(
+        "`d2kd export` without `--output`",
+        "export mine.py teacher.pth",
+        "d2kd export: the following arguments are required: --output (d2kd export --help).",
+    ),
+    case(
+        "`d2kd export` of a run's folder",
+        "export mine.py images --output student.pth",
+        "d2kd export: The checkpoint is 'images', but there is no such file.",
+    ),
+    case(
+        "`d2kd export` of a run without checkpoints",
+        "export mine.py output/model_final.pth --output student.pth",
+        "d2kd export: The checkpoint is 'output/model_final.pth', but there is no such file.",
+    ),
+    case(
+        "`d2kd export` into what it reads",
+        "export mine.py teacher.pth --output teacher.pth --overwrite",
+        "d2kd export: --output teacher.pth is what is read: give it another name.",
+    ),
+    case(
+        "`d2kd export` into a file that exists",
+        "export mine.py images/0.png --output teacher.pth",
+        "d2kd export: --output teacher.pth exists: add --overwrite to replace it.",
+    ),
+    case(
+        "`d2kd export` into a .pkl",
+        "export mine.py teacher.pth --output student.pkl",
+        "d2kd export: --output is student.pkl, expected a name that ends in .pth: Detectron2 goes by it.",
+    ),
+    case(
+        "`d2kd export` of one file for both",
+        "export mine.py teacher.pth --output student.pth --torchscript student.pth",
+        "d2kd export: --output and --torchscript are both student.pth: give them different names.",
+    ),
+    case(
+        "`d2kd export` with an image that is none",
+        "export mine.py teacher.pth --output student.pth --torchscript x.ts --image birds.json",
+        "d2kd export: --image birds.json is no image that Pillow reads.",
+    ),
+    case(
+        "`d2kd convert` of an unknown architecture",
+        "convert yolox.pth out.pth --detector yolox --depth 50",
+        "d2kd convert: argument --detector: yolox is none of gfl, atss, retinanet, fcos (d2kd convert --help).",
+        nothing,
+    ),
+    case(
+        "`d2kd convert` of an unknown depth",
+        "convert gfl.pth out.pth --detector gfl --depth 152",
+        "d2kd convert: argument --depth: 152 is none of 18, 34, 50, 101 (d2kd convert --help).",
+        nothing,
+    ),
+    case(
+        "`d2kd convert` of a file that is not there",
+        "convert gfl.pth out.pth --detector gfl --depth 50",
+        "d2kd convert: gfl.pth: no such file.",
+        nothing,
+    ),
+    case(
+        "`d2kd methods` with a misspelt name",
+        "methods croskd",
+        f"d2kd methods: Unknown method 'croskd', expected one of {', '.join(METHODS)}; did you mean "
+        "crosskd or crosskd_pkd or bckd?",
+        nothing,
+    ),
+    case(
+        "`d2kd demo` of no iterations",
+        "demo --max-iter 0",
+        "d2kd demo: --max-iter must be at least 1 (d2kd demo --help).",
+        nothing,
+    ),
+    case(
+        "`d2kd demo` into a file",
+        "demo --output mine.py",
+        "d2kd demo: --output mine.py is a file, expected the name of a folder.",
+    ),
+]
