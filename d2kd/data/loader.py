@@ -75,11 +75,11 @@ def build_train_loader(
 
     Raises:
         SampleError: in an iteration, the mapper fails or returns None; the message names the entry and its file.
-        ValueError: what :func:`drop_broken_boxes` refuses, an unknown ``on_error``, an empty dataset, a negative ``seed``
-            or ``start``, a ``total_batch_size`` or ``unlabeled_batch_size`` that is not a positive multiple of the
-            number of ranks, an ``unlabeled_batch_size`` that leaves no labelled image or comes without ``unlabeled``
-            (or the reverse), with ``unlabeled`` or ``aspect_ratio_grouping`` a ``start`` inside an iteration, or with
-            ``aspect_ratio_grouping`` an entry without "width" and "height".
+        ValueError: what :func:`drop_broken_boxes` refuses, an unknown ``on_error``, an empty dataset, a negative
+            ``seed`` or ``start``, a ``total_batch_size`` or ``unlabeled_batch_size`` that is not a positive multiple of
+            the number of ranks, an ``unlabeled_batch_size`` that leaves no labelled image or comes without
+            ``unlabeled`` (or the reverse), with ``unlabeled`` or ``aspect_ratio_grouping`` a ``start`` inside an
+            iteration, or with ``aspect_ratio_grouping`` an entry without "width" and "height".
     """
     ranks = comm.get_world_size()
     if not dataset:

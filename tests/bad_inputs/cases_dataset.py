@@ -162,8 +162,7 @@ CASES = [
     row(
         "`dataloader.train.dataset.names=null`",
         train("dataloader.train.dataset.names=null"),
-        "d2kd train: dataloader.train.dataset.names is None, expected the name of a dataset, or a list of"
-        " names.",
+        "d2kd train: dataloader.train.dataset.names is None, expected the name of a dataset, or a list of names.",
     ),
     row(
         "`dataloader.test.dataset.names` misspelt",
@@ -177,7 +176,11 @@ CASES = [
         "d2kd train: dataloader.evaluator.dataset_name is 'brids_val', expected one registered dataset: "
         "did you mean birds_val or lvis_v1_val?",
     ),
-    annotations("an annotation file that is an empty text", lambda coco: "\n", FILE + "is no JSON (Expecting value: line 2 column 1 (char 1))."),
+    annotations(
+        "an annotation file that is an empty text",
+        lambda coco: "\n",
+        FILE + "is no JSON (Expecting value: line 2 column 1 (char 1)).",
+    ),
     row(
         "an annotation file that is not there",
         train(more=OTHER_VAL, change=lambda folder: (folder / "birds.json").rename(folder / "val.json")),
