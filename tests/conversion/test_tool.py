@@ -262,25 +262,34 @@ def test_no_such_file(tmp_path):
         call(tmp_path / "in.pth", tmp_path / "out.pth")
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"\x80\x02."], ids=["empty", "html", "pickle"])
-def test_no_checkpoint(tmp_path, content):
+@pytest.mark.parametrize(
+    "content, named",
+    [
+        (b"", "is empty"),
+        (b"<html>not found</html>", "is a web page"),
+        (b"\x80\x02.", "is damaged: it has only 3 bytes"),
+        (b"\x80\x02.....", "is no checkpoint that torch.load reads"),
+    ],
+    ids=["empty", "html", "bytes", "pickle"],
+)
+def test_no_checkpoint(tmp_path, content, named):
     (tmp_path / "in.pth").write_bytes(content)
     for options in ([], ["--trust-pickle"]):
-        with pytest.raises(ConversionError, match="in.pth is no checkpoint"):
+        with pytest.raises(ConversionError, match=f"in.pth {named}"):
             call(tmp_path / "in.pth", tmp_path / "out.pth", *options)
 
 
 def test_half_a_download(file, tmp_path):
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ConversionError, match="in.pth is no checkpoint"):
+    with pytest.raises(ConversionError, match="in.pth is damaged"):
         call(file, tmp_path / "out.pth")
 
 
 @pytest.mark.parametrize(
     "content, named",
     [
-        ({"model": {"a": torch.zeros(1)}}, "the keys model"),
+        ({"model": {"a": torch.zeros(1)}}, "under 'model', as Detectron2 keeps them: it needs no conversion"),
         ([1, 2], "a list"),
         ({"state_dict": {}}, "the keys state_dict"),
         ({"state_dict": {"a": torch.zeros(1), "b": 3}}, "no tensors: b"),

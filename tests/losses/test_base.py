@@ -48,9 +48,9 @@ TASKS = {
             "region is 'positive', expected (one of all_locations, .*positives|none: the loss)",
         ),
         (dict(normalizer="mean"), "normalizer is 'mean', expected one of positives, images, .*, none"),
-        (dict(weight=-1), "weight is -1, expected a number >= 0"),
-        (dict(weight=float("nan")), "weight is nan, expected a number >= 0"),
-        (dict(weight="1"), "weight is '1', expected a number >= 0"),
+        (dict(weight=-1), "weight is -1, expected a finite number >= 0"),
+        (dict(weight=float("nan")), "weight is nan, expected a finite number >= 0"),
+        (dict(weight="1"), "weight is '1', expected a finite number >= 0"),
         (dict(tail=-1), "tail is -1, expected a whole number >= 0"),
     ],
 )

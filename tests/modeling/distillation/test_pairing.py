@@ -44,8 +44,7 @@ def test_classes(method):
 @pytest.mark.parametrize("method", ["bckd", "crosskd"])
 def test_strides(method):
     """Levels that only one has are left out, see test_overlap.py; there must be one that both have."""
-    student = build_detector("FCOS", head_in_features=["p3"])
-    teacher = build_detector("FCOS", head_in_features=["p4", "p5"])
+    student, teacher = build_detector("FCOS", levels=["p3"]), build_detector("FCOS", levels=["p4", "p5"])
     refused(
         student, teacher, method,
         "strides [8] and the teacher [16, 32]", "model.student.head_in_features",
