@@ -220,7 +220,7 @@ CASES = [
     ),
     override(
         "train.init_checkpoint=images",
-        "d2kd train: train.init_checkpoint is 'images', but there is no such file.",
+        "d2kd train: train.init_checkpoint is 'images', which is a folder, expected a file.",
         "`train.init_checkpoint` with a folder",
     ),
     override("train.output_dir=", "d2kd train: train.output_dir is '', expected the path of a folder."),
