@@ -88,7 +88,7 @@ def _explain(node: DictConfig, key: str, error: Exception) -> None:
             continue
         if "names" in argument and (fault := fault_of_datasets(argument.names, f"{argument_key}.names")):
             raise DatasetError(fault) from cause
-        if isinstance(cause, AssertionError):  # of Detectron2's get_detection_dataset_dicts
+        if isinstance(cause, AssertionError) and "names" in argument:  # of get_detection_dataset_dicts
             raise DatasetError(
                 f"{argument_key} cannot be made: {cause} Images without objects, or with crowds alone, are left out by "
                 "filter_empty."

@@ -12,6 +12,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.utils.cpp_extension  # logs at its first import that there is no GPU
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import setup_logger
 
 from d2kd.__main__ import main
@@ -26,7 +27,7 @@ LEFT = ("log.txt*", "config.yaml*", "run.lock", "metrics.json", "events.out.tfev
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty working directory, on a machine without a GPU; loggers and environment are afterwards as they were."""
+    """An empty working directory, on a machine without a GPU. Loggers, datasets and environment are restored."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for further processes
@@ -34,8 +35,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "d2kd")]
     before = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
+    catalogs = [(catalog, set(catalog.list())) for catalog in (DatasetCatalog, MetadataCatalog)]
     with mock.patch.dict(os.environ):
         yield tmp_path / "work"
+    for catalog, names in catalogs:
+        for name in set(catalog.list()) - names:
+            catalog.remove(name)
     for logger, handlers, level, propagate in before:
         logger.handlers[:], logger.propagate = handlers, propagate
         logger.setLevel(level)
