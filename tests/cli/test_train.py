@@ -83,7 +83,7 @@ def test_the_methods_that_are_no_presets(instead, config):
         (["--config-file", "digits/fcos_croskd.py"], "did you mean digits/fcos_crosskd.py"),
         (["--config-file", "digits/fcos_crosskd.py", "--method", "croskd"], "did you mean crosskd"),
         (["--config-file", "common/models/fcos.py", "--method", "crosskd"], "expected the model node that d2kd"),
-        (["--config-file", "digits/fcos_crosskd.py", "train.seed.x=1"], "The override 'train.seed.x=1' cannot be"),
+        (["--config-file", "digits/fcos_crosskd.py", "train.seed.x=1"], "but train.seed is 0, which has no keys"),
         (["--config-file", "digits/fcos_crosskd.py", "train.device=tpu"], "train.device is 'tpu'"),
     ],
 )
