@@ -93,7 +93,7 @@ def test_an_experiment_is_trained_reported_and_not_repeated(workplace, capsys):
     row = next(line for line in table.splitlines() if "| the config's losses" in line)
     assert "34.5 ± 0.7" in row and "+4.0 ± 0.0" in row
     assert "last quarter of its schedule added -7.0 ± 0.7 AP" in table  # 37.5 at three quarters, 30 and 31 at the end
-    assert (workplace.output / "curves.png").is_file()
+    assert {path.name for path in workplace.output.glob("*.png")} == {"curves.png", "gains.png"}
 
     assert (
         workplace.run(*argv, "--report", "dataloader.test.dataset.names=digits_test") == 0
