@@ -54,7 +54,7 @@ CASES = [
         "a .json",
         "mine.json",
         "{}",
-        "d2kd train: mine.json cannot be read: ValueError: Config file mine.json has to be a python or yaml file.",
+        "d2kd train: mine.json is no config, expected a LazyConfig: a .py, or a .yaml that was dumped of one.",
     ),
     file(
         "an empty file",

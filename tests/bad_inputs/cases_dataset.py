@@ -297,7 +297,7 @@ CASES = [
     annotations(
         "more classes than `num_classes`",
         lambda coco: coco["categories"].append({"id": 4, "name": "gull"}),
-        "d2kd train: birds_train (dataloader.train.dataset.names) has 4 classes, but "
+        "d2kd train: birds_train (dataloader.train.dataset) has 4 classes, but "
         "model.student.num_classes is 3: set it, and num_classes of the head, to 4.",
     ),
     annotations(
@@ -329,8 +329,8 @@ CASES = [
     row(
         "a validation set with its classes in another order",
         train(more=OTHER_VAL, change=val_of_another_order),
-        "d2kd train: birds_train (dataloader.train.dataset.names) and birds_val "
-        "(dataloader.test.dataset.names) give ids to other classes, 0 is 'tern' and 'heron': bring the "
+        "d2kd train: birds_train (dataloader.train.dataset) and birds_val "
+        "(dataloader.test.dataset) give ids to other classes, 0 is 'tern' and 'heron': bring the "
         "categories of their files into one order.",
     ),
     image(

@@ -15,7 +15,7 @@ CASES = [
     ),
     override(
         "dataloader.train.mapper.augmentations=[flip]",
-        "d2kd train: dataloader.train cannot be made: AssertionError: flip (in "
+        "d2kd train: dataloader.train.mapper cannot be made: AssertionError: flip (in "
         "detectron2.data.transforms.augmentation._transform_to_aug). Correct its values.",
     ),
     override(

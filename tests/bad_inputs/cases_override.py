@@ -156,8 +156,8 @@ CASES = [
     ),
     override(
         "model.losses.crosskd_cls.weight=-1",
-        "d2kd train: model.losses.crosskd_cls: BinaryClassificationKD.weight is -1, expected a number >= "
-        "0 (0 turns the loss off).",
+        "d2kd train: model.losses.crosskd_cls: BinaryClassificationKD.weight is -1, expected a finite number "
+        ">= 0 (0 turns the loss off).",
     ),
     run(
         "`model.losses.crosskd_cls.weight=1e30`",
@@ -251,16 +251,5 @@ CASES = [
         "d2kd train: train.output_dir={folder}/output has another run's files (last_checkpoint, "
         "metrics.json, model_0000001.pth): --resume goes on with it, --overwrite deletes them, or choose "
         "another folder.",
-    ),
-    run(
-        "`--resume` of another model's run",
-        other_run,
-        "--resume",
-        "d2kd train: --resume cannot go on: the checkpoint is of another model. Either restore the "
-        "config that the run was trained with (config.yaml of train.output_dir), or start anew from its "
-        "weights: without --resume, with train.init_checkpoint=CHECKPOINT and another train.output_dir. "
-        "missing, 81: backbone.fpn_lateral3.weight, backbone.fpn_lateral3.norm.weight, "
-        "backbone.fpn_lateral3.norm.bias, backbone.fpn_lateral3.norm.running_mean, "
-        "backbone.fpn_lateral3.norm.running_var and 76 more; unexpected, 1: w",
     ),
 ]

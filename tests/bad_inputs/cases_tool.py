@@ -85,13 +85,13 @@ CASES = [
     case(
         "`d2kd plot` of a folder that is not there",
         "plot output/run",
-        "d2kd plot: output/run has no metrics.json, expected the output folder of a run.",
+        "d2kd plot: output/run has no metrics.json, expected the output folder of a run, or of d2kd compare (results.json).",
         nothing,
     ),
     case(
         "`d2kd plot` of a folder without metrics",
         "plot images",
-        "d2kd plot: images has no metrics.json, expected the output folder of a run.",
+        "d2kd plot: images has no metrics.json, expected the output folder of a run, or of d2kd compare (results.json).",
     ),
     case(
         "`d2kd plot` of a run that logged nothing",
@@ -135,7 +135,7 @@ CASES = [
     case(
         "`d2kd export` of a run's folder",
         "export mine.py images --output student.pth",
-        "d2kd export: The checkpoint is 'images', but there is no such file.",
+        "d2kd export: images is a folder, expected a file.",
     ),
     case(
         "`d2kd export` of a run without checkpoints",
