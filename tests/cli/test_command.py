@@ -143,6 +143,8 @@ REFUSED = {
     "convert": "no.pth x.pth --detector gfl --depth 18",
     "methods": "no",
     "demo": "--output file",
+    "data": "get nothing",
+    "visualize": "--config-file no.py --weights no.pth",
 }
 
 
