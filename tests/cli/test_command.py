@@ -143,7 +143,7 @@ REFUSED = {
     "convert": "no.pth x.pth --detector gfl --depth 18",
     "methods": "no",
     "demo": "--output file",
-    "data": "get nothing",
+    "data": "get cards --from no.zip",
     "visualize": "--config-file no.py --weights no.pth",
 }
 
