@@ -106,11 +106,12 @@ def _plot_costs(panel: Axes, runs: Sequence[Mapping[str, Any]], methods: Sequenc
         grey = line_style(ALONE, ())["color"]
         xs, ys, stds = zip(*sorted(alone.values()))
         panel.errorbar(xs, ys, yerr=stds, color=grey, marker="o", linestyle="--", capsize=2, label="student alone")
-        panel.legend(loc="lower right", frameon=False)
     for method in methods:
         if method in means:
             x, y, std = means[method]
             panel.errorbar(x, y, yerr=std, capsize=3, zorder=3, **_point(method, order))
+    if alone:
+        panel.legend(handles=[panel.containers[0]], loc="best", frameon=False)
     panel.margins(x=0.12, y=0.12)
     panel.grid(alpha=0.3)
     panel.spines[["top", "right"]].set_visible(False)
