@@ -7,6 +7,7 @@ schedule that were trained, against the cost of training.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from d2kd.cli import Parser, check_file, run_command
 from d2kd.experiments.ceiling_figure import plot_ceiling
 from d2kd.experiments.curves import read_metrics
-from d2kd.experiments.files import read_json
+from d2kd.experiments.figures import COST_LABELS
 from d2kd.experiments.run_figure import plot_runs
 
 COMMAND = "d2kd plot"
@@ -39,7 +40,8 @@ def run(args: argparse.Namespace) -> None:
     """
     Raises:
         FileNotFoundError: a folder has neither metrics.json nor results.json.
-        ValueError: one run is named twice, runs and outputs of d2kd compare are mixed, or there is nothing to draw.
+        ValueError: one run is named twice, runs and outputs of d2kd compare are mixed, a file is of neither, or there
+            is nothing to draw.
     """
     files = [_file(name) for name in args.runs]
     if len({file.resolve() for file in files}) < len(files):
@@ -58,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
         names = [file.parent.resolve().name for file in files]
         if len(set(names)) < len(names):
             names = [str(file.parent) for file in files]
-        plot_runs(output, {name: read_metrics(file) for name, file in zip(names, files)})
+        plot_runs(output, {name: _metrics(file) for name, file in zip(names, files)})
     print(output)
 
 
@@ -73,13 +75,39 @@ def _file(name: str) -> Path:
     return found
 
 
+def _metrics(file: Path) -> dict[int, dict[str, Any]]:
+    """What a run has logged."""
+    records = read_metrics(file)
+    for record in records.values():
+        for key, value in record.items():
+            if not _is_number(value):
+                raise ValueError(f"{file} has {key} = {value!r}, expected numbers, as a run logs them.")
+    return records
+
+
 def _results(file: Path) -> list[dict[str, Any]]:
     """What d2kd compare found."""
-    content = read_json(file)
+    try:
+        content = json.loads(file.read_bytes(), parse_constant=lambda _: None)  # NaN: no value
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON ({error}), expected the results.json of d2kd compare.") from error
     results = content.get("runs") if isinstance(content, dict) else None
-    if not (isinstance(results, list) and all(isinstance(x, dict) and _KEYS <= x.keys() for x in results)):
+    if not (isinstance(results, list) and all(map(_is_result, results))):
         raise ValueError(f"{file} is no results.json of d2kd compare, or of an earlier version: run it again there.")
+    if not results:
+        raise ValueError(f"{file} has no runs: there is nothing to draw.")
     return results
+
+
+def _is_result(run: object) -> bool:
+    if not (isinstance(run, dict) and _KEYS <= run.keys() and run["device"] in COST_LABELS):
+        return False
+    values = [run[key].get(run["metric"]) if isinstance(run[key], dict) else "" for key in ("metrics", "values")]
+    return all(value is None or _is_number(value) for value in (*values, run["cost_seconds"]))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -74,13 +74,24 @@ def run(args: argparse.Namespace) -> None:
             absent=f"There is no checkpoint {args.alone} (--alone).",
         )
     output = args.output or Path(cfg.train.output_dir, "visualize")
-    for name, item in test_images(cfg, args.images or _FIRST):
+    images = test_images(cfg, args.images or _FIRST)
+    for (name, item), file in zip(images, _file_names([name for name, _ in images])):
         view = look_at_step(model, item, cfg.train.max_iter)
         title = f"image {name} ({args.config_file})"
         sheet = make_sheet(model, item, view, names=class_names(cfg), title=title, alone=alone)
-        path = output / (re.sub(r"[^\w.-]+", "_", Path(name).stem) + ".png")
+        path = output / file
         save_sheets(path, [sheet])
         print(path)
+
+
+def _file_names(names: Sequence[str]) -> list[str]:
+    """A PNG's name for each image; images of one name, such as of two folders, are numbered."""
+    found: list[str] = []
+    for name in names:
+        stem = re.sub(r"[^\w.-]+", "_", Path(name).stem)
+        free = (f"{stem}{suffix}.png" for suffix in ("", *(f"_{number}" for number in range(2, len(names) + 1))))
+        found.append(next(file for file in free if file not in found))
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:

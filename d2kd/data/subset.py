@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 
 import numpy as np
 
@@ -31,8 +32,8 @@ def subset(dataset: Sequence[dict], share: float, seed: int = 0, rest: bool = Fa
     Raises:
         ValueError: ``share`` is outside its range, or no image would be left.
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"subset(share={share}): expected a number over 0 and at most 1.")
+    if not (isinstance(share, Real) and 0 < share <= 1):
+        raise ValueError(f"subset(share={share!r}): expected a number over 0 and at most 1.")
     count = round(share * len(dataset))
     # RandomState's stream is frozen: other generators of numpy or torch may change between versions.
     order = np.random.RandomState(seed).permutation(len(dataset))

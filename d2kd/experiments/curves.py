@@ -69,11 +69,13 @@ def final_metrics(path: str | Path, max_iter: int) -> dict[str, float]:
 def _lines(path: str | Path) -> Iterator[dict[str, Any]]:
     if not Path(path).is_file():
         return
-    for line in Path(path).read_text().splitlines():
+    for line in Path(path).read_text(errors="replace").splitlines():
         try:
-            yield json.loads(line)
+            record = json.loads(line)
         except json.JSONDecodeError:
             continue  # half a line, written by a run that was killed; its resume logs it again
+        if isinstance(record, dict) and type(record.get("iteration")) is int:
+            yield record
 
 
 def curve(records: Mapping[int, Mapping[str, Any]], metric: str, cost: str) -> list[CurvePoint]:

@@ -99,3 +99,38 @@ def test_what_cannot_be_drawn_is_named(tmp_path, capsys):
     (folder / "metrics.json").write_text('{"iteration": 3, "time": 1.0}\n')
     assert main([str(folder)]) == 2
     assert "nothing to draw" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ('[1, 2]\n5\nnull\n{"total_loss": 1.0}\n{"iteration": "0", "lr": 1.0}', "nothing to draw"),
+        (b"\xbc\xff\x00", "nothing to draw"),
+        ('{"iteration": 0, "total_loss": "much"}', "has total_loss = 'much', expected numbers"),
+    ],
+)
+def test_a_damaged_metrics_json(lines, said, tmp_path, capsys):
+    (tmp_path / "metrics.json").write_bytes(lines if isinstance(lines, bytes) else lines.encode())
+    assert main([str(tmp_path)]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "plot.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (None, "has no runs: there is nothing to draw."),
+        ({"device": "tpu"}, "is no results.json of d2kd compare"),
+        ({"values": None}, "is no results.json of d2kd compare"),
+        ({"cost_seconds": "long"}, "is no results.json of d2kd compare"),
+        ({"values": {"bbox/AP": float("nan")}}, "None of these runs has a cost and a final metric"),
+    ],
+)
+def test_a_damaged_results_json(changes, said, tmp_path, capsys):
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps({"runs": [] if changes is None else [{**result(ALONE, 0, 30.0), **changes}]}))
+    assert main([str(file)]) == 2
+    assert said in capsys.readouterr().err
+    file.write_text(file.read_text()[:-3])
+    assert main([str(file)]) == 2
+    assert f"{file} is no JSON" in capsys.readouterr().err

@@ -39,3 +39,9 @@ class TestSubset:
     def test_nothing_left_is_refused(self, options):
         with pytest.raises(ValueError, match="of 20 images leaves none"):
             subset(DATASET, **options)
+
+
+@pytest.mark.parametrize("share", ["0.3", None, float("nan")])
+def test_a_share_that_is_no_number(share):
+    with pytest.raises(ValueError, match="expected a number over 0 and at most 1"):
+        subset([{}] * 10, share)

@@ -73,19 +73,20 @@ def _fill(public_set: PublicSet, source: Path | None, new: Path, workspace: Path
             raise OSError(
                 f"{url} cannot be downloaded: {error}. Download it by other means, and give it with --from."
             ) from error
+    given = source
     if not source.exists():
         raise FileNotFoundError(f"--from is {source}, but there is no such file or folder.")
     if source.is_file():
         source = _unpacked(source, workspace / "archive")
     if (source / "train" / "annotations.json").is_file():
         if fault := find_fault(public_set, source):
-            raise ValueError(f"{source} (--from) is not the data set {public_set.name}: {fault}.")
+            raise ValueError(f"{given} (--from) is not the data set {public_set.name}: {fault}.")
         copy_converted(source, new)
         return
     repository = repository_in(public_set, source)
     if repository is None:
         raise ValueError(
-            f"{source} (--from) has neither train/annotations.json, as the data set has, nor "
+            f"{given} (--from) has neither train/annotations.json, as the data set has, nor "
             f"{public_set.folders[0][0]}/, as https://github.com/{public_set.repository} has."
         )
     convert(public_set, repository, new)
@@ -95,7 +96,7 @@ def _unpacked(archive: Path, folder: Path) -> Path:
     try:
         with zipfile.ZipFile(archive) as entries:
             entries.extractall(folder)
-    except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError) as error:
+    except (zipfile.BadZipFile, EOFError, zlib.error, RuntimeError) as error:  # the last: encrypted
         raise ValueError(f"{archive} is no whole zip archive ({error}): download it again.") from error
     return folder
 

@@ -146,6 +146,21 @@ class TestRefusals:
             prepare_public_data(cards, tmp_path / "cards.zip", root)
         assert nothing_left(root)
 
+    def test_an_encrypted_archive_and_one_of_something_else(self, repository, tmp_path, root):
+        cards, _ = write_cards(repository)
+        archive = tmp_path / "other.zip"
+        with zipfile.ZipFile(archive, "w") as entries:
+            entries.writestr("notes.txt", "x")
+        with pytest.raises(ValueError, match=r"other\.zip \(--from\) has neither train/annotations\.json"):
+            prepare_public_data(cards, archive, root)
+        content = bytearray(archive.read_bytes())
+        content[6] |= 1  # the flag of encryption, in the entry and in the directory
+        content[content.find(b"PK\x01\x02") + 8] |= 1
+        archive.write_bytes(content)
+        with pytest.raises(ValueError, match="is no whole zip archive .*encrypted"):
+            prepare_public_data(cards, archive, root)
+        assert nothing_left(root)
+
     def test_no_such_download(self, repository, serve, root):
         cards, _ = write_cards(repository)
         serve(cards, repository).unlink()
