@@ -49,15 +49,21 @@ def load_config(file: str, overrides: Sequence[str] = (), *, method: str = CONFI
 
 
 def _check_names(node: object, known: Mapping[str, Any], path: str) -> None:
-    """Refuse a key that nothing reads and that is nearly the name of one that is read."""
+    """Refuse a key that nothing reads, and that has nearly the name of one that is read and a value of its type."""
     if not isinstance(node, DictConfig):
         return
     for name in map(str, node):
         near = get_close_matches(name, known, 1, 0.85)
-        if name not in known and near:
+        if name not in known and near and _kind(node[name]) == _kind(known[near[0]]):
             raise ValueError(f"{path}.{name} is in the config, but nothing reads it: did you mean {path}.{near[0]}?")
         if isinstance(known.get(name), Mapping):
             _check_names(node[name], known[name], f"{path}.{name}")
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, Mapping | DictConfig):
+        return "mapping"
+    return "number" if isinstance(value, int | float) else type(value).__name__
 
 
 def _train_keys() -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from d2kd.checkpoint import first_of, whole_file
 from d2kd.engine.defaults import ConfigError
+from d2kd.engine.run_folder import run_files
 
 __all__ = [
     "ResumeError",
@@ -42,22 +43,26 @@ class ResumeError(ConfigError):
 def kept_record(path: Path, *, evaluation: bool) -> Iterator[str | None]:
     """
     What a folder's config.yaml says of the run that was trained there; written back on leaving if it is still true:
-    after an evaluation, and after a :class:`ResumeError`.
+    after an evaluation, and after an error that left that run's checkpoints and metrics as they were.
 
     Yields:
         its text; None: there is none.
     """
-    before = path.read_text() if path.is_file() else None
+    before, files = path.read_text() if path.is_file() else None, _states(path.parent)
     restore = evaluation
     try:
         yield before
-    except ResumeError:
-        restore = True
+    except Exception:
+        restore = restore or (bool(files) and _states(path.parent) == files)
         raise
     finally:
         if restore and before is not None:
             with whole_file(path) as partial:
                 partial.write_text(before)
+
+
+def _states(folder: Path) -> dict[Path, tuple[int, int]]:
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in run_files(folder)}
 
 
 def differences(before: str, after: str) -> list[str]:

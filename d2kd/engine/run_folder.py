@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from d2kd.checkpoint import checkpoint_names
 from d2kd.engine.defaults import ConfigError
 
-__all__ = ["check_run_folder", "clear_run_folder"]
+__all__ = ["check_run_folder", "clear_run_folder", "run_files"]
 
 #: Beside the numbered checkpoints.
 _FILES = ("last_checkpoint", "metrics.json", "model_best.pth", "model_best.json")
@@ -37,7 +37,7 @@ def check_run_folder(cfg: DictConfig, *, resume: bool, overwrite: bool) -> None:
                 f"train.output_dir={folder} holds the teacher's checkpoint ({path.name}), which this run would write "
                 "over: choose another folder."
             )
-    found = _files_of_a_run(folder)
+    found = run_files(folder)
     if found and not (resume or overwrite):
         raise ConfigError(
             f"train.output_dir={folder} has another run's files ({', '.join(path.name for path in found[:3])}"
@@ -48,7 +48,7 @@ def check_run_folder(cfg: DictConfig, *, resume: bool, overwrite: bool) -> None:
 
 def clear_run_folder(folder: Path) -> None:
     """Delete the checkpoints and metrics of the run in ``folder``, of which nothing is continued."""
-    for path in _files_of_a_run(folder):
+    for path in run_files(folder):
         path.unlink()
 
 
