@@ -39,8 +39,7 @@ def check_registered(names: Iterable[str], key: str) -> None:
             near = get_close_matches(str(name), known, 2, 0.8)
             hint = f": did you mean {' or '.join(near)}?" if near else "."
             raise DatasetError(
-                f"{key} names the dataset {name!r}, which is not registered{hint} Your own are registered in the "
-                "config."
+                f"{key} names the dataset {name!r}, which is not registered{hint} Register your own in the config."
             )
 
 

@@ -6,7 +6,12 @@ from collections.abc import Iterable, MutableSequence
 from copy import deepcopy
 from difflib import get_close_matches
 
-from detectron2.data import DatasetCatalog, build_detection_test_loader, build_detection_train_loader
+from detectron2.data import (
+    DatasetCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from omegaconf import DictConfig, OmegaConf, flag_override
 
@@ -86,9 +91,10 @@ def _explain(node: DictConfig, key: str, error: Exception) -> None:
                 raise
         if cause is None:
             continue
-        if "names" in argument and (fault := fault_of_datasets(argument.names, f"{argument_key}.names")):
+        registered = target_of(argument) is get_detection_dataset_dicts
+        if registered and (fault := fault_of_datasets(argument.names, f"{argument_key}.names")):
             raise DatasetError(fault) from cause
-        if isinstance(cause, AssertionError) and "names" in argument:  # of get_detection_dataset_dicts
+        if registered and isinstance(cause, AssertionError):
             raise DatasetError(
                 f"{argument_key} cannot be made: {cause} Images without objects, or with crowds alone, are left out by "
                 "filter_empty."

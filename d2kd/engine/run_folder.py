@@ -52,7 +52,8 @@ def clear_run_folder(folder: Path) -> None:
         path.unlink()
 
 
-def _files_of_a_run(folder: Path) -> list[Path]:
+def run_files(folder: Path) -> list[Path]:
+    """The checkpoints and metrics of a run in ``folder``; those that are not empty."""
     if not folder.is_dir():
         return []
     paths = [folder / name for name in (*_FILES, *checkpoint_names(folder))]

@@ -38,6 +38,12 @@ from detectron2.data import get_detection_dataset_dicts
 dataloader["train"].unlabeled = L(get_detection_dataset_dicts)(names="birds_val", filter_empty=False)
 dataloader["train"].unlabeled_batch_size = 1
 """
+PHOTOGRAPHS = """
+from detectron2.config import LazyCall as L
+from d2kd.data.public import get_public_data
+
+dataloader["test"].dataset = L(get_public_data)(names="cards_val", root="datasets")
+"""
 SAMPLER = """
 from detectron2.config import LazyCall as L
 from detectron2.data import DatasetMapper, build_detection_train_loader, get_detection_dataset_dicts
@@ -151,13 +157,13 @@ CASES = [
         "`dataloader.train.dataset.names` misspelt",
         train("dataloader.train.dataset.names=brids_train"),
         "d2kd train: dataloader.train.dataset.names names the dataset 'brids_train', which is not "
-        "registered: did you mean birds_train? Your own are registered in the config.",
+        "registered: did you mean birds_train? Register your own in the config.",
     ),
     row(
         "two names in one text",
         train("dataloader.train.dataset.names='birds_train,birds_val'"),
         "d2kd train: dataloader.train.dataset.names names the dataset 'birds_train,birds_val', which is "
-        "not registered. Your own are registered in the config.",
+        "not registered. Register your own in the config.",
     ),
     row(
         "`dataloader.train.dataset.names=null`",
@@ -168,7 +174,7 @@ CASES = [
         "`dataloader.test.dataset.names` misspelt",
         train("dataloader.test.dataset.names=brids_val"),
         "d2kd train: dataloader.test.dataset.names names the dataset 'brids_val', which is not "
-        "registered: did you mean birds_val? Your own are registered in the config.",
+        "registered: did you mean birds_val? Register your own in the config.",
     ),
     row(
         "`dataloader.evaluator.dataset_name` misspelt",
@@ -281,6 +287,13 @@ CASES = [
         all_boxes(4, 8, 0, 20),
         "d2kd train: dataloader.train.dataset has no box that can be learnt from: 4 without area (first "
         "in {folder}/images/0.png).",
+    ),
+    BadInput(
+        "Dataset",
+        "public photographs that were not fetched",
+        train(more=PHOTOGRAPHS),
+        "d2kd train: {folder}/datasets/cards has no train/annotations.json: make the data set with `d2kd data get cards`, "
+        "or set the environment variable DETECTRON2_DATASETS to the folder that has cards/.",
     ),
     annotations(
         "boxes outside their images",
@@ -494,7 +507,7 @@ CASES = [
         "`dataloader.train.unlabeled.names` misspelt",
         train("dataloader.train.unlabeled.names=birds_tset", more=UNLABELED),
         "d2kd train: dataloader.train.unlabeled.names names the dataset 'birds_tset', which is not "
-        "registered. Your own are registered in the config.",
+        "registered. Register your own in the config.",
     ),
     row(
         "a sampler that counts classes, and images without labels",

@@ -34,12 +34,12 @@ CASES = [
     override(
         "dataloader.train.dataset.names=birds_trian",
         "d2kd train: dataloader.train.dataset.names names the dataset 'birds_trian', which is not "
-        "registered: did you mean birds_train? Your own are registered in the config.",
+        "registered: did you mean birds_train? Register your own in the config.",
     ),
     override(
         "dataloader.test.dataset.names=birds_vla",
         "d2kd train: dataloader.test.dataset.names names the dataset 'birds_vla', which is not "
-        "registered: did you mean birds_val? Your own are registered in the config.",
+        "registered: did you mean birds_val? Register your own in the config.",
     ),
     override(
         "dataloader.test.batch_size=0", "d2kd train: dataloader.test.batch_size is 0, expected a whole number >= 1."

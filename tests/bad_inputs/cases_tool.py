@@ -57,7 +57,7 @@ CASES = [
         "`d2kd compare --report` of a misspelt dataset",
         "compare --config-file mine.py --report dataloader.test.dataset.names=birds_tset",
         "d2kd compare: mine.py: dataloader.test.dataset.names names the dataset 'birds_tset', which is "
-        "not registered. Your own are registered in the config.",
+        "not registered. Register your own in the config.",
     ),
     case(
         "`d2kd compare` with a misspelt method",

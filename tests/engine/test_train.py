@@ -152,6 +152,11 @@ def test_a_folder_with_another_run_is_refused_unless_it_is_continued_or_overwrit
     with pytest.raises(ConfigError, match="has another run's files .*--resume goes on with it, --overwrite deletes"):
         run(folder, "train.max_iter=3")
     assert before == {name: (folder / name).read_bytes() for name in before}
+    record = (folder / "config.yaml").read_bytes()
+    with pytest.raises(FileNotFoundError):
+        run(folder, "--overwrite", "train.max_iter=3", "model.teacher.checkpoint=no.pth", config=distilled)
+    assert before == {name: (folder / name).read_bytes() for name in before}
+    assert (folder / "config.yaml").read_bytes() == record
     run(folder, "--overwrite", "train.max_iter=3", "train.checkpointer.period=3")
     assert [path.name for path in sorted(folder.glob("model_0*.pth"))] == ["model_0000002.pth"]
     assert list(metrics(folder)) == [0, 1, 2, 3]

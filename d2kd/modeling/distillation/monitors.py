@@ -52,7 +52,7 @@ def warn_of_unlabelled(num_labelled: int, num_images: int, takers: Sequence[str]
     Args:
         takers: names of the losses that they train.
     """
-    use = f"they train {', '.join(takers)} alone" if takers else "no loss of this step can use them, they are left out"
+    use = f"only {', '.join(takers)} use them" if takers else "no loss of this step can use them, they are left out"
     log_first_n(
         logging.WARNING,
         f"{num_images - num_labelled} of this batch's {num_images} images have no labels ('instances'): {use}.",
