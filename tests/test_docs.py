@@ -13,9 +13,9 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
-#: Detectron2's own, the names in docs/new_method.md that stand for a method to be added, and a wrong one in
+#: Detectron2's own, the names in docs/new_method.md that stand for a method to be added, and wrong ones in
 #: docs/bad_inputs.md.
-ELSEWHERE = re.compile(r"tools/(lazyconfig|plain)_train_net\.py|.*(NAME|squared_scores|BinaryKD).*")
+ELSEWHERE = re.compile(r"tools/(lazyconfig|plain)_train_net\.py|.*(NAME|squared_scores|BinaryKD|BinaryClasification).*")
 
 
 @pytest.fixture(params=PAGES, ids=lambda page: page.name)

@@ -34,7 +34,7 @@ model = L(DistilledDetector)(
 )
 optimizer = L(torch.optim.SGD)(params=L(get_default_optimizer_params)(), lr=0.001)
 lr_multiplier = L(LinearParamScheduler)(start_value=1.0, end_value=1.0)
-dataloader = dict(train=L(make_batches)(), test={{}}, evaluator={{}})
+dataloader = dict(train=L(make_batches)(), test=L(make_batches)(), evaluator=L(make_batches)())
 train = d2kd.get_config("common/train.py").train
 train.update(max_iter=3600, device="cpu", output_dir="{output}")
 """

@@ -68,7 +68,9 @@ def test_a_part_that_fails_says_why(tmp_path):
     (tmp_path / "digits/teacher").touch()  # a file, where the teacher's run wants its folder
     (row,) = run_part("digits", "cpu", tmp_path, Event()).rows
     assert row.ok is False
-    assert re.fullmatch(r"d2kd train: .*File exists: \S+teacher'? \(see \S+digits.log\)", row.found)
+    assert re.fullmatch(
+        r"d2kd train: train.output_dir=\S+/teacher is a file, expected a folder.* \(see \S+digits.log\)", row.found
+    )
 
 
 def test_a_part_that_hangs_is_ended(tmp_path, monkeypatch):

@@ -77,5 +77,5 @@ def test_an_evaluator_of_ones_own(project):
 def test_a_dataset_that_is_not_there_ends_the_command_in_a_sentence(project):
     code, out, err = compare(project, "--config-file", "mine.py", "dataloader.test.dataset.names=tiny:elsewhere")
     assert code == 2 and out == ""
-    sentence = "d2kd compare: dataloader.test.dataset of mine.py: Dataset 'tiny:elsewhere' is not registered"
+    sentence = "d2kd compare: mine.py: dataloader.test.dataset.names names the dataset 'tiny:elsewhere', which is not"
     assert err.splitlines()[-1].startswith(sentence) and "Traceback" not in err

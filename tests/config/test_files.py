@@ -50,7 +50,7 @@ def test_a_train_made_for_detectron2_is_enough(tmp_path):
         ("x.py", "from .other import model", r"x\.py cannot be read: \S*other\.py, line 2: ZeroDivisionError: "),
         ("x.py", "a = 1\ndef (", r"x\.py cannot be read: .* \(line 2: invalid syntax\)$"),
         ("x.yaml", "a: [1", r"x\.yaml is no YAML without code: .*"),
-        ("x.txt", "hello", r"x\.txt cannot be read: .* python or yaml file\.$"),
+        ("x.txt", "hello", r"x\.txt is no config, expected a LazyConfig"),
         ("x.py", "a = {}", r"x\.py has no model, expected a LazyConfig with a model node, L\(CLASS\)\(\.\.\.\)\.$"),
         ("x.yaml", "MODEL: {}", r"x\.yaml has no model, .*; a yacs config is distilled by the train_net\.py that .*$"),
         ("x.py", "import d2kd\nmodel = d2kd.distill({}, teacher='x')", r"^distill\(\) got method=None"),

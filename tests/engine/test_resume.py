@@ -148,7 +148,7 @@ def test_first_weights_that_are_not_finite_are_refused(folder, tmp_path):
 
 
 def test_an_optimizer_that_refuses_its_values(tmp_path):
-    with pytest.raises(ConfigError, match="^optimizer cannot be made: Invalid momentum value: -1"):
+    with pytest.raises(ValueError, match="^optimizer cannot be made: ValueError: Invalid momentum value: -1"):
         run(tmp_path / "run", "optimizer.momentum=-1")
 
 

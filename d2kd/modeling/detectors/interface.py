@@ -75,9 +75,9 @@ def check_detector(detector: DenseDetector, key: str) -> None:
         ValueError: a standard deviation of pixels that is not above 0, or a head made for another number of levels than
             it is given.
     """
-    std = pixel_statistics(detector)[1].flatten().tolist()
-    if not all(0 < value < float("inf") for value in std):
-        raise ValueError(f"{key}.pixel_std is {std}, expected numbers > 0, by which pixels are divided.")
+    std = pixel_statistics(detector)[1].flatten()
+    if not std.is_meta and not bool(((std > 0) & std.isfinite()).all()):
+        raise ValueError(f"{key}.pixel_std is {std.tolist()}, expected numbers > 0, by which pixels are divided.")
     scales = getattr(detector.head, "scales", None)
     # Detectron2's FCOSHead keeps the number nowhere else.
     levels = len(scales) if isinstance(scales, nn.ModuleList) else getattr(detector.head, "_num_features", None)

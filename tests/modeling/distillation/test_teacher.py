@@ -93,7 +93,7 @@ def test_a_step_loads_it_if_nobody_did(checkpoint):
         (lambda w: w.update({"head.other": torch.zeros(1)}), "unexpected, 1: head.other"),
         (
             lambda w: w.update({"head.cls_score.bias": torch.zeros(7)}),
-            "shape mismatch, 1: head.cls_score.bias (checkpoint (7,), model (3,))",
+            "another number of classes: head.cls_score.bias (checkpoint (7,), model (3,))",
         ),
     ],
     ids=["missing", "unexpected", "mismatched"],
@@ -101,7 +101,7 @@ def test_a_step_loads_it_if_nobody_did(checkpoint):
 def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, change, named):
     model = model_with(save(build_detector("FCOS"), tmp_path / "teacher.pth", change))
     for _ in range(2):
-        with pytest.raises(ValueError, match="checkpoint does not fit") as error:
+        with pytest.raises(ValueError, match="checkpoint does not fit|is a checkpoint of a detector with") as error:
             model.load_teacher()
         assert named in str(error.value)
         assert "model.teacher.checkpoint" in str(error.value)
