@@ -237,7 +237,7 @@ def test_objects_get_the_teachers_class_ids():
     "class_map, error, parts",
     [
         ({}, ValueError, ["class_map is empty"]),
-        ([0, 1], TypeError, ["class_map is a list", "mapping of teacher ids to student ids"]),
+        ([0, 1], TypeError, ["class_map is [0, 1]", "mapping of teacher ids to student ids"]),
         ({5: 0}, ValueError, ["5: 0", "teacher's classes are the whole numbers from 0 to 4"]),
         ({0: 4}, ValueError, ["0: 4", "student's classes are the whole numbers from 0 to 3"]),
         ({"cat": 0}, ValueError, ["'cat': 0"]),
