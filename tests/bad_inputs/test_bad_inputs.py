@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.utils.cpp_extension  # logs at its first import that there is no GPU
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.logger import setup_logger
 
 from d2kd.__main__ import main
@@ -33,6 +34,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for further processes
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    # Other tests' modules may have been imported before.
+    own = {name: builder for name, builder in META_ARCH_REGISTRY if not builder.__module__.startswith("tests")}
+    monkeypatch.setattr(META_ARCH_REGISTRY, "_obj_map", own)
     loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "d2kd")]
     before = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
     catalogs = [(catalog, set(catalog.list())) for catalog in (DatasetCatalog, MetadataCatalog)]

@@ -131,7 +131,11 @@ def test_checkpoints_of_which_none_is_whole_are_refused(fcos):
     process = fcos.start("none", "--resume")
     process.join()
     assert process.exitcode == 2
-    assert fcos.log("none").splitlines()[-1].startswith(f"d2kd train: --resume: No checkpoint in {folder} can be continued from")
+    assert (
+        fcos.log("none")
+        .splitlines()[-1]
+        .startswith(f"d2kd train: --resume: No checkpoint in {folder} can be continued from")
+    )
 
 
 def test_a_damaged_teacher_is_refused(fcos):
