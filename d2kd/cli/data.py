@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
-from d2kd.cli import Parser, run_command
+from d2kd.cli import Parser, check_folder, run_command
 from d2kd.data.public import SETS, prepare_public_data
 
 COMMAND = "d2kd data"
@@ -51,6 +52,8 @@ def run(args: argparse.Namespace) -> None:
         ValueError: the folder holds something else, or the source is not the data set.
         OSError: the download failed, a file is missing, or the disk is full.
     """
+    if args.root:
+        check_folder("--root", Path(args.root))
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     public_set = SETS[args.name]
     print(f"{public_set.name}: {public_set.about}")

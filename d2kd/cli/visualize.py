@@ -14,7 +14,7 @@ from copy import deepcopy
 from pathlib import Path
 
 from d2kd.checkpoint import load_strictly
-from d2kd.cli import Parser, run_command
+from d2kd.cli import Parser, check_folder, run_command
 from d2kd.config import CONFIG, load_config
 from d2kd.engine import ConfigError, resolve_device
 from d2kd.engine.sheet import class_names, look_at_step, make_sheet, save_sheets, test_images
@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> None:
     # Of files, which have no labels.
     logging.getLogger("detectron2.d2kd.modeling.distillation.monitors").setLevel(logging.ERROR)
     cfg = load_config(args.config_file, args.overrides, method=args.method)
+    output = args.output or Path(cfg.train.output_dir, "visualize")
+    check_folder("--output", output)
     model = load_student(cfg, args.weights)
     if not isinstance(model, DistilledDetector) or model.teacher is None:
         raise ConfigError(
@@ -73,9 +75,8 @@ def run(args: argparse.Namespace) -> None:
             refusal=f"{args.alone} (--alone) is no checkpoint of the student",
             absent=f"There is no checkpoint {args.alone} (--alone).",
         )
-    output = args.output or Path(cfg.train.output_dir, "visualize")
     images = test_images(cfg, args.images or _FIRST)
-    for (name, item), file in zip(images, _file_names([name for name, _ in images])):
+    for (name, item), file in zip(images, file_names([name for name, _ in images])):
         view = look_at_step(model, item, cfg.train.max_iter)
         title = f"image {name} ({args.config_file})"
         sheet = make_sheet(model, item, view, names=class_names(cfg), title=title, alone=alone)
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
         print(path)
 
 
-def _file_names(names: Sequence[str]) -> list[str]:
+def file_names(names: Sequence[str]) -> list[str]:
     """A PNG's name for each image; images of one name, such as of two folders, are numbered."""
     found: list[str] = []
     for name in names:

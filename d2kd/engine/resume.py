@@ -43,20 +43,17 @@ class ResumeError(ConfigError):
 def kept_record(path: Path, *, evaluation: bool) -> Iterator[str | None]:
     """
     What a folder's config.yaml says of the run that was trained there; written back on leaving if it is still true:
-    after an evaluation, and after an error that left that run's checkpoints and metrics as they were.
+    after an evaluation, and where that run's checkpoints and metrics are as they were.
 
     Yields:
         its text; None: there is none.
     """
     before, files = path.read_text() if path.is_file() else None, _states(path.parent)
-    restore = evaluation
     try:
         yield before
-    except Exception:
-        restore = restore or (bool(files) and _states(path.parent) == files)
-        raise
     finally:
-        if restore and before is not None:
+        untouched = bool(files) and _states(path.parent) == files
+        if before is not None and (evaluation or untouched):
             with whole_file(path) as partial:
                 partial.write_text(before)
 

@@ -214,16 +214,19 @@ def _teacher_result(experiment: Experiment, taught: Mapping[str, Any]) -> dict[s
     made_of = {"checkpoint": checkpoint, "sha256": sha256(checkpoint), "metric": student.metric}
     result = read_json(file) if file.is_file() else {}
     if result.get("made_of") != made_of:
+        logged = run.folder / "metrics.json" if run else None
+        # Of the training that made it, whatever its config says now.
+        length = max(read_metrics(logged), default=None) if logged else None
         result = {
             "config": taught["config"],
             "method": TEACHER,
             "seed": run.seed if run else None,
-            "max_iter": run.max_iter if run else None,
+            "max_iter": length,
             "metric": student.metric,
             "metrics": evaluate_teacher(cfg),
             "reported": {},
             "parameters": load_teacher(cfg)[1],
-            **_costs(run.folder / "metrics.json" if run else None, run.max_iter if run else 0, student.device),
+            **_costs(logged, length or 0, student.device),
             "made_of": made_of,
             "versions": versions(),
         }

@@ -203,4 +203,31 @@ CASES = [
         "demo --output mine.py",
         "d2kd demo: --output mine.py is a file, expected the name of a folder.",
     ),
+    case(
+        "`d2kd visualize` of weights that are not there",
+        "visualize --config-file mine.py --weights student.pth",
+        "d2kd visualize: There is no checkpoint student.pth.",
+    ),
+    case(
+        "`d2kd visualize --output` with a file",
+        "visualize --config-file mine.py --weights student.pth --output mine.py",
+        "d2kd visualize: --output mine.py is a file, expected the name of a folder.",
+    ),
+    case(
+        "`d2kd data get` of an unknown data set",
+        "data get cars",
+        "d2kd data get: argument NAME: cars is none of cards, aquarium, bccd (d2kd data get --help).",
+        nothing,
+    ),
+    case(
+        "`d2kd data get --from` a file that is not there",
+        "data get cards --from cards.zip --root data",
+        "d2kd data: --from is cards.zip, but there is no such file or folder.",
+        nothing,
+    ),
+    case(
+        "`d2kd data get --root` with a file",
+        "data get cards --from cards.zip --root mine.py",
+        "d2kd data: --root mine.py is a file, expected the name of a folder.",
+    ),
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 from hashlib import sha256
@@ -14,7 +13,6 @@ import torch
 import torch.utils.cpp_extension  # logs at its first import that there is no GPU
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2.utils.logger import setup_logger
 
 from d2kd.__main__ import main
 from tests.bad_inputs.case import AREAS, BadInput, all_cases
@@ -28,7 +26,7 @@ LEFT = ("log.txt*", "config.yaml*", "run.lock", "metrics.json", "events.out.tfev
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty working directory, on a machine without a GPU. Loggers, datasets and environment are restored."""
+    """An empty working directory, on a machine without a GPU. Datasets and environment are restored."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for further processes
@@ -37,18 +35,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     # Other tests' modules may have been imported before.
     own = {name: builder for name, builder in META_ARCH_REGISTRY if not builder.__module__.startswith("tests")}
     monkeypatch.setattr(META_ARCH_REGISTRY, "_obj_map", own)
-    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "d2kd")]
-    before = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
     catalogs = [(catalog, set(catalog.list())) for catalog in (DatasetCatalog, MetadataCatalog)]
     with mock.patch.dict(os.environ):
         yield tmp_path / "work"
     for catalog, names in catalogs:
         for name in set(catalog.list()) - names:
             catalog.remove(name)
-    for logger, handlers, level, propagate in before:
-        logger.handlers[:], logger.propagate = handlers, propagate
-        logger.setLevel(level)
-    setup_logger.cache_clear()
 
 
 def files(folder: Path) -> dict[str, str]:

@@ -84,6 +84,7 @@ def test_an_experiment_is_trained_reported_and_not_repeated(workplace, capsys):
     assert crosskd["curve"][:2] == [[2, 3.0, 6.25], [4, 6.0, 12.5]] and crosskd["curve"][-1] == [16, 24.0, 35.0]
     assert crosskd["parameters"] == runs[ALONE, 1]["parameters"] > 100_000
     assert crosskd["command"].startswith("d2kd train --config-file digits/fcos_crosskd.py --resume train.seed=1 ")
+    assert runs["teacher", 0]["max_iter"] == 16  # of the training that made it; its config says another number
     longer = runs[LONGER, 1]["command"]
     assert longer.startswith("d2kd train --config-file digits/fcos_crosskd.py --method alone --resume train.seed=1 ")
     assert crosskd["versions"]["torch"] == torch.__version__.split("+")[0] and "git" in crosskd

@@ -7,7 +7,7 @@ from detectron2.config import LazyConfig
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from d2kd.cli.visualize import _file_names, main
+from d2kd.cli.visualize import file_names, main
 from d2kd.engine.sheet import test_images as images_of
 from tests.helpers import build_detector
 
@@ -124,4 +124,4 @@ def test_what_cannot_be_drawn_is_said_in_a_sentence(argv, sentence, visualize, f
 
 def test_images_of_one_name_have_files_of_their_own():
     names = ["a.jpg", "a.png", "a_2.jpg", "7: a b.jpg", "a.jpg"]
-    assert _file_names(names) == ["a.png", "a_2.png", "a_2_2.png", "7_a_b.png", "a_3.png"]
+    assert file_names(names) == ["a.png", "a_2.png", "a_2_2.png", "7_a_b.png", "a_3.png"]

@@ -38,6 +38,16 @@ def test_a_train_made_for_detectron2_is_enough(tmp_path):
     assert load_config(str(tmp_path / "mine.py"), ["train.best_metric=found/share"]).train.best_metric == "found/share"
 
 
+def test_keys_of_ones_own_stay_where_they_cannot_be_meant_for_others(tmp_path):
+    own = "seeds=[0, 1], checkpoint='x', wandb=dict(project='p'), model_ema=True"
+    (tmp_path / "mine.py").write_text(f"model = {{}}\ntrain = dict({own})")
+    assert load_config(str(tmp_path / "mine.py")).train.seeds == [0, 1]
+    for misspelt in ("seeds=1", "checkpointr=dict()", "max_iters=7", "amp=dict(enable=True)"):
+        (tmp_path / "other.py").write_text(f"model = {{}}\ntrain = dict({misspelt})")
+        with pytest.raises(ValueError, match="is in the config, but nothing reads it: did you mean train"):
+            load_config(str(tmp_path / "other.py"))
+
+
 @pytest.mark.parametrize(
     "name, text, sentence",
     [

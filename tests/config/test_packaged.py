@@ -12,7 +12,9 @@ from d2kd.modeling.distillation.pairing import check_pairing
 
 ROOT = Path(__file__).parents[2]
 LEAVES = sorted(
-    p.relative_to(ROOT).as_posix() for folder in ("coco", "digits") for p in (ROOT / "configs" / folder).glob("*.py")
+    p.relative_to(ROOT).as_posix()
+    for folder in ("aquarium", "cards", "coco", "digits")
+    for p in (ROOT / "configs" / folder).glob("*.py")
 )
 FILES = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "configs").rglob("*.py"))
 #: The runs of one detector on the digits.
@@ -31,12 +33,21 @@ def load(path):
     if "coco" in Path(path).parts:
         for node in detectors(cfg):
             make_small(node)
+    for node in detectors(cfg):
+        drop_weights(node)
     return cfg
 
 
 def detectors(cfg):
     """The nodes of the detectors in it: the student, and the teacher if it has one."""
     return [cfg.model.student, *([cfg.model.teacher.model] if "teacher" in cfg.model else [])]
+
+
+def drop_weights(node):
+    """Those of a package, which is an extra."""
+    for body in ("bottom_up", "net"):
+        if node.backbone.get(body) and "weights" in node.backbone[body]:
+            node.backbone[body].weights = None
 
 
 def make_small(node):

@@ -1,5 +1,4 @@
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -30,14 +29,7 @@ model = d2kd.distill(_tiny.model, teacher=_tiny.model, teacher_checkpoint="{chec
 def run(output, *argv, config=CONFIG):
     """One process of `d2kd.cli.train`, this one; options first, then overrides."""
     argv = ["--config-file", config, *argv, f"train.output_dir={output}"]
-    loggers = [logging.getLogger(name) for name in ("d2kd", "detectron2", "fvcore")]
-    before = [(logger.handlers[:], logger.propagate, logger.level) for logger in loggers]
-    try:
-        return cli.run(cli.argument_parser().parse_args(argv))
-    finally:  # Detectron2's set-up of logs would outlive the test
-        for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
-            logger.handlers, logger.propagate = handlers, propagate
-            logger.setLevel(level)
+    return cli.run(cli.argument_parser().parse_args(argv))
 
 
 def metrics(output):

@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
 from detectron2.data import detection_utils as utils
 from detectron2.data.transforms import ResizeTransform
 from omegaconf import DictConfig, OmegaConf
 
-from d2kd.config.nodes import dataset_names
+from d2kd.config.nodes import dataset_names, made
 from d2kd.data.mapping import map_entry
 from d2kd.data.samples import isolated_rng
 from d2kd.engine.defaults import ConfigError
@@ -44,12 +43,13 @@ def test_images(cfg: DictConfig, which: Sequence[str] | int) -> list[tuple[str, 
     Raises:
         ConfigError: the loader has no dataset and mapper, or there is no such entry or file.
         SampleError: the mapper cannot read one.
+        ValueError, OSError: the data cannot be read.
     """
     if any(OmegaConf.select(cfg, f"{_KEY}.{part}") is None for part in ("dataset", "mapper")):
         raise ConfigError(f"{_KEY} has no dataset and mapper, from which the images to draw are taken.")
     with isolated_rng(0):
-        entries: list[dict[str, Any]] = list(instantiate(cfg.dataloader.test.dataset))
-        mapper = instantiate(cfg.dataloader.test.mapper)
+        entries: list[dict[str, Any]] = list(made(cfg.dataloader.test.dataset, f"{_KEY}.dataset"))
+        mapper = made(cfg.dataloader.test.mapper, f"{_KEY}.mapper")
         if isinstance(which, int):
             having = (index for index, entry in enumerate(entries) if entry.get("annotations"))
             return [_mapped(mapper, *_entry(entries, str(index))) for index, _ in zip(having, range(which))]
