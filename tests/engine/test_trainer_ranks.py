@@ -9,13 +9,14 @@ import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
-from torch import multiprocessing, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import d2kd.engine.train
 from d2kd.config import load_config
 from d2kd.engine import Trainer
 from tests.helpers import build_detector, distilled, join_two, make_batch, run_step
+from tests.processes import on_two_ranks
 
 #: The tiny run with a GFL, distilled: no TorchScript of its losses computes otherwise in the first calls of a process.
 RUN = """
@@ -127,7 +128,7 @@ def folder(tmp_path_factory):
     (folder / "run.py").write_text(RUN.format(config=config, checkpoint=checkpoint))
     for name in ("straight", "resumed"):
         (folder / name).mkdir()
-    multiprocessing.spawn(worker, args=(str(folder),), nprocs=2)
+    on_two_ranks(worker, str(folder))
     return folder
 
 
@@ -164,7 +165,7 @@ def resumed(folder, ranks):
     # Of a run that was stopped after two iterations.
     shutil.copy(folder / "straight" / "model_0000001.pth", folder / "resumed")
     (folder / "resumed" / "last_checkpoint").write_text("model_0000001.pth")
-    multiprocessing.spawn(resumes, args=(str(folder),), nprocs=2)
+    on_two_ranks(resumes, str(folder))
     return folder / "resumed"
 
 

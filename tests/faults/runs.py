@@ -5,7 +5,6 @@ Each process is forked from a server that has imported all that a run needs, and
 """
 
 import io
-import multiprocessing
 import os
 import random
 import re
@@ -25,6 +24,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from d2kd.cli import train as cli
 from tests.helpers import build_detector
 from tests.own_project import write_project
+from tests.processes import server
 
 __all__ = ["PERIOD", "Lab", "Operation", "Outcome", "steps"]
 
@@ -83,8 +83,7 @@ class Lab:
             "OMP_NUM_THREADS": "1",
             "CUDA_VISIBLE_DEVICES": "",
         }
-        self._server = multiprocessing.get_context("forkserver")
-        self._server.set_forkserver_preload(["tests.faults.runs"])
+        self._server = server()
         process = self.start("straight")
         self._wait_for_step("straight", process)
         started = time.monotonic()

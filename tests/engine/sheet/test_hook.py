@@ -7,12 +7,13 @@ import pytest
 import torch
 from detectron2.config import LazyConfig
 from detectron2.utils import comm
-from torch import multiprocessing, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from d2kd.engine import Trainer
 from d2kd.engine.sheet import SheetWriter, sheet_writers
 from tests.helpers import build_detector, distilled, join_two, make_batch
+from tests.processes import on_two_ranks
 
 
 def images():
@@ -62,7 +63,7 @@ def worker(rank, folder):
 
 
 def test_of_two_ranks_the_main_one_draws_and_both_train_the_same(tmp_path):
-    multiprocessing.spawn(worker, args=(str(tmp_path),), nprocs=2)
+    on_two_ranks(worker, str(tmp_path))
     assert [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)] == [(True, 4), (True, 0)]
 
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from torch import multiprocessing
 
 from tests.helpers import join_two, make_batch, run_step
 from tests.modeling.detectors.helpers import LOSSES, build_given, random_maps
+from tests.processes import on_two_ranks
 
 NAMES = ("GFL", "ATSS", "DistributionATSS")
 OBJECTS = (0, 0, 5, 1)  # none at all on the first rank
@@ -30,7 +30,7 @@ def worker(rank, folder):
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.spawn(worker, args=(str(folder),), nprocs=2)
+    on_two_ranks(worker, str(folder))
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -5,7 +5,6 @@ from itertools import product
 
 import pytest
 import torch
-from torch import multiprocessing
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -26,6 +25,7 @@ from tests.helpers import (
     preset,
     run_step,
 )
+from tests.processes import on_two_ranks
 
 METHODS = ("bckd", "crosskd")
 #: TID without its statistics over a rank's batch, which design says are excepted: standardised features.
@@ -212,7 +212,7 @@ def worker(rank, folder):
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.spawn(worker, args=(str(folder),), nprocs=2)
+    on_two_ranks(worker, str(folder))
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

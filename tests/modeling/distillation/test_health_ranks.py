@@ -3,11 +3,11 @@
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
-from torch import multiprocessing
 
 from d2kd.modeling.distillation import health
 from d2kd.modeling.distillation.non_finite import NonFiniteError
 from tests.helpers import build_detector, distilled, join_two, make_batch, make_losses, preset
+from tests.processes import on_two_ranks
 
 
 def build(**fields):
@@ -59,7 +59,7 @@ def worker(rank, folder):
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.spawn(worker, args=(str(folder),), nprocs=2)
+    on_two_ranks(worker, str(folder))
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -7,13 +7,13 @@ from functools import partial
 import pytest
 import torch
 from fvcore.common.param_scheduler import LinearParamScheduler
-from torch import multiprocessing
 
 from d2kd.losses import BinaryClassificationKD
 from d2kd.modeling import DistilledDetector
 from d2kd.modeling.distillation import preflight
 from tests.helpers import build_detector, join_two, make_losses, preset, run_step
 from tests.modeling.distillation.known_scene import make_batch, teacher
+from tests.processes import on_two_ranks
 
 LOGGER = "detectron2.d2kd.modeling.distillation.preflight"
 
@@ -304,7 +304,7 @@ def worker(rank, folder):
 
 
 def test_ranks_come_to_one_verdict_in_one_step(tmp_path):
-    multiprocessing.spawn(worker, args=(str(tmp_path),), nprocs=2)
+    on_two_ranks(worker, str(tmp_path))
     (steps, sentence), other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert (steps, sentence) == other
     assert steps == 4 and "of 24 objects the right class" in sentence
