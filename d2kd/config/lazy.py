@@ -15,9 +15,9 @@ from d2kd.config.nodes import self_contained, target_name, target_of
 from d2kd.config.teacher_file import teacher_node
 from d2kd.methods import get_losses
 from d2kd.modeling import DistilledDetector
-from d2kd.modeling.adapters import family_of
+from d2kd.modeling.adapters import check_class, preset_families
 
-__all__ = ["ALONE", "CONFIG", "distill", "preset_families", "with_method"]
+__all__ = ["ALONE", "CONFIG", "distill", "with_method"]
 
 #: What :func:`with_method` takes beside the names of methods: no losses, and the losses of the config.
 ALONE, CONFIG = "alone", "config"
@@ -123,18 +123,6 @@ def _preset(method: str, student: DictConfig, teacher: object) -> dict[str, Dict
     return get_losses(method, *preset_families(student_class), teacher=teacher_families)
 
 
-def preset_families(detector_class: type) -> list[str]:
-    """
-    The names under which a method may have a preset for a detector, the nearest first: those of its class and of the
-    classes that it derives from, up to the one that an adapter reads.
-
-    Raises:
-        TypeError: no adapter reads it.
-    """
-    names = [cls.__name__ for cls in detector_class.__mro__]
-    return names[: names.index(family_of(detector_class)) + 1]
-
-
 def _teacher_model(teacher: DictConfig | str | os.PathLike[str]) -> DictConfig:
     if isinstance(teacher, (str, os.PathLike)):
         return teacher_node(os.fspath(teacher), "distill()'s teacher")
@@ -154,7 +142,7 @@ def _checked_node(node: DictConfig, name: str) -> DictConfig:
         )
     if isinstance(target, type):
         try:
-            family_of(target)
+            check_class(target)
         except TypeError as error:
             raise TypeError(f"distill()'s {name}: {error}") from error
     return self_contained(node, name, f"{name} moves under model.{'student' if name == 'model' else 'teacher.model'}")

@@ -290,7 +290,7 @@ CASES = [
         "student",
         "def forward(self, x): return super().forward(x)",
         "d2kd train: builtins.Mine overrides DenseDetector.forward, which d2kd replaces by its four steps"
-        " (preprocess_image, backbone, head, forward_training); move what it adds into one of those.",
+        " (preprocess_image, backbone, head, forward_training); move what it adds in training into one of those. If it adds something in inference alone, write trains_in_four_steps = True beside it (docs/own_detector.md#a-detector-with-its-own-forward).",
     ),
     own(
         "a student that never calls `label_anchors`",
@@ -310,15 +310,15 @@ CASES = [
         "a two-stage teacher",
         "fcos()",
         RCNN,
-        "d2kd train: distill()'s teacher: detectron2.modeling.meta_arch.rcnn.GeneralizedRCNN is no dense "
-        "(one-stage) detector; d2kd reads ATSS, FCOS, GFL, RetinaNet and their subclasses.",
+        "d2kd train: distill()'s teacher: detectron2.modeling.meta_arch.rcnn.GeneralizedRCNN is a two-stage "
+        "detector, and d2kd distils one-stage ones: ATSS, FCOS, GFL, RetinaNet and their subclasses (docs/own_detector.md#two-stage-detectors).",
     ),
     pair(
         "a two-stage student",
         RCNN,
         "fcos()",
-        "d2kd train: distill()'s model: detectron2.modeling.meta_arch.rcnn.GeneralizedRCNN is no dense "
-        "(one-stage) detector; d2kd reads ATSS, FCOS, GFL, RetinaNet and their subclasses.",
+        "d2kd train: distill()'s model: detectron2.modeling.meta_arch.rcnn.GeneralizedRCNN is a two-stage "
+        "detector, and d2kd distils one-stage ones: ATSS, FCOS, GFL, RetinaNet and their subclasses (docs/own_detector.md#two-stage-detectors).",
     ),
     pair(
         "a teacher that is distilled already",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from d2kd.checkpoint import check_finite
 from d2kd.losses import DistillationLoss
-from d2kd.modeling.adapters import get_adapter, input_format_of, record_taps, tap_indices
+from d2kd.modeling.adapters import check_lists, get_adapter, input_format_of, record_taps, tap_indices
 from d2kd.modeling.detectors.interface import check_detector, make_anchors, make_statistics_float, pixel_statistics
 from d2kd.modeling.distillation.overlap import Overlap
 from d2kd.modeling.distillation.teacher_engine import TeacherEngine, own_precision
@@ -244,6 +244,7 @@ class Teacher:
                 return step
             with record_taps(adapter.towers(detector.head) if tap_indices else {}, tap_indices, features) as taps:
                 predictions = detector.head(features)
+            check_lists(detector, predictions)
         output = adapter.dense_output(detector, predictions, anchors).select(levels)
         output.features = kept
         return replace(step, output=output, taps={key: [x[level] for level in levels] for key, x in taps.items()})
