@@ -80,7 +80,7 @@ def _refusal(cfg: CfgNode, name: str) -> str | None:
     if builder is None:
         if name in detectors.__all__:
             return f", which has no yacs form: write its LazyConfig ({_LAZY})."
-        known = [entry for entry, x in registered.items() if entry != DISTILLED and _may_be_read(x)]
+        known = sorted(entry for entry, x in registered.items() if entry != DISTILLED and _may_be_read(x))
         near = get_close_matches(name, known, 1)
         hint = f"did you mean {near[0]}? " if near else ""
         return (

@@ -37,8 +37,10 @@ model.teacher.model.head._target_ = MyHead
 PAIR = """
 import d2kd
 from detectron2.config import LazyCall as L
+import torch
 from detectron2.config import instantiate
 from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from d2kd.data import class_map
 from tests.nodes import fcos
 
@@ -354,14 +356,14 @@ CASES = [
     from_file(
         "of a two-stage detector",
         "MODEL:\n  META_ARCHITECTURE: GeneralizedRCNN\n",
-        OF_FILE + ", in which MODEL.META_ARCHITECTURE is 'GeneralizedRCNN', expected a registered dense detector "
-        "that d2kd reads, of RetinaNet, ATSS, GFL.",
+        OF_FILE + ", in which MODEL.META_ARCHITECTURE is 'GeneralizedRCNN': "
+        "detectron2.modeling.meta_arch.rcnn.GeneralizedRCNN is a two-stage detector, and d2kd distils one-stage ones: ATSS, FCOS, GFL, RetinaNet and their subclasses (docs/own_detector.md#two-stage-detectors).",
     ),
     from_file(
         "of an unknown detector",
         "MODEL:\n  META_ARCHITECTURE: MyNet\n",
-        OF_FILE + ", in which MODEL.META_ARCHITECTURE is 'MyNet', expected a registered dense detector that d2kd "
-        "reads, of RetinaNet, ATSS, GFL.",
+        OF_FILE + ", in which MODEL.META_ARCHITECTURE is 'MyNet', which is not in detectron2's META_ARCH_REGISTRY: "
+        "Of those that are, d2kd may read ATSS, FCOS, GFL, RetinaNet; import the module that registers yours before the model is built (docs/own_detector.md#another-projects-registry).",
     ),
     from_file(
         "based on a file that is not there",

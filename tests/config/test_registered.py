@@ -49,7 +49,7 @@ def registry(monkeypatch):
     "name, said",
     [
         ("RetinaNett", ", which is not in detectron2's META_ARCH_REGISTRY: did you mean RetinaNet?"),
-        ("", ", which is not in detectron2's META_ARCH_REGISTRY: Of those that are, d2kd may read RetinaNet, "),
+        ("", ", which is not in detectron2's META_ARCH_REGISTRY: Of those that are, d2kd may read ATSS, "),
         ("Nothing", "import the module that registers yours before the model is built"),
         ("DistilledDetector", ", which distils: give what MODEL.META_ARCHITECTURE would be without distillation."),
         ("Plain", ": tests.config.test_registered.Plain is no DenseDetector of detectron2, expected one that d2kd"),

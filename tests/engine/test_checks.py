@@ -116,9 +116,7 @@ def test_image_format_must_not_be_null(cfg, split, expected, said):
     cfg.dataloader.test = {**cfg.dataloader.test, "mapper": {"image_format": "BGR"}}
     cfg.model.input_format = None
     cfg.dataloader[split].mapper.image_format = "${model.input_format}"
-    with pytest.raises(
-        ConfigError, match=rf"dataloader.{split}.mapper.image_format is null, .*expected {said}: set"
-    ):
+    with pytest.raises(ConfigError, match=rf"dataloader.{split}.mapper.image_format is null, .*expected {said}: set"):
         check_image_format(cfg, SimpleNamespace(input_format=expected))
 
 
