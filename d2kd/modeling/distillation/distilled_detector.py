@@ -19,7 +19,7 @@ from d2kd.modeling.adapters import get_adapter, input_format_of
 from d2kd.modeling.detectors.interface import check_detector, make_statistics_float
 from d2kd.modeling.distillation.adopted_student import AdoptedStudent
 from d2kd.modeling.distillation.agreement import raised_on_all_ranks
-from d2kd.modeling.distillation.batch_check import check_batch
+from d2kd.modeling.distillation.batch_check import check_alone, check_batch
 from d2kd.modeling.distillation.crossing import crossed_assignment, crossed_output
 from d2kd.modeling.distillation.health import OBJECTS, Health
 from d2kd.modeling.distillation.monitors import read_step, scores_at_positives
@@ -211,12 +211,7 @@ class DistilledDetector(AdoptedStudent):
         """
         if not self.training:
             return self.student(batched_inputs, *args, **kwargs)
-        if args or kwargs:
-            found = ", ".join([f"{len(args)} more" if args else "", *kwargs]).strip(", ")
-            raise TypeError(
-                f"DistilledDetector was called in training with further arguments ({found}), expected batched_inputs "
-                "alone, since it replaces the student's forward by its four steps: put them into the samples."
-            )
+        check_alone(args, kwargs)
 
         if any(loss.weight > 0 for loss in self.losses.values()):
             self.load_teacher()
