@@ -123,6 +123,9 @@ def test_fcos_is_that_of_detectron2s_own_config():
     assert {name: getattr(ours, name) for name in numbers} == numbers
     ours.test_score_thresh = theirs.test_score_thresh = 0.0
     ours.load_state_dict(theirs.state_dict(), strict=True)
+    images = torch.randn(1, 3, 64, 96)
+    maps, same = (x.backbone(images) for x in built)
+    assert list(maps) == ["p3", "p4", "p5", "p6", "p7"] and all(torch.equal(x, same[name]) for name, x in maps.items())
     batch = [{"image": torch.rand(3, 64, 96) * 255}]
     found, expected = (x(batch)[0]["instances"] for x in built)
     assert len(found) > 0 and torch.equal(found.scores, expected.scores)
