@@ -66,7 +66,7 @@ setup(
     ],
     packages=find_packages(include=["d2kd", "d2kd.*"]),
     # d2kd/configs is a symlink to ../configs: data, which d2kd.get_config finds with importlib.resources
-    package_data={"d2kd": ["py.typed", "configs/*.py", "configs/**/*.py"]},
+    package_data={"d2kd": ["py.typed", "configs/*.py", "configs/**/*.py", "configs/**/*.yaml"]},
     entry_points={"console_scripts": ["d2kd = d2kd.__main__:main"]},
     install_requires=REQUIRES,
     extras_require={"demo": DEMO, "timm": TIMM, "real": TIMM + REAL, "dev": DEV + DEMO + TIMM},

@@ -77,7 +77,10 @@ def sentence(error: BaseException | str) -> str:
     wrong, of omegaconf's the key and the first line.
     """
     if isinstance(error, OmegaConfBaseException):
-        return f"{error.full_key}: {str(error).partition(chr(10))[0]}" if error.full_key else str(error)
+        text = str(error).partition("\n")[0] if error.full_key else str(error)
+        if moved := re.fullmatch(r"Interpolation key 'model\.(?!student\.|teacher\.)(\S+)' not found", text):
+            text += f"; of a distilled model it is ${{model.student.{moved[1]}}}."
+        return f"{error.full_key}: {text}" if error.full_key else text
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}."
     lines = str(error.args[0] if isinstance(error, KeyError) and error.args else error).splitlines()

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 from d2kd.cli.benchmark_data import Batch
 from d2kd.cli.benchmark_measure import Case
-from d2kd.config.lazy import preset_families
 from d2kd.losses import DistillationLoss
 from d2kd.methods import get_losses
 from d2kd.modeling import DistilledDetector
-from d2kd.modeling.adapters import Taps, cross_head, get_adapter, record_taps, tap_index, tap_indices
+from d2kd.modeling.adapters import Taps, cross_head, get_adapter, preset_families, record_taps, tap_index, tap_indices
 from d2kd.modeling.detectors.interface import label_anchors_of, make_anchors
 from d2kd.modeling.distillation.examination import examine
 from d2kd.modeling.distillation.gradient_shares import gradient_shares

@@ -14,9 +14,8 @@ from detectron2.structures import Boxes, Instances
 from omegaconf import DictConfig
 
 import d2kd
-from d2kd.config.lazy import preset_families
 from d2kd.methods import METHODS, get_losses
-from d2kd.modeling.adapters import get_adapter
+from d2kd.modeling.adapters import get_adapter, preset_families
 
 __all__ = ["FAMILIES", "SIZES", "Batch", "Size", "build_pair", "detectors_of", "make_batch", "methods_of", "title_of"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from copy import deepcopy
+from inspect import signature
 from typing import Any
 
 from detectron2.config import LazyCall as L
@@ -15,9 +16,9 @@ from d2kd.config.nodes import self_contained, target_name, target_of
 from d2kd.config.teacher_file import teacher_node
 from d2kd.methods import get_losses
 from d2kd.modeling import DistilledDetector
-from d2kd.modeling.adapters import family_of
+from d2kd.modeling.adapters import check_class, preset_families
 
-__all__ = ["ALONE", "CONFIG", "distill", "preset_families", "with_method"]
+__all__ = ["ALONE", "CONFIG", "distill", "with_method"]
 
 #: What :func:`with_method` takes beside the names of methods: no losses, and the losses of the config.
 ALONE, CONFIG = "alone", "config"
@@ -34,11 +35,14 @@ def distill(
     """
     Wrap a model node of a LazyConfig so that it is distilled; the rest of the config stays as it is.
 
-    The node moves under ``model.student``. Its references to the rest of the config are resolved here, since they would
-    point elsewhere from there. Every key of the result can be changed like any other key of the config. On a command
-    line a mapping is *merged* into the existing one: ``"model.teacher.class_map={0:1,2:0}"`` (quoted for the shell)
-    sets the map if there is none and adds to it otherwise; put ``model.teacher.class_map=null`` before it to replace
-    the map. (``model.teacher.class_map.0=1`` would make the id a text.) Likewise ``model.losses={}`` changes nothing;
+    The node moves under ``model.student``: what the rest of the config refers to as ``${model.num_classes}`` is then
+    ``${model.student.num_classes}``. Only ``${model.input_format}`` stays. The node's own references to the rest of the
+    config are resolved here, since they would point elsewhere from there.
+
+    Every key of the result can be changed like any other key of the config. On a command line a mapping is *merged*
+    into the existing one: ``"model.teacher.class_map={0:1,2:0}"`` (quoted for the shell) sets the map if there is none
+    and adds to it otherwise; put ``model.teacher.class_map=null`` before it to replace the map.
+    (``model.teacher.class_map.0=1`` would make the id a text.) Likewise ``model.losses={}`` changes nothing;
     ``model.losses=null`` and ``model.losses.NAME=null`` do.
 
     Args:
@@ -80,9 +84,28 @@ def distill(
             preflight="on",
         ),
         losses=nodes,
-        input_format=None,
+        input_format=_input_format(student),
         tap_projector_channels=None,
     )
+
+
+def _input_format(student: DictConfig) -> str | None:
+    """
+    What ``model.input_format`` is: a reference to the student's own, of which a node that leaves it out gets the
+    default of its constructor; of Detectron2's FCOS, which has none, the order that :func:`input_format_of` takes.
+    None: not known, a function's or a constructor's that does not name it.
+    """
+    target = target_of(student)
+    if student.get("input_format") is None and isinstance(target, type):
+        constructors = [vars(cls)["__init__"] for cls in target.__mro__ if "__init__" in vars(cls)]
+        parameters = [signature(x).parameters for x in constructors]
+        default = next((x["input_format"].default for x in parameters if "input_format" in x), None)
+        is_known = constructors[0].__module__.partition(".")[0] in ("detectron2", "d2kd")
+        if isinstance(default, str) and (is_known or "input_format" in parameters[0]):
+            student.input_format = default
+        elif default is None and is_known:
+            return "L" if len(student.get("pixel_mean") or "BGR") == 1 else "BGR"
+    return None if student.get("input_format") is None else "${.student.input_format}"
 
 
 def with_method(model: DictConfig, method: str) -> DictConfig:
@@ -123,18 +146,6 @@ def _preset(method: str, student: DictConfig, teacher: object) -> dict[str, Dict
     return get_losses(method, *preset_families(student_class), teacher=teacher_families)
 
 
-def preset_families(detector_class: type) -> list[str]:
-    """
-    The names under which a method may have a preset for a detector, the nearest first: those of its class and of the
-    classes that it derives from, up to the one that an adapter reads.
-
-    Raises:
-        TypeError: no adapter reads it.
-    """
-    names = [cls.__name__ for cls in detector_class.__mro__]
-    return names[: names.index(family_of(detector_class)) + 1]
-
-
 def _teacher_model(teacher: DictConfig | str | os.PathLike[str]) -> DictConfig:
     if isinstance(teacher, (str, os.PathLike)):
         return teacher_node(os.fspath(teacher), "distill()'s teacher")
@@ -154,7 +165,7 @@ def _checked_node(node: DictConfig, name: str) -> DictConfig:
         )
     if isinstance(target, type):
         try:
-            family_of(target)
+            check_class(target)
         except TypeError as error:
             raise TypeError(f"distill()'s {name}: {error}") from error
     return self_contained(node, name, f"{name} moves under model.{'student' if name == 'model' else 'teacher.model'}")

@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import IO
 
 import yaml
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.config import LazyCall as L
-from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from torch import nn
 
 from d2kd.checkpoint import forget_download, local_path
 from d2kd.config.nodes import target_of
+from d2kd.config.registered import DISTILLED, build_registered, check_readable
 from d2kd.config.untrusted import check_targets, read_yaml
-from d2kd.modeling import DistilledDetector, get_adapter
-from d2kd.modeling.adapters import family_of
-from d2kd.modeling.detectors import add_atss_config, add_gfl_config
+from d2kd.modeling import DistilledDetector
+from d2kd.modeling.detectors import add_atss_config, add_fcos_config, add_gfl_config
 
-__all__ = ["build_registered", "build_teacher", "teacher_node"]
+__all__ = ["build_teacher", "teacher_node"]
 
 #: The config field of the path, for messages.
 _KEY = "model.teacher.model.config (in a yacs config: MODEL.DISTILLATION.TEACHER_CONFIG)"
-_DISTILLED = DistilledDetector.__name__
 
 
 def teacher_node(config: str, key: str, trust: Sequence[str] = ()) -> DictConfig:
@@ -88,8 +85,8 @@ def build_teacher(config: str, trust: Sequence[str] = ()) -> DenseDetector:
     if "model" in content:
         return _build_lazy(OmegaConf.create(content, flags={"allow_objects": True}), what, trust)
     known = get_cfg()
-    add_gfl_config(known)
-    add_atss_config(known)
+    for add_config in (add_gfl_config, add_atss_config, add_fcos_config):
+        add_config(known)
     cfg = _SafeNode(known)
     cfg.set_new_allowed(True)
     try:
@@ -98,44 +95,12 @@ def build_teacher(config: str, trust: Sequence[str] = ()) -> DenseDetector:
         raise ValueError(f"{what}: {error}") from error
     cfg.MODEL.DEVICE = "cpu"  # Teacher.load moves it to the student's device
     name, where = cfg.MODEL.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE"
-    if name == _DISTILLED:
+    if name == DISTILLED:
         name = cfg.MODEL.get("DISTILLATION", {}).get("STUDENT_META_ARCHITECTURE", "")
         where = "MODEL.DISTILLATION.STUDENT_META_ARCHITECTURE"
     detector = build_registered(cfg, name, f"{what}, in which {where}")
     if getattr(detector, "input_format", None) is None:  # a detector that does not keep the order of its images
         detector.input_format = cfg.INPUT.FORMAT
-    return detector
-
-
-def build_registered(cfg: CfgNode, name: str, key: str) -> DenseDetector:
-    """
-    The detector that a yacs config describes if ``MODEL.META_ARCHITECTURE`` is ``name``.
-
-    Args:
-        cfg: a whole config; not changed.
-        name: a name in Detectron2's registry.
-        key: where the name was given, for messages.
-
-    Raises:
-        ValueError: ``name`` is not registered, is the name of no dense detector that d2kd reads, or cannot be built.
-        TypeError: ``name`` is a function that builds no such detector.
-    """
-    known = [entry for entry, builder in META_ARCH_REGISTRY if entry != _DISTILLED and _may_be_read(builder)]
-    if name not in known:
-        raise ValueError(
-            f"{key} is {name!r}, expected a registered dense detector that d2kd reads, of {', '.join(known)}."
-        )
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.META_ARCHITECTURE = name
-    try:
-        detector = build_model(cfg)
-    except Exception as error:  # of code that takes the config's values as they are
-        found = f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"{key} is {name!r}, which cannot be built of this config (is its _BASE_ missing?): {found}."
-        ) from error
-    _check_readable(detector, f"{key} is {name!r}")
     return detector
 
 
@@ -169,23 +134,5 @@ def _build_lazy(cfg: DictConfig, what: str, trust: Sequence[str] | None) -> Dens
     except (OmegaConfBaseException, ValueError) as error:
         raise ValueError(f"{what}: {error}") from error
     detector = instantiate(model)
-    _check_readable(detector, what)
+    check_readable(detector, what)
     return detector
-
-
-def _check_readable(detector: DenseDetector, what: str) -> None:
-    try:
-        get_adapter(detector)
-    except TypeError as error:
-        raise TypeError(f"{what}: {error}") from error
-
-
-def _may_be_read(builder: Callable[[CfgNode], nn.Module]) -> bool:
-    """Whether a registered class or function may build a detector that an adapter reads."""
-    if not isinstance(builder, type):
-        return True  # a function: what it builds is checked
-    try:
-        family_of(builder)
-    except TypeError:
-        return False
-    return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
 from detectron2.config import CfgNode, instantiate
@@ -11,11 +11,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from d2kd.config.lazy import preset_families
-from d2kd.config.teacher_file import build_registered, teacher_node
+from d2kd.config.registered import build_registered
+from d2kd.config.teacher_file import teacher_node
 from d2kd.losses import DistillationLoss
 from d2kd.methods import METHODS, get_losses
 from d2kd.modeling import distillation
+from d2kd.modeling.adapters import preset_families
 from d2kd.structures import kept_random_state
 
 __all__ = ["add_distillation_config"]
@@ -30,8 +31,10 @@ def add_distillation_config(cfg: CfgNode) -> None:
     All other keys are the student's, as they would be without distillation. The teacher's are in its own file.
     """
     node = cfg.MODEL.DISTILLATION = CfgNode()
-    # What MODEL.META_ARCHITECTURE would be without distillation: "RetinaNet", "GFL", "ATSS" or a subclass of theirs.
+    # What MODEL.META_ARCHITECTURE would be without distillation: "RetinaNet", "GFL", "ATSS", "FCOS" or your own.
     node.STUDENT_META_ARCHITECTURE = ""
+    # The family whose presets the student takes, if its class and adapter name none; "": its own.
+    node.STUDENT_FAMILY = ""
     # A name of d2kd.list_methods(); "": the student alone, the baseline, whatever the values of the keys below.
     node.METHOD = ""
     # Changes to that method's losses: "NAME.FIELD=value", or "NAME=null" to switch one off.
@@ -93,7 +96,7 @@ def DistilledDetector(cfg: CfgNode) -> distillation.DistilledDetector:
     return distillation.DistilledDetector(
         student=student,
         input_format=cfg.INPUT.FORMAT,
-        losses=_build_losses(type(student), node.METHOD, node.TEACHER_FAMILY, node.LOSSES or (), cfg.SOLVER.MAX_ITER),
+        losses=_build_losses(type(student), node, cfg.SOLVER.MAX_ITER),
         teacher={
             "model": teacher_node(node.TEACHER_CONFIG, f"{_NODE}.TEACHER_CONFIG", node.TEACHER_TRUST),
             "checkpoint": node.TEACHER_WEIGHTS,
@@ -121,18 +124,24 @@ def _class_map(pairs: Sequence[Sequence[int]]) -> dict[int, int] | None:
     return result or None
 
 
-def _build_losses(
-    detector_class: type, method: str, teacher_family: str, changes: Sequence[str], max_iter: int
-) -> dict[str, DistillationLoss]:
+def _build_losses(detector_class: type, node: CfgNode, max_iter: int) -> dict[str, DistillationLoss]:
+    method, changes = node.METHOD, node.LOSSES or ()
+    presets: Mapping[str, object] = METHODS.get(method, {})
+    for key in ("STUDENT_FAMILY", "TEACHER_FAMILY"):
+        if presets and node[key] and node[key] not in presets:
+            raise ValueError(
+                f"{_NODE}.{key} is {node[key]!r}, expected one that {method} has a preset for: {', '.join(presets)}."
+            )
+    families = [node.STUDENT_FAMILY] if node.STUDENT_FAMILY else preset_families(detector_class)
+    if presets and not any(family in presets for family in families):
+        raise ValueError(
+            f"{_NODE}.METHOD is {method!r}, which has no preset for {' or '.join(families)}, only for "
+            f"{', '.join(presets)}: set {_NODE}.STUDENT_FAMILY to that whose predictions are coded as the student's."
+        )
     try:
-        preset = get_losses(method, *preset_families(detector_class), teacher=teacher_family)
+        preset = get_losses(method, *families, teacher=node.TEACHER_FAMILY)
     except ValueError as error:
         raise ValueError(f"{_NODE}.METHOD is {method!r}. {error}") from error
-    if teacher_family and teacher_family not in METHODS[method]:
-        raise ValueError(
-            f"{_NODE}.TEACHER_FAMILY is {teacher_family!r}, expected one that {method} has a preset for: "
-            f"{', '.join(METHODS[method])}."
-        )
     # Presets stretch their schedules over train.max_iter, as a LazyConfig has it.
     tree = OmegaConf.create({"train": {"max_iter": max_iter}, "losses": preset}, flags={"allow_objects": True})
     losses = tree.losses

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
@@ -20,22 +19,24 @@ def class_map(
 ) -> dict[int, int]:
     """
     Match each class of the teacher to the student's class of exactly the same name; the others take no part in
-    distillation. In a config, ``cfg.model.teacher.class_map = L(class_map)(teacher="coco_2017_train",
-    student="my_train")``: it is called when the teacher is loaded, and not in evaluation.
+    distillation, and several that ``rename`` gives one name are merged. In a config, ``cfg.model.teacher.class_map =
+    L(class_map)(teacher="coco_2017_train", student="my_train")``: it is called when the teacher is loaded, and not in
+    evaluation.
 
     Args:
         teacher: name of a dataset that the teacher was trained on, or its class names in the order of their ids. The
             names of a dataset are the ``thing_classes`` of its metadata; if a registered dataset has none yet, its
             annotations are read first, from which ``register_coco_instances`` takes them.
         student: the same for the student.
-        rename: teacher's name -> student's name, for classes that have different names.
+        rename: teacher's name -> student's name, for classes that have different names, such as ``{"car": "vehicle",
+            "truck": "vehicle"}``.
 
     Returns:
         teacher's class id -> student's class id, in the order of the teacher's ids.
 
     Raises:
         ValueError: an unknown dataset, one without class names, two classes of one name, an unknown name in
-            ``rename``, two classes of the teacher for one of the student, or no class in common.
+            ``rename``, or no class in common.
     """
     their_names, our_names = _names(teacher, "teacher"), _names(student, "student")
     rename = dict(rename or {})
@@ -48,13 +49,6 @@ def class_map(
         for index, name in enumerate(their_names)
         if (our_id := our_ids.get(rename.get(name, name))) is not None
     }
-    for our_id, count in Counter(matches.values()).items():
-        if count > 1:
-            several = [their_names[a] for a, b in matches.items() if b == our_id]
-            raise ValueError(
-                f"class_map() found the student's {our_names[our_id]!r} in {' and '.join(map(repr, several))} of the "
-                "teacher, but each class of the student can be one of the teacher's: change rename, or give an id map."
-            )
     if not matches:
         raise ValueError(
             f"class_map() found no class of the student ({_listed(our_names)}) among the teacher's "
@@ -63,7 +57,7 @@ def class_map(
     unknown = [name for index, name in enumerate(our_names) if index not in matches.values()]
     logger.info(
         "Class map: %d of the student's %d classes are among the teacher's %d: %s. %s",
-        len(matches),
+        len(set(matches.values())),
         len(our_names),
         len(their_names),
         ", ".join(f"{their_names[a]} ({a}) -> {our_names[b]} ({b})" for a, b in matches.items()),

@@ -23,6 +23,7 @@ __all__ = ["check_classes", "check_evaluation", "check_image_format", "check_met
 
 logger = logging.getLogger(f"detectron2.{__name__}")  # which any script that trains sets up
 
+_ABSENT = object()
 #: What COCOEvaluator returns of each task, beside the AP of each class.
 _COCO_METRICS = {
     "bbox": ("AP", "AP50", "AP75", "APs", "APm", "APl"),
@@ -98,9 +99,15 @@ def check_image_format(cfg: DictConfig, model: nn.Module) -> None:
         )
     for split in ("train", "test"):
         key = f"dataloader.{split}.mapper.image_format"
-        found = OmegaConf.select(cfg, key, default=None)
-        if found is None:
+        found = OmegaConf.select(cfg, key, default=_ABSENT)
+        if found is _ABSENT:
             continue
+        if found is None:
+            wanted = "that of the images that the model was made for" if expected is None else repr(expected)
+            raise ConfigError(
+                f"{key} is null, so that images keep the channel order of their files, expected {wanted}: set it "
+                "(${model.input_format} is the order of a distilled model)."
+            )
         channels = _channels(found)
         if statistics is not None and channels not in (None, len(statistics)):
             raise ConfigError(

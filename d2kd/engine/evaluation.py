@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators, inference_on_dataset
+from detectron2.layers import batched_nms
 from detectron2.structures import Instances
 from detectron2.utils import comm
 from detectron2.utils.logger import log_first_n
@@ -116,7 +117,8 @@ def teacher_predictor(model: nn.Module) -> Callable[[Sequence[Mapping]], list[di
     """
     The loaded teacher of a ``DistilledDetector``, to be evaluated on the student's test loader: it gets images in its
     own channel order, and its detections get the student's class ids. Those of classes that its class map leaves out
-    are dropped, after they took their share of ``max_detections_per_image``.
+    are dropped, after they took their share of ``max_detections_per_image``. Where it merges several classes, their
+    boxes suppress one another, as those of one class do.
 
     Raises:
         ConfigError: the model has no teacher or no losses.
@@ -140,7 +142,13 @@ def teacher_predictor(model: nn.Module) -> Callable[[Sequence[Mapping]], list[di
     def predict(batch: Sequence[Mapping]) -> list[dict]:
         with guarded_hooks():
             found = detector(batch if same_order else [{**item, "image": item["image"].flip(0)} for item in batch])
-        return found if class_map is None else [_with_students_ids(output, class_map) for output in found]
+        if class_map is None:
+            return found
+        outputs = [_with_students_ids(output, class_map) for output in found]
+        if len(set(class_map.values())) < len(class_map):
+            for output in outputs:
+                output["instances"] = _suppressed(output["instances"], getattr(detector, "test_nms_thresh", 0.5))
+        return outputs
 
     return predict
 
@@ -150,3 +158,7 @@ def _with_students_ids(output: Mapping[str, Any], class_map: Mapping[int, int]) 
     ids = [class_map.get(number, -1) for number in instances.pred_classes.tolist()]
     instances.pred_classes = instances.pred_classes.new_tensor(ids)
     return {**output, "instances": instances[instances.pred_classes >= 0]}
+
+
+def _suppressed(instances: Instances, iou: float) -> Instances:
+    return instances[batched_nms(instances.pred_boxes.tensor, instances.scores, instances.pred_classes, iou)]

@@ -128,3 +128,28 @@ class DenseOutput:
         else:
             logits = [x.index_select(self.class_dim, whole_numbers(tuple(classes), x.device)) for x in self.logits]
         return replace(self, logits=logits)
+
+    def merge_classes(self, groups: Sequence[Sequence[int]] | None) -> DenseOutput:
+        """
+        The same with one class for each of ``groups``, which are the ids of one class or of several; None: all classes,
+        as they are. Where no group has several, as :meth:`with_classes`.
+
+        The logit of several classes is the largest of theirs. Scores are sigmoids, one classifier a class, so an object
+        of any of them is an object of the merged class, which is as sure as the surest of them; and this is the score
+        that the detector itself would report of the box. The probability of "any of them" if they were independent, 1 -
+        prod(1 - p), would add up the small scores that the background has of every class, and log-sum-exp is that of a
+        softmax, which these detectors do not have.
+        """
+        if groups is None:
+            return self
+        first = self.with_classes([ids[0] for ids in groups])
+        several = tuple(number for number, ids in enumerate(groups) if len(ids) > 1)
+        if not several:
+            return first
+        dim = self.class_dim
+        logits = []
+        for x, one in zip(self.logits, first.logits, strict=True):
+            ids = (whole_numbers(tuple(groups[number]), x.device) for number in several)
+            largest = torch.stack([x.index_select(dim, of_one).amax(dim) for of_one in ids], dim)
+            logits.append(one.index_copy(dim, whole_numbers(several, x.device), largest))
+        return replace(self, logits=logits)

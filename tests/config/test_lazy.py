@@ -5,6 +5,7 @@ from inspect import signature
 import pytest
 from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig, instantiate
+from detectron2.modeling.meta_arch import RetinaNet
 from detectron2.modeling.meta_arch.fcos import FCOS
 from omegaconf import OmegaConf
 from torch import nn
@@ -17,7 +18,7 @@ from d2kd.modeling import DistilledDetector
 from d2kd.modeling.distillation.state import build_losses
 from d2kd.modeling.distillation.teacher import Teacher
 from tests.helpers import build_detector, make_batch, run_step
-from tests.nodes import checkpoint_of, fcos, retinanet
+from tests.nodes import checkpoint_of, fcos, gfl, retinanet
 
 # ---- distill ---------------------------------------------------------------------------------------------------------
 
@@ -51,6 +52,42 @@ def test_the_node_shows_every_argument_that_can_be_set():
     assert set(node.teacher) == {parameter.name for parameter in parameters}
     for parameter in parameters:  # with the values that it has where it is left out
         assert parameter.name == "model" or node.teacher[parameter.name] == parameter.default
+
+
+class OwnOrder(RetinaNet):
+    """Its constructor does not say what it takes beside the key of its own."""
+
+    def __init__(self, *, extra=1, **kwargs):
+        super().__init__(input_format="RGB", **kwargs)
+
+
+@pytest.mark.parametrize(
+    "model, expected",
+    [
+        (retinanet(input_format="RGB"), "RGB"),
+        (retinanet(), "BGR"),  # the default of its class
+        (retinanet(input_format=None), "BGR"),
+        (retinanet(input_format="${order}"), "RGB"),
+        (gfl(), "BGR"),  # that of a class that it derives from
+        (fcos(), "BGR"),  # which has none
+        (fcos(pixel_mean=[100.0], pixel_std=[50.0]), "L"),
+        (L(build_detector)(family="RetinaNet"), None),
+        (L(build_detector)(family="RetinaNet", input_format="RGB"), "RGB"),
+        (retinanet(_target_=OwnOrder), None),
+    ],
+)
+def test_a_reference_to_the_models_input_format_reads_the_students(model, expected):
+    """As a mapper's image_format may have it; whatever is changed afterwards."""
+    cfg = OmegaConf.create(
+        {"order": "RGB", "model": model, "image_format": "${model.input_format}"}, flags={"allow_objects": True}
+    )
+    cfg.model = distill(cfg.model, teacher=fcos(), teacher_checkpoint="t.pth", losses={})
+    assert cfg.image_format == expected
+    if expected in ("BGR", "RGB"):
+        assert instantiate(cfg.model).input_format == expected
+    if model._target_ is RetinaNet:
+        LazyConfig.apply_overrides(cfg, ["model.student.input_format=RGB"])
+        assert cfg.image_format == instantiate(cfg.model).input_format == "RGB"
 
 
 def test_losses_of_ones_own():
@@ -115,7 +152,7 @@ def test_what_is_no_model_node_is_refused(node):
     with pytest.raises(TypeError, match="Expected model to be a model node with a _target_"):
         distill(node, teacher=fcos(), method="bckd")
     with pytest.raises(
-        TypeError, match="Linear is no dense .one-stage. detector; d2kd reads ATSS, FCOS, GFL, RetinaNet and"
+        TypeError, match="Linear is no DenseDetector of detectron2, expected one that d2kd reads: ATSS, FCOS, GFL, Ret"
     ):
         distill(L(nn.Linear)(in_features=1, out_features=1), teacher=fcos(), method="bckd")
 

@@ -109,6 +109,17 @@ def test_a_resumed_run_does_not_read_its_first_weights(cfg, tmp_path):
         check_config(cfg)
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("expected, said", [("BGR", "'BGR'"), (None, "that of the images that the model was made for")])
+def test_image_format_must_not_be_null(cfg, split, expected, said):
+    """As a reference to a key that is null would leave it: Detectron2 then reads what the file has."""
+    cfg.dataloader.test = {**cfg.dataloader.test, "mapper": {"image_format": "BGR"}}
+    cfg.model.input_format = None
+    cfg.dataloader[split].mapper.image_format = "${model.input_format}"
+    with pytest.raises(ConfigError, match=rf"dataloader.{split}.mapper.image_format is null, .*expected {said}: set"):
+        check_image_format(cfg, SimpleNamespace(input_format=expected))
+
+
 def test_image_format_must_be_the_models(cfg):
     check_image_format(cfg, SimpleNamespace(input_format="BGR"))
     check_image_format(cfg, SimpleNamespace())  # Detectron2's FCOS does not say

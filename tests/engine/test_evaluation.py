@@ -82,6 +82,21 @@ def test_the_teachers_detections_get_the_students_classes(caplog):
     assert found["instances"].scores.tolist() == [0.0, 1.0, 3.0]
 
 
+def test_boxes_of_merged_classes_suppress_one_another():
+    """A car and a truck of one object are one vehicle; of another class, or elsewhere, they stay."""
+    boxes = torch.tensor([[0.0, 0, 8, 8], [0, 0, 8, 7.5], [0, 0, 8, 8], [20, 20, 28, 28]])
+    scores, classes = torch.tensor([0.6, 0.9, 0.5, 0.4]), torch.tensor([0, 1, 2, 1])
+
+    def detector(batch):
+        return [{"instances": Instances((32, 32), pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)}]
+
+    detector.num_classes, detector.test_nms_thresh = 3, 0.6
+    for class_map, expected in (({0: 1, 1: 1, 2: 0}, [0.9, 0.5, 0.4]), ({0: 1, 1: 2, 2: 0}, [0.6, 0.9, 0.5, 0.4])):
+        teacher = SimpleNamespace(detector=detector, input_format="BGR", class_map=class_map)
+        (found,) = teacher_predictor(SimpleNamespace(teacher=teacher, input_format="BGR"))([{}])
+        assert found["instances"].scores.tolist() == pytest.approx(expected)
+
+
 def test_a_test_set_without_annotations_has_no_ap(tmp_path, caplog):
     """And so no best checkpoint, which an AP of 0 would give; it is said once."""
     for annotations in ({}, {"annotations": []}):

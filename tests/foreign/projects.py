@@ -72,13 +72,10 @@ def train(cfg: DictConfig) -> nn.Module:
     return model
 
 
-#: The page whose diffs and code are run by tests.
-PAGE = Path(__file__).parents[2] / "docs/embedding.md"
-
-
-def code_blocks(language: str) -> list[str]:
-    """The blocks of one language in the page."""
-    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+def code_blocks(language: str, page: str = "embedding.md") -> list[str]:
+    """The blocks of one language in a page of the documentation."""
+    text = (Path(__file__).parents[2] / "docs" / page).read_text()
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
 def find_diff(file: str) -> str:

@@ -1,4 +1,4 @@
-"""The adapter that docs/embedding.md writes for a head that d2kd does not know."""
+"""The adapter that docs/own_detector.md writes for a head that d2kd does not know."""
 
 import sys
 from types import ModuleType
@@ -15,7 +15,7 @@ from tests.foreign.projects import code_blocks
 from tests.foreign.trunk import TrunkDetector, build_trunk_detector
 from tests.helpers import build_detector, distilled, gradients, make_batch, preset, reached, run_step
 
-(CODE,) = [block for block in code_blocks("python") if "class TrunkAdapter" in block]
+(CODE,) = [block for block in code_blocks("python", "own_detector.md") if "class TrunkAdapter" in block]
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def registered(monkeypatch):
     project = ModuleType("my_project")
     project.TrunkDetector = TrunkDetector
     monkeypatch.setitem(sys.modules, "my_project", project)
-    exec(compile(CODE, "docs/embedding.md", "exec"), {"__name__": "adapter_of_the_page"})
+    exec(compile(CODE, "docs/own_detector.md", "exec"), {"__name__": "adapter_of_the_page"})
 
 
 def build(seed, **kwargs):
@@ -82,12 +82,10 @@ def test_crossed_with_a_family_that_d2kd_knows(registered, known):
 
 
 def test_in_a_config(registered, tmp_path):
-    """As the page says: losses are borrowed from a preset."""
+    """As the page says: by the name of a method, of the preset that the adapter names, or by borrowing one."""
     torch.save({"model": build(1, width=8).state_dict()}, tmp_path / "teacher.pth")
-    node = d2kd.distill(
-        L(build_trunk_detector)(),
-        teacher=L(build_trunk_detector)(width=8),
-        teacher_checkpoint=str(tmp_path / "teacher.pth"),
-        losses=get_losses("crosskd", "FCOS"),
-    )
+    pair = dict(teacher=L(build_trunk_detector)(width=8), teacher_checkpoint=str(tmp_path / "teacher.pth"))
+    node = d2kd.distill(L(build_trunk_detector)(), losses=get_losses("crosskd", "FCOS"), **pair)
     assert run_step(instantiate(node), make_batch())["loss_kd_crosskd_cls"] > 0
+    by_name = d2kd.distill(L(TrunkDetector)(), method="crosskd", **pair)
+    assert by_name.losses == node.losses

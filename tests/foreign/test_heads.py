@@ -10,6 +10,9 @@ from detectron2.modeling.meta_arch.fcos import FCOS
 from torch import nn
 
 import d2kd
+from d2kd.modeling import DistilledDetector
+from d2kd.modeling.adapters import RetinaNetAdapter
+from d2kd.modeling.detectors import GFLHead
 from tests.foreign import heads
 from tests.foreign.projects import SharedTrainingHead
 from tests.helpers import build_detector, distilled, make_batch, preset, run_step
@@ -169,9 +172,9 @@ def test_one_tower_under_both_names():
     assert d2kd.check_adapter(detector).channels == {"cls": [8, 8, 8], "box": [8, 8, 8]}
     stock = build_detector("RetinaNet")
     stock.head.bbox_subnet = stock.head.cls_subnet
-    with pytest.raises(ValueError, match="recorded 6 times for 3 levels.* once a branch"):
+    with pytest.raises(ValueError, match="block 1 of its 'cls' tower 2 times a level, .* use the output again"):
         distilled(build_detector("RetinaNet"), stock, "crosskd").load_teacher()
-    with pytest.raises(TypeError, match="recorded 6 times for 3 levels"):
+    with pytest.raises(TypeError, match="tower 2 times a level"):
         d2kd.check_adapter(stock)
     check_step(build_detector("RetinaNet"), stock, "bckd", "RetinaNet")
 
@@ -214,6 +217,55 @@ def test_a_centerness_that_is_missing():
     detector.head.__class__ = heads.RetinaNetHead
     with pytest.raises(TypeError, match=r"returned 2 lists of maps, expected 3 \(class logits, boxes, centerness\)"):
         run_step(distilled(build_detector("FCOS", seed=1), detector, "bckd").train(), make_batch())
+
+
+class ForgetfulHead(GFLHead):
+    def predict(self, level, towers_out):
+        super().predict(level, towers_out)
+
+
+class PairedHead(GFLHead):
+    def predict(self, level, towers_out):
+        return super().predict(level, towers_out), None
+
+
+@pytest.mark.parametrize("head_class, found", [(ForgetfulHead, "None"), (PairedHead, "tuple, NoneType")])
+@pytest.mark.parametrize("odd", ["student", "teacher"])
+def test_a_heads_predict_that_returns_no_maps(odd, head_class, found):
+    detector = build_detector("GFL")
+    detector.head.__class__ = head_class
+    pair = [detector, build_detector("GFL", seed=1)]
+    model = distilled(*(pair if odd == "student" else pair[::-1]), "bckd")
+    name = head_class.__name__
+    with pytest.raises(
+        TypeError, match=rf"^{name}.predict\(\) returned {found}, expected the maps .* end {name}.predict"
+    ):
+        run_step(model, make_batch())
+
+
+class HeadWithoutReturn(heads.RetinaNetHead):
+    def forward(self, features):
+        super().forward(features)
+
+
+@pytest.mark.parametrize("engine", ["eager", "folded"])
+@pytest.mark.parametrize("odd", ["student", "teacher"])
+def test_a_head_that_returns_nothing(odd, engine):
+    pair = [heads.with_head("RetinaNet", HeadWithoutReturn), build_detector("RetinaNet", seed=1)]
+    student, teacher = pair if odd == "student" else pair[::-1]
+    losses = preset("bckd", "RetinaNet")
+    model = DistilledDetector(student=student, teacher=dict(model=teacher, engine=engine), losses=losses)
+    with pytest.raises(TypeError, match="HeadWithoutReturn.forward returned a NoneType, expected lists of per-level"):
+        run_step(model, make_batch())
+
+
+def test_an_adapters_predict_that_returns_no_maps(monkeypatch):
+    monkeypatch.setattr(RetinaNetAdapter, "predict", lambda self, head, level, towers: None)
+    pair = build_detector("RetinaNet"), build_detector("RetinaNet", seed=1)
+    with pytest.raises(TypeError, match=r"RetinaNetAdapter.predict\(\) returned None, expected the maps of one level"):
+        distilled(*pair, "crosskd").load_teacher()
+    with pytest.raises(TypeError, match=r"predict\(\) fails with RetinaNetAdapter.predict\(\) returned None"):
+        d2kd.check_adapter(pair[0])
 
 
 @pytest.mark.parametrize("family, name", [("RetinaNet", "cls_score"), ("FCOS", "ctrness")])

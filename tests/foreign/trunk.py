@@ -1,4 +1,4 @@
-"""A detector and a head of nobody's family, for which docs/embedding.md writes an adapter. Not a test."""
+"""A detector and a head of nobody's family, for which docs/own_detector.md writes an adapter. Not a test."""
 
 import torch
 from detectron2.layers import batched_nms

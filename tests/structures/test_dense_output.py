@@ -1,6 +1,9 @@
 """The dense output says what Detectron2's own flat predictions, boxes and labels say."""
 
 import dataclasses
+from copy import deepcopy
+from math import inf
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +12,17 @@ from detectron2.modeling.box_regression import Box2BoxTransform, Box2BoxTransfor
 from detectron2.structures import Boxes
 
 from d2kd.modeling import get_adapter
-from tests.helpers import FAMILIES, NUM_CLASSES, REG_MAX, build_detector, flat_assignment, make_batch
+from tests.helpers import (
+    FAMILIES,
+    NUM_CLASSES,
+    REG_MAX,
+    build_detector,
+    distilled,
+    flat_assignment,
+    make_batch,
+    preset,
+    run_step,
+)
 
 SIZES = [(6, 8), (3, 4), (2, 2)]
 
@@ -158,6 +171,48 @@ def test_labels_stand_where_their_anchors_do(family):
     # RetinaNet ignores anchors for their IoU, the others none but those in the padding of their image.
     assert torch.equal(ignored, ~valid) if family != "RetinaNet" else (valid.all() and ignored.any())
     assert (~valid).any() == (family in ("GFL", "ATSS"))
+
+
+@pytest.mark.parametrize(
+    "thresholds, expected",
+    [
+        ([-inf, 0.4, 0.5, inf], (0.4, 0.5)),
+        ([0.3, 0.7], (0.3, 0.7)),  # without infinity at the ends
+        ([-inf, 0.5, inf], (0.5, 0.5)),
+        ([-inf, inf], None),
+        ([], None),
+        (0.5, None),
+        (None, None),
+        ("absent", None),
+    ],
+)
+def test_a_matcher_of_ones_own(thresholds, expected):
+    """It may choose in any way: finite thresholds are read, if it has some; the detector trains, alone and taught."""
+    detector = build_detector("RetinaNet")
+    stock, matcher = detector.anchor_matcher, SimpleNamespace()
+    if thresholds != "absent":
+        matcher.thresholds = thresholds
+    detector.anchor_matcher = OwnMatcher(stock, matcher)
+    anchors = detector.anchor_generator([torch.zeros(2, 8, h, w) for h, w in SIZES])
+    gt = [x["instances"] for x in make_batch()]
+    labelled = detector.label_anchors(anchors, gt)
+    assert get_adapter(detector).assignment(detector, labelled, gt, SIZES).iou_thresholds == expected
+    alone = run_step(distilled(deepcopy(detector)), make_batch())
+    losses = run_step(
+        distilled(detector, build_detector("RetinaNet", seed=1), preset("tid", "RetinaNet")), make_batch()
+    )
+    assert losses["loss_kd_tid"].isfinite() and all(torch.equal(losses[name], value) for name, value in alone.items())
+
+
+class OwnMatcher:
+    """Matches as another does, and has the attributes that it is given."""
+
+    def __init__(self, stock, attributes):
+        self._stock = stock
+        vars(self).update(vars(attributes))
+
+    def __call__(self, overlaps):
+        return self._stock(overlaps)
 
 
 def test_labels_of_another_order_or_number_are_refused():

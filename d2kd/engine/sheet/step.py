@@ -156,7 +156,7 @@ def _gap(model: DistilledDetector, item: Mapping[str, Any]) -> list[Tensor]:
         tap_indices={},
     ).crop(output.sizes)
     gaps = []
-    for ours, theirs in zip(output.logits, taught.output.with_classes(overlap.teacher_classes).logits):
+    for ours, theirs in zip(output.logits, taught.output.merge_classes(overlap.teacher_classes).logits):
         scores = [x[0].float().sigmoid() for x in (ours, theirs)]  # (A, K, H, W)
         if not overlap.same_anchors:
             scores = [x.amax(0) for x in scores]

@@ -1,7 +1,14 @@
 """Adapters: how one family of detectors is read. Nothing else knows how a head is built."""
 
 from d2kd.modeling.adapters.atss import ATSSAdapter
-from d2kd.modeling.adapters.base import ADAPTER_REGISTRY, Adapter, family_of, get_adapter, input_format_of
+from d2kd.modeling.adapters.base import (
+    ADAPTER_REGISTRY,
+    Adapter,
+    check_class,
+    get_adapter,
+    input_format_of,
+    preset_families,
+)
 from d2kd.modeling.adapters.fcos import FCOSAdapter
 from d2kd.modeling.adapters.gfl import GFLAdapter
 from d2kd.modeling.adapters.maps import check_lists
@@ -21,13 +28,14 @@ __all__ = [
     "RetinaNetAdapter",
     "Taps",
     "check_adapter",
+    "check_class",
     "check_lists",
     "cross_head",
     "crosses_itself",
-    "family_of",
     "get_adapter",
     "guarded_hooks",
     "input_format_of",
+    "preset_families",
     "record_taps",
     "tap_channels",
     "tap_index",

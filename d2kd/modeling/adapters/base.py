@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from detectron2.modeling import GeneralizedRCNN, ProposalNetwork
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, Instances
 from fvcore.common.registry import Registry
@@ -16,7 +18,15 @@ from d2kd.modeling.detectors import DistributionBoxes
 from d2kd.modeling.detectors.interface import num_classes_of, reg_max_of
 from d2kd.structures import Assignment, DenseOutput, OutputSpec
 
-__all__ = ["ADAPTER_REGISTRY", "Adapter", "family_of", "get_adapter", "input_format_of", "predictors_of"]
+__all__ = [
+    "ADAPTER_REGISTRY",
+    "Adapter",
+    "check_class",
+    "get_adapter",
+    "input_format_of",
+    "predictors_of",
+    "preset_families",
+]
 
 ADAPTER_REGISTRY = Registry("ADAPTER")
 ADAPTER_REGISTRY.__doc__ = """
@@ -35,6 +45,8 @@ class Adapter(ABC):
     detector_class: type[DenseDetector]
     #: Whether the family predicts centerness.
     has_centerness = False
+    #: The family whose presets fit, such as "FCOS", if the methods have none for :attr:`detector_class`.
+    preset_family = ""
 
     def towers(self, head: nn.Module) -> dict[str, list[Block]]:
         """
@@ -101,8 +113,6 @@ class Adapter(ABC):
             num_labelled: how many images have labels, which come first; None: all.
         """
         labels = torch.stack(list(labelled[0]))
-        # Detectron2's Matcher has infinity at both ends.
-        matcher = getattr(detector, "anchor_matcher", None)
         return Assignment.from_flat(
             labels,
             num_classes_of(detector),
@@ -111,8 +121,16 @@ class Adapter(ABC):
             gt_classes=[x.gt_classes for x in gt_instances],
             valid=self.valid_anchors(labels),
             num_labelled=num_labelled,
-            iou_thresholds=None if matcher is None else (matcher.thresholds[1], matcher.thresholds[-2]),
+            iou_thresholds=_iou_thresholds(getattr(detector, "anchor_matcher", None)),
         )
+
+
+def _iou_thresholds(matcher: object) -> tuple[float, float] | None:
+    """The least and the largest finite one (Detectron2's ``Matcher`` has infinity at both ends); None: it has none."""
+    thresholds = getattr(matcher, "thresholds", None)
+    numbers = thresholds if isinstance(thresholds, Sequence) else ()
+    finite = [float(x) for x in numbers if isinstance(x, (int, float)) and math.isfinite(x)]
+    return (min(finite), max(finite)) if finite else None
 
 
 def predictors_of(head: nn.Module, *names: str) -> list[nn.Module]:
@@ -144,30 +162,49 @@ def _box_coding(transform: object) -> str:
     return f"{type(transform).__name__}({', '.join(f'{k}={v}' for k, v in settings if k != 'scale_clamp')})"
 
 
-def _nearest(detector_class: type) -> Adapter:
-    adapters = {adapter.detector_class: adapter for _, adapter in ADAPTER_REGISTRY}
-    for cls in detector_class.__mro__:
-        if cls in adapters:
-            return adapters[cls]()
-    known = ", ".join(sorted(cls.__name__ for cls in adapters))
+def check_class(detector_class: type) -> None:
+    """
+    Raises:
+        TypeError: no adapter reads its instances; the message says why, and where the documentation helps.
+    """
+    known = ", ".join(sorted(adapter.detector_class.__name__ for _, adapter in ADAPTER_REGISTRY))
+    name = f"{detector_class.__module__}.{detector_class.__name__}"
+    if issubclass(detector_class, (GeneralizedRCNN, ProposalNetwork)):
+        raise TypeError(
+            f"{name} is a two-stage detector, and d2kd distils one-stage ones: {known} and their subclasses "
+            "(docs/own_detector.md#two-stage-detectors)."
+        )
     if not issubclass(detector_class, DenseDetector):
         raise TypeError(
-            f"{detector_class.__module__}.{detector_class.__name__} is no dense (one-stage) detector; d2kd reads "
-            f"{known} and their subclasses."
+            f"{name} is no DenseDetector of detectron2, expected one that d2kd reads: {known} and their subclasses. "
+            "Make it one (docs/own_detector.md#a-plain-module-as-a-densedetector)."
         )
-    raise TypeError(
-        f"d2kd has no adapter for {detector_class.__module__}.{detector_class.__name__}; it reads {known} and their "
-        "subclasses. Register a subclass of d2kd.modeling.Adapter in d2kd.modeling.ADAPTER_REGISTRY for it."
-    )
+    if not any(issubclass(detector_class, adapter.detector_class) for _, adapter in ADAPTER_REGISTRY):
+        raise TypeError(
+            f"d2kd has no adapter for {name}; it reads {known} and their subclasses. Register a subclass of "
+            "d2kd.modeling.Adapter in d2kd.modeling.ADAPTER_REGISTRY for it "
+            "(docs/own_detector.md#a-head-that-d2kd-does-not-know)."
+        )
 
 
-def family_of(detector_class: type) -> str:
-    """Name of the detector family that ``detector_class`` belongs to, e.g. ``"FCOS"``.
+def _nearest(detector_class: type) -> Adapter:
+    check_class(detector_class)
+    adapters = {adapter.detector_class: adapter for _, adapter in ADAPTER_REGISTRY}
+    return next(adapters[cls] for cls in detector_class.__mro__ if cls in adapters)()
+
+
+def preset_families(detector_class: type) -> list[str]:
+    """
+    The names under which a method may have a preset for a detector, the nearest first: those of its class and of the
+    classes that it derives from, up to the one that an adapter reads, and that adapter's ``preset_family``.
 
     Raises:
         TypeError: no adapter reads it.
     """
-    return _nearest(detector_class).detector_class.__name__
+    names = [cls.__name__ for cls in detector_class.__mro__]
+    adapter = _nearest(detector_class)
+    own = names[: names.index(adapter.detector_class.__name__) + 1]
+    return [*own, adapter.preset_family] if adapter.preset_family else own
 
 
 def input_format_of(detector: nn.Module, override: str | None, field: str) -> str:
@@ -200,19 +237,24 @@ def get_adapter(detector: DenseDetector) -> Adapter:
     """
     The adapter that reads ``detector``.
 
+    A class that overrides ``DenseDetector.forward`` for inference alone says so by ``trains_in_four_steps = True``
+    beside that ``forward``: in training it then must do nothing but ``preprocess_image``, backbone, head and
+    ``forward_training``, which d2kd calls itself.
+
     Raises:
-        TypeError: the detector overrides ``DenseDetector.forward`` (d2kd runs its four steps itself), is no
-            ``DenseDetector``, or belongs to no family with an adapter.
+        TypeError: the detector overrides ``DenseDetector.forward`` and does not say so, is no ``DenseDetector``, or
+            belongs to no family with an adapter.
     """
     cls = type(detector)
-    if not isinstance(detector, DenseDetector):
-        raise TypeError(f"Expected a detectron2 DenseDetector, found {cls.__module__}.{cls.__name__}.")
-    if cls.forward is not DenseDetector.forward:
-        raise TypeError(
-            f"{cls.__module__}.{cls.__name__} overrides DenseDetector.forward, which d2kd replaces by its four steps "
-            "(preprocess_image, backbone, head, forward_training); move what it adds into one of those."
-        )
     adapter = _nearest(cls)
+    overriding = next(part for part in cls.__mro__ if "forward" in vars(part))
+    if overriding is not DenseDetector and vars(overriding).get("trains_in_four_steps") is not True:
+        raise TypeError(
+            f"{overriding.__module__}.{overriding.__name__} overrides DenseDetector.forward, which d2kd replaces by "
+            "its four steps (preprocess_image, backbone, head, forward_training); move what it adds in training into "
+            "one of those. If it adds something in inference alone, write trains_in_four_steps = True beside it "
+            "(docs/own_detector.md#a-detector-with-its-own-forward)."
+        )
     reg_max = reg_max_of(detector.head)
     if reg_max is not None and not isinstance(detector, DistributionBoxes):
         raise TypeError(

@@ -45,7 +45,7 @@ def check_maps(
     """
     check_lists(detector, predictions)
     head, family = type(detector.head).__name__, type(detector).__name__
-    remedy = f"register an Adapter for {family} whose dense_output() reads them (docs/embedding.md)."
+    remedy = f"register an Adapter for {family} whose dense_output() reads them (docs/own_detector.md)."
     if len(predictions) < len(channels):
         raise TypeError(
             f"{head}.forward returned {len(predictions)} lists of maps, expected {len(channels)} ("

@@ -34,7 +34,7 @@ class AdapterCheck:
         detector, head = type(self.detector).__name__, type(self.detector.head).__name__
         return (
             f"{type(self.adapter).__name__} does not fit this {detector} with a {head}: {found.rstrip('.')}. Register "
-            f"an Adapter for {detector} whose {method}() {task} (docs/embedding.md)."
+            f"an Adapter for {detector} whose {method}() {task} (docs/own_detector.md)."
         )
 
     def refuse(self, method: str, task: str, found: str) -> NoReturn:

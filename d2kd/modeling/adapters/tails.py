@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from d2kd.losses.align import align_statistics
 from d2kd.modeling.adapters.base import Adapter, get_adapter
 from d2kd.modeling.adapters.taps import Taps, run_block
+from d2kd.modeling.detectors.interface import check_level
 
 __all__ = ["cross_head", "tap_index", "tap_indices"]
 
@@ -65,7 +66,7 @@ def cross_head(
             for block in blocks[index:]:
                 x = run_block(block, x, level)
             outputs[branch] = x
-        per_level.append(adapter.predict(head, level, outputs))
+        per_level.append(check_level(adapter.predict(head, level, outputs), type(adapter).__name__))
     return [list(maps) for maps in zip(*per_level)]
 
 

@@ -103,6 +103,14 @@ def record_taps(
         for handle in handles:
             handle.remove()
     for (branch, index), record in taps.items():
+        calls, rest = divmod(len(record), len(features))
+        if calls > 1 and not rest:
+            raise ValueError(
+                f"The head calls block {index} of its '{branch}' tower {calls} times a level, expected once, since its "
+                "output is taken from that call: call it once and use the output again (a tower that both branches "
+                "share), write an adapter whose towers() names blocks that run once (docs/own_detector.md#a-head-that-"
+                "d2kd-does-not-know), or choose losses with source='student'."
+            )
         if len(record) != len(features):
             raise ValueError(
                 f"Tap after block {index} of the '{branch}' tower was recorded {len(record)} times for "

@@ -10,7 +10,7 @@ from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["P6P7", "build_resnet_fpn_p6p7_backbone"]
+__all__ = ["P6P7", "build_resnet_fpn_p6p7_backbone", "build_resnet_fpn_relu_p6p7_backbone"]
 
 
 class P6P7(LastLevelP6P7):
@@ -39,11 +39,22 @@ class P6P7(LastLevelP6P7):
 @BACKBONE_REGISTRY.register()
 def build_resnet_fpn_p6p7_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """ResNet and FPN whose P6 and P7 are made from P5 without a ReLU between them, as GFL's and ATSS's."""
+    return _resnet_fpn(cfg, input_shape, relu_before_p7=False)
+
+
+@BACKBONE_REGISTRY.register()
+def build_resnet_fpn_relu_p6p7_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """The same with a ReLU between them, as FCOS's."""
+    return _resnet_fpn(cfg, input_shape, relu_before_p7=True)
+
+
+def _resnet_fpn(cfg: CfgNode, input_shape: ShapeSpec, *, relu_before_p7: bool) -> FPN:
+    channels = cfg.MODEL.FPN.OUT_CHANNELS
     return FPN(
         bottom_up=build_resnet_backbone(cfg, input_shape),
         in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        out_channels=channels,
         norm=cfg.MODEL.FPN.NORM,
-        top_block=P6P7(cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.FPN.OUT_CHANNELS, in_feature="p5"),
+        top_block=P6P7(channels, channels, in_feature="p5", relu_before_p7=relu_before_p7),
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )

@@ -6,6 +6,7 @@ from d2kd.modeling.detectors.base import AssignedDetector
 from d2kd.modeling.detectors.config import add_atss_config, add_gfl_config
 from d2kd.modeling.detectors.distribution import DistributionBoxes, expected_distances
 from d2kd.modeling.detectors.distribution_detectors import DistributionATSS, DistributionFCOS, DistributionRetinaNet
+from d2kd.modeling.detectors.fcos import add_fcos_config
 from d2kd.modeling.detectors.gfl import GFL, GFLHead
 from d2kd.modeling.detectors.head import DenseHead
 
@@ -22,6 +23,7 @@ __all__ = [
     "DistributionRetinaNet",
     "GFLHead",
     "add_atss_config",
+    "add_fcos_config",
     "add_gfl_config",
     "expected_distances",
 ]

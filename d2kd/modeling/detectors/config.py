@@ -11,9 +11,10 @@ from detectron2.modeling import build_backbone
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from torch import nn
 
+import d2kd.modeling.backbones.fpn  # noqa: F401  # registers the backbones that the docstrings name
 from d2kd.modeling.detectors.assigner import ATSSAssigner
 
-__all__ = ["add_atss_config", "add_gfl_config", "yacs_arguments"]
+__all__ = ["add_atss_config", "add_gfl_config", "common_arguments", "common_defaults", "yacs_arguments"]
 
 
 def add_gfl_config(cfg: CfgNode) -> None:
@@ -23,7 +24,7 @@ def add_gfl_config(cfg: CfgNode) -> None:
     Its backbone is ``MODEL.BACKBONE.NAME: build_resnet_fpn_p6p7_backbone`` with ``MODEL.RESNETS.OUT_FEATURES`` and
     ``MODEL.FPN.IN_FEATURES`` res3 to res5; neither these nor the pixel statistics are touched here.
     """
-    node = cfg.MODEL.GFL = _common_defaults()
+    node = cfg.MODEL.GFL = _assigned_defaults()
     # Bins of a side's distribution: REG_MAX + 1, over distances of 0 to REG_MAX strides.
     node.REG_MAX = 16
     # Exponent of the quality focal loss.
@@ -36,7 +37,7 @@ def add_gfl_config(cfg: CfgNode) -> None:
 def add_atss_config(cfg: CfgNode) -> None:
     """Add ``cfg.MODEL.ATSS`` with the paper's values, for ``MODEL.META_ARCHITECTURE: ATSS``; see
     :func:`add_gfl_config`."""
-    node = cfg.MODEL.ATSS = _common_defaults()
+    node = cfg.MODEL.ATSS = _assigned_defaults()
     # Weights on (dx, dy, dw, dh) of the box code.
     node.BBOX_REG_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
     node.FOCAL_LOSS_GAMMA = 2.0
@@ -46,7 +47,8 @@ def add_atss_config(cfg: CfgNode) -> None:
     node.CENTERNESS_LOSS_WEIGHT = 1.0
 
 
-def _common_defaults() -> CfgNode:
+def common_defaults() -> CfgNode:
+    """The keys that GFL, ATSS and FCOS share."""
     node = CfgNode()
     # Foreground classes.
     node.NUM_CLASSES = 80
@@ -56,11 +58,6 @@ def _common_defaults() -> CfgNode:
     node.NORM = "GN"
     # Score of every class at the start of training.
     node.PRIOR_PROB = 0.01
-    # Side of the square anchor of a cell, in strides, and the place of its centre in the cell.
-    node.ANCHOR_SCALE = 8.0
-    node.ANCHOR_OFFSET = 0.0
-    # Candidates of each object and level in assignment.
-    node.ATSS_TOPK = 9
     # Inference: the class score that a detection must exceed, candidates of a level, IoU of suppression.
     node.SCORE_THRESH_TEST = 0.05
     node.TOPK_CANDIDATES_TEST = 1000
@@ -68,18 +65,27 @@ def _common_defaults() -> CfgNode:
     return node
 
 
-def yacs_arguments(cfg: CfgNode, node: CfgNode, build_head: Callable[..., nn.Module]) -> dict[str, Any]:
+def _assigned_defaults() -> CfgNode:
+    node = common_defaults()
+    # Side of the square anchor of a cell, in strides, and the place of its centre in the cell.
+    node.ANCHOR_SCALE = 8.0
+    node.ANCHOR_OFFSET = 0.0
+    # Candidates of each object and level in assignment.
+    node.ATSS_TOPK = 9
+    return node
+
+
+def common_arguments(cfg: CfgNode, node: CfgNode, build_head: Callable[..., nn.Module]) -> dict[str, Any]:
     """
-    The arguments of :class:`AssignedDetector` without the box transform.
+    The arguments that GFL, ATSS and FCOS share.
 
     Args:
         cfg: the whole config.
-        node: of the detector, ``cfg.MODEL.GFL`` or ``cfg.MODEL.ATSS``.
-        build_head: called with the arguments that the two heads share.
+        node: of the detector, such as ``cfg.MODEL.GFL``.
+        build_head: called with the arguments that their heads share.
     """
     backbone = build_backbone(cfg)
     shapes: Sequence[ShapeSpec] = [backbone.output_shape()[name] for name in node.IN_FEATURES]
-    strides = [shape.stride for shape in shapes]
     head = build_head(
         input_shape=shapes,
         num_classes=node.NUM_CLASSES,
@@ -91,13 +97,6 @@ def yacs_arguments(cfg: CfgNode, node: CfgNode, build_head: Callable[..., nn.Mod
         "backbone": backbone,
         "head": head,
         "head_in_features": node.IN_FEATURES,
-        "anchor_generator": DefaultAnchorGenerator(
-            sizes=[[node.ANCHOR_SCALE * stride] for stride in strides],
-            aspect_ratios=[1.0],
-            strides=strides,
-            offset=node.ANCHOR_OFFSET,
-        ),
-        "assigner": ATSSAssigner(topk=node.ATSS_TOPK),
         "num_classes": node.NUM_CLASSES,
         "test_score_thresh": node.SCORE_THRESH_TEST,
         "test_topk_candidates": node.TOPK_CANDIDATES_TEST,
@@ -105,5 +104,22 @@ def yacs_arguments(cfg: CfgNode, node: CfgNode, build_head: Callable[..., nn.Mod
         "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
         "pixel_mean": cfg.MODEL.PIXEL_MEAN,
         "pixel_std": cfg.MODEL.PIXEL_STD,
+    }
+
+
+def yacs_arguments(cfg: CfgNode, node: CfgNode, build_head: Callable[..., nn.Module]) -> dict[str, Any]:
+    """The arguments of :class:`AssignedDetector` without the box transform; see :func:`common_arguments`."""
+    arguments = common_arguments(cfg, node, build_head)
+    shapes = arguments["backbone"].output_shape()
+    strides = [shapes[name].stride for name in node.IN_FEATURES]
+    return {
+        **arguments,
+        "anchor_generator": DefaultAnchorGenerator(
+            sizes=[[node.ANCHOR_SCALE * stride] for stride in strides],
+            aspect_ratios=[1.0],
+            strides=strides,
+            offset=node.ANCHOR_OFFSET,
+        ),
+        "assigner": ATSSAssigner(topk=node.ATSS_TOPK),
         "input_format": cfg.INPUT.FORMAT,
     }

@@ -9,6 +9,8 @@ import torch
 from detectron2.layers import CycleBatchNormList, ShapeSpec, get_norm
 from torch import Tensor, nn
 
+from d2kd.modeling.detectors.interface import check_level
+
 __all__ = ["DenseHead", "Norm", "Scale"]
 
 #: A norm as Detectron2's ``norm=`` arguments take it: its name, or what makes it from the number of channels.
@@ -142,16 +144,17 @@ class DenseHead(nn.Module):
 
         Raises:
             ValueError: not as many levels as the head was built for.
+            TypeError: a subclass's :meth:`predict` returns something else.
         """
         if len(features) != self.num_levels:
             raise ValueError(
                 f"The head was built for {self.num_levels} levels and got {len(features)}: give the detector's "
                 "head_in_features and head.input_shape the same length."
             )
-        per_level = [
-            self.predict(level, {"cls": self.cls_subnet(x), "box": self.bbox_subnet(x)})
-            for level, x in enumerate(features)
-        ]
+        per_level = []
+        for level, x in enumerate(features):
+            found = self.predict(level, {"cls": self.cls_subnet(x), "box": self.bbox_subnet(x)})
+            per_level.append(check_level(found, type(self).__name__))
         return [list(maps) for maps in zip(*per_level)]
 
 

@@ -13,6 +13,7 @@ __all__ = [
     "BoxTransform",
     "box_transform_of",
     "check_detector",
+    "check_level",
     "check_strides",
     "inference_of",
     "label_anchors_of",
@@ -99,6 +100,24 @@ def make_statistics_float(detector: DenseDetector) -> None:
 def pixel_statistics(detector: DenseDetector) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of its images, each (C, 1, 1)."""
     return detector.get_buffer("pixel_mean"), detector.get_buffer("pixel_std")
+
+
+def check_level(found: object, who: str) -> tuple[Tensor, ...]:
+    """
+    Args:
+        found: what a ``predict`` of one level returned.
+        who: the class that it belongs to.
+
+    Raises:
+        TypeError: it is no tuple of maps.
+    """
+    if isinstance(found, (tuple, list)) and all(isinstance(x, Tensor) for x in found):
+        return tuple(found)
+    kinds = ", ".join(type(x).__name__ for x in found) if isinstance(found, (tuple, list)) else type(found).__name__
+    raise TypeError(
+        f"{who}.predict() returned {'None' if found is None else kinds}, expected the maps of one level, a tuple in "
+        f"the order in which the head's forward returns its lists: end {who}.predict() with a return of them."
+    )
 
 
 def reg_max_of(head: nn.Module) -> int | None:

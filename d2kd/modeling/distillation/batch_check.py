@@ -13,7 +13,20 @@ from torch import Tensor
 from d2kd.modeling.detectors.interface import num_classes_of, pixel_statistics
 from d2kd.modeling.distillation.non_finite import label_faults
 
-__all__ = ["check_batch", "check_samples"]
+__all__ = ["check_alone", "check_batch", "check_samples"]
+
+
+def check_alone(args: Sequence[object], kwargs: Mapping[str, object]) -> None:
+    """
+    Raises:
+        TypeError: a model was called in training with more than a batch.
+    """
+    if args or kwargs:
+        found = ", ".join([*([f"{len(args)} more"] if args else []), *kwargs])
+        raise TypeError(
+            f"DistilledDetector was called in training with further arguments ({found}), expected batched_inputs "
+            "alone, since it replaces the student's forward by its four steps: put them into the samples."
+        )
 
 
 def check_samples(batch: object) -> None:

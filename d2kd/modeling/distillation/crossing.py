@@ -60,7 +60,7 @@ def crossed_output(
     own = teacher_run.output
     anchors = [Boxes(x.permute(1, 2, 0, 3).flatten(0, 2)) for x in own.anchors]
     output = adapter.dense_output(teacher, predictions, anchors)
-    return replace(output, decode=own.decode).with_classes(overlap.teacher_classes)
+    return replace(output, decode=own.decode).merge_classes(overlap.teacher_classes)
 
 
 def crossed_assignment(
@@ -91,4 +91,4 @@ def crossed_assignment(
         teacher, labelled, gt_instances, teacher_run.sizes, num_labelled=student_assignment.num_labelled
     )
     sizes = [(x.shape[-2], x.shape[-1]) for x in student_assignment.labels]
-    return assignment.select(overlap.teacher_levels, sizes).with_classes(overlap.teacher_classes)
+    return assignment.select(overlap.teacher_levels, sizes).with_classes(overlap.first_teacher_classes)

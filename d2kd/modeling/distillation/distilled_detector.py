@@ -19,7 +19,7 @@ from d2kd.modeling.adapters import get_adapter, input_format_of
 from d2kd.modeling.detectors.interface import check_detector, make_statistics_float
 from d2kd.modeling.distillation.adopted_student import AdoptedStudent
 from d2kd.modeling.distillation.agreement import raised_on_all_ranks
-from d2kd.modeling.distillation.batch_check import check_batch
+from d2kd.modeling.distillation.batch_check import check_alone, check_batch
 from d2kd.modeling.distillation.crossing import crossed_assignment, crossed_output
 from d2kd.modeling.distillation.health import OBJECTS, Health
 from d2kd.modeling.distillation.monitors import read_step, scores_at_positives
@@ -98,12 +98,12 @@ class DistilledDetector(AdoptedStudent):
                 f"model.losses has {', '.join(built)} but model.teacher is null: name a teacher, or set "
                 "model.losses=null to train the student alone."
             )
-        self.distillation = DistillationState(built, tap_projectors).to(self.device)
         self.tap_projector_channels = tap_projector_channels
         self._teacher = Teacher(**teacher) if built and teacher is not None else None
         self._overlap: Overlap | None = None  # until the pair was checked
         self._preflight = Preflight()
         self._health = Health()
+        self.distillation = DistillationState(built, tap_projectors).to(self.device)  # last, see AdoptedStudent
         warn_of_stacked_terms(built)
 
     # ---- the teacher -------------------------------------------------------------------------------------------------
@@ -186,13 +186,16 @@ class DistilledDetector(AdoptedStudent):
 
     # ---- one step --------------------------------------------------------------------------------------------
 
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
+    def forward(
+        self, batched_inputs: list[dict[str, Any]], *args: Any, **kwargs: Any
+    ) -> dict[str, Tensor] | list[dict[str, Any]]:
         """
         Args:
             batched_inputs: as for the student; in training each has "image" (C, H, W) and, if it has labels,
                 "instances". One without, or with ``"unlabeled": True``, is seen by the losses alone whose regions need
                 no labels, and left out of a step without such losses. With several ranks a rank's share may be empty:
                 its losses are zeros in the graph of all parameters.
+            args, kwargs: what else the student's own ``forward`` takes, in eval mode.
 
         Returns:
             in training, scalars by name: the student's detection losses, then ``loss_kd_<name>`` for each
@@ -203,10 +206,12 @@ class DistilledDetector(AdoptedStudent):
                 images and the likely cause.
             ValueError: no images, in a single process; what :class:`Preflight` and :class:`Health` find, among others;
                 on all ranks.
-            TypeError: torch's ``fully_shard`` was called for the student or the teacher as a whole.
+            TypeError: torch's ``fully_shard`` was called for the student or the teacher as a whole; or further
+                arguments in training.
         """
         if not self.training:
-            return self.student(batched_inputs)
+            return self.student(batched_inputs, *args, **kwargs)
+        check_alone(args, kwargs)
 
         if any(loss.weight > 0 for loss in self.losses.values()):
             self.load_teacher()

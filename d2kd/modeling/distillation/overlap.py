@@ -24,20 +24,26 @@ class Overlap:
 
     Attributes:
         student_levels, teacher_levels: indices of the levels that both have, in the student's order.
-        student_classes, teacher_classes: their class ids for each class that both have; None: the same ids for both.
+        student_classes: the student's id of each class that both have; None: all, with the same ids for both.
+        teacher_classes: the teacher's id of each of them, or its several ids, which are merged; None: likewise.
         anchor_difference: the first difference between their anchors on these levels, in words; None without any.
     """
 
     student_levels: tuple[int, ...]
     teacher_levels: tuple[int, ...]
     student_classes: tuple[int, ...] | None
-    teacher_classes: tuple[int, ...] | None
+    teacher_classes: tuple[tuple[int, ...], ...] | None
     anchor_difference: str | None
 
     @property
     def same_anchors(self) -> bool:
         """Whether both put the same anchors on the same cells of these levels."""
         return self.anchor_difference is None
+
+    @property
+    def first_teacher_classes(self) -> tuple[int, ...] | None:
+        """Of :attr:`teacher_classes` the first id of each, which stands for the others in labels."""
+        return None if self.teacher_classes is None else tuple(ids[0] for ids in self.teacher_classes)
 
     def common_objects(self, gt_classes: Sequence[Tensor], device: torch.device) -> list[Tensor] | None:
         """
@@ -59,10 +65,10 @@ class Overlap:
     def in_teacher_classes(
         self, gt_instances: Sequence[Instances], common_objects: Sequence[Tensor] | None
     ) -> list[Instances]:
-        """The :meth:`common_objects` of each image, with the teacher's class ids."""
-        if self.student_classes is None or self.teacher_classes is None or common_objects is None:
+        """The :meth:`common_objects` of each image, with :attr:`first_teacher_classes`."""
+        if self.student_classes is None or self.first_teacher_classes is None or common_objects is None:
             return list(gt_instances)
-        teacher_id = dict(zip(self.student_classes, self.teacher_classes))
+        teacher_id = dict(zip(self.student_classes, self.first_teacher_classes))
         ids = tuple(teacher_id.get(i, -1) for i in range(max(self.student_classes) + 1))
         renamed = []
         for instances, kept in zip(gt_instances, common_objects, strict=True):
@@ -75,7 +81,7 @@ class Overlap:
 def find_overlap(student: DenseDetector, teacher: DenseDetector, class_map: Mapping[int, int] | None = None) -> Overlap:
     """
     Args:
-        class_map: teacher class id -> student class id; None: the same ids.
+        class_map: teacher class id -> student class id, several to one if need be; None: the same ids.
 
     Raises:
         ValueError: no level of one stride, other numbers of classes without a map, or a map that does not fit; the
@@ -114,7 +120,7 @@ def _anchor_difference(
 
 def _match_classes(
     ours: int, theirs: int, class_map: Mapping[int, int] | None
-) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
+) -> tuple[tuple[int, ...] | None, tuple[tuple[int, ...], ...] | None]:
     """The student's and the teacher's ids of the common classes, by the student's; (None, None): all, as they are."""
     if class_map is None:
         if ours != theirs:
@@ -138,13 +144,7 @@ def _match_classes(
     by_student: dict[int, list[int]] = {}
     for teacher_id, student_id in class_map.items():
         by_student.setdefault(int(student_id), []).append(int(teacher_id))
-    for student_id, teacher_ids in by_student.items():
-        if len(teacher_ids) > 1:
-            raise ValueError(
-                f"model.teacher.class_map maps {' and '.join(map(str, teacher_ids))} to {student_id}: each class of "
-                "the student can be one of the teacher's."
-            )
-    pairs = sorted((student_id, teacher_ids[0]) for student_id, teacher_ids in by_student.items())
-    if pairs == [(i, i) for i in range(ours)] and ours == theirs:
+    pairs = sorted((student_id, tuple(sorted(teacher_ids))) for student_id, teacher_ids in by_student.items())
+    if pairs == [(i, (i,)) for i in range(ours)] and ours == theirs:
         return None, None
     return tuple(s for s, _ in pairs), tuple(t for _, t in pairs)

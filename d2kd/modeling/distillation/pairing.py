@@ -190,7 +190,7 @@ def _log_overlap(student: DenseDetector, teacher: DenseDetector, overlap: Overla
             len(overlap.student_classes),
             num_classes_of(student),
             num_classes_of(teacher),
-            ", ".join(f"{t} -> {s}" for t, s in pairs),
+            ", ".join(f"{' + '.join(map(str, ids))} -> {s}" for ids, s in pairs),
         )
 
 

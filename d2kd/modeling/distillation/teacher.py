@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from d2kd.checkpoint import check_finite
 from d2kd.losses import DistillationLoss
-from d2kd.modeling.adapters import get_adapter, input_format_of, record_taps, tap_indices
+from d2kd.modeling.adapters import check_lists, get_adapter, input_format_of, record_taps, tap_indices
 from d2kd.modeling.detectors.interface import check_detector, make_anchors, make_statistics_float, pixel_statistics
 from d2kd.modeling.distillation.overlap import Overlap
 from d2kd.modeling.distillation.teacher_engine import TeacherEngine, own_precision
@@ -40,7 +40,8 @@ class Teacher:
             "model".
         input_format: channel order that the teacher was trained with; None: its own ``input_format``, else "BGR".
         class_map: teacher class id -> student class id, or a node that makes one; None: both have the same ids.
-            Classes that it leaves out take no part.
+            Classes that it leaves out take no part; several that it maps to one are merged
+            (:meth:`DenseOutput.merge_classes`).
         precision: "fp32": its weights have the dtype of the model that is taught and it runs under the training's
             autocast, if any. "bf16" or "fp16": its weights are cast once, when it is loaded, and it runs outside of
             autocast, as does the part of its head that taps are sent through; that backward pass in fp16 needs a loss
@@ -244,6 +245,7 @@ class Teacher:
                 return step
             with record_taps(adapter.towers(detector.head) if tap_indices else {}, tap_indices, features) as taps:
                 predictions = detector.head(features)
+            check_lists(detector, predictions)
         output = adapter.dense_output(detector, predictions, anchors).select(levels)
         output.features = kept
         return replace(step, output=output, taps={key: [x[level] for level in levels] for key, x in taps.items()})
@@ -309,4 +311,4 @@ def run_teacher(
         keep_features=any(loss.task == "feature" for loss in losses),
         keep_predictions=any(loss.reads_predictions for loss in losses),
     )
-    return replace(step, output=step.output.with_classes(overlap.teacher_classes))
+    return replace(step, output=step.output.merge_classes(overlap.teacher_classes))

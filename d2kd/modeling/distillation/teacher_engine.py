@@ -21,7 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from d2kd.modeling.adapters import guarded_hooks
+from d2kd.modeling.adapters import check_lists, guarded_hooks
 from d2kd.modeling.detectors.interface import inference_of, pixel_statistics
 
 __all__ = ["TeacherEngine", "own_precision"]
@@ -273,7 +273,9 @@ def _forward(detector: DenseDetector, images: Tensor) -> list[list[Tensor]]:
     maps = detector.backbone(images)
     features = [maps[name] for name in detector.head_in_features]
     with guarded_hooks():
-        kinds = [features, *detector.head(features)]
+        predictions = detector.head(features)
+    check_lists(detector, predictions)
+    kinds = [features, *predictions]
     return [maps for kind in kinds if (maps := [x for x in tree_leaves(kind) if isinstance(x, Tensor)])]
 
 

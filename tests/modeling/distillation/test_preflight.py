@@ -101,6 +101,23 @@ def test_a_class_map_that_is_wrong(short):
     assert 'model.teacher.class_map=null "model.teacher.class_map={0:0,1:1,2:2}"' in sentence
 
 
+def split(weights):
+    """Its class 1 under two ids, of which 3 is that which it scores."""
+    for key in ("head.cls_score.weight", "head.cls_score.bias"):
+        weights[key] = torch.cat([weights[key], weights[key][1:2]])
+    weights["head.cls_score.bias"][1] -= 100
+
+
+def test_classes_that_are_merged(short, caplog):
+    """They are known as one; another order is told with all ids of each."""
+    known = teacher(change=split, num_classes=4)
+    with caplog.at_level(logging.INFO, LOGGER):
+        train(model_of(known, class_map={0: 0, 1: 1, 2: 2, 3: 1}), short)
+    assert "the teacher gives 1.00 of 24 objects the right class" in caplog.text
+    sentence = stop_of(model_of(known, class_map={0: 1, 1: 0, 2: 2, 3: 0}), short)
+    assert 'model.teacher.class_map=null "model.teacher.class_map={0:0,1:1,3:1,2:2}" it gives 1.00' in sentence
+
+
 def test_batch_norms_without_their_statistics(short, caplog):
     """Colours are seen without them, and no box is right any more."""
     train(model_of(teacher(change=reset_norms)), short)

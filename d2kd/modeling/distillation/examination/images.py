@@ -21,7 +21,7 @@ from d2kd.modeling.distillation.examination.pixel_settings import PixelSetting, 
 from d2kd.modeling.distillation.overlap import Overlap
 from d2kd.modeling.distillation.student_step import labels_of, predict
 from d2kd.modeling.distillation.teacher import Teacher
-from d2kd.structures import DenseOutput, kept_random_state
+from d2kd.structures import DenseOutput, kept_random_state, whole_numbers
 
 __all__ = ["KNOWS", "TRIED", "Examination", "examine"]
 
@@ -44,7 +44,9 @@ class Examination:
     Attributes:
         teacher, student: what they know, row by row of the same images and classes.
         num_images: how many images there were.
-        teacher_classes, student_classes: for each class that both have, its number among their own.
+        teacher_classes, student_classes: for each class that both have, its number among their own; of several of the
+            teacher's that are merged, the first.
+        merged: the others, by the first.
         present: how the teacher's images are made.
         others: the other ways that were tried, on all or some of the images: what the teacher knows then, and what it
             knows of the same images as they are made at present.
@@ -55,6 +57,7 @@ class Examination:
     num_images: int
     teacher_classes: tuple[int, ...]
     student_classes: tuple[int, ...]
+    merged: dict[int, tuple[int, ...]]
     present: PixelSetting
     others: dict[PixelSetting, tuple[Knowledge, Knowledge]]
 
@@ -173,8 +176,9 @@ def examine(
             teacher=whole[present],
             student=whole[None],
             num_images=num_images,
-            teacher_classes=overlap.teacher_classes or tuple(range(num_classes_of(detector))),
+            teacher_classes=overlap.first_teacher_classes or tuple(range(num_classes_of(detector))),
             student_classes=overlap.student_classes or tuple(range(num_classes_of(student))),
+            merged={first: tuple(others) for first, *others in overlap.teacher_classes or () if others},
             present=present,
             others={**beside_present(some), **beside_present(whole)},
         )
@@ -236,7 +240,25 @@ def _of_teacher(
         tap_indices={},
     )
     gt_instances = overlap.in_teacher_classes(scene.gt_instances, scene.common_objects)
-    return _read(teacher.detector, step.output, step.anchors, gt_instances, None, overlap.teacher_classes)
+    output = _merged(step.output, overlap)
+    return _read(teacher.detector, output, step.anchors, gt_instances, None, overlap.first_teacher_classes)
+
+
+def _merged(output: DenseOutput, overlap: Overlap) -> DenseOutput:
+    """The same, where of classes that are merged the first has the score, and the others are never the highest."""
+    groups = [ids for ids in overlap.teacher_classes or () if len(ids) > 1]
+    if not groups:
+        return output
+    first = tuple(ids[0] for ids in groups)
+    every = tuple(number for ids in groups for number in ids)
+    merged = output.merge_classes(groups).logits
+    logits = [
+        x.index_fill(output.class_dim, whole_numbers(every, x.device), -torch.inf).index_copy(
+            output.class_dim, whole_numbers(first, x.device), of_first
+        )
+        for x, of_first in zip(output.logits, merged, strict=True)
+    ]
+    return replace(output, logits=logits)
 
 
 def _read(

@@ -108,7 +108,11 @@ def _another_order(
 
     moved = [row for row, column in order.items() if column != columns[row]]
     told = ", ".join(f"{name(row)} by its class {order[row]}" for row in moved[:8]) + (", ..." if moved[8:] else "")
-    pairs = ",".join(f"{column}:{students[row]}" for row, column in sorted(order.items(), key=lambda x: x[1]))
+    pairs = ",".join(
+        f"{number}:{students[row]}"
+        for row, column in sorted(order.items(), key=lambda x: x[1])
+        for number in (column, *examination.merged.get(column, ()))
+    )
     first = "model.teacher.class_map=null " if has_class_map else ""
     left = [name(row) for row in range(len(columns)) if row not in order]
     sentence = (
