@@ -35,6 +35,7 @@ from d2kd.config.nodes import dataset_names, made, target_of
 from d2kd.data import build_train_loader
 from d2kd.engine.check_data import check_classes, check_evaluation, check_image_format, check_metric
 from d2kd.engine.defaults import ConfigError, amp_dtype, create_ddp_model, default_writers, resolve_device
+from d2kd.engine.ema import EMA_PREFIX, WeightEMA
 from d2kd.engine.evaluation import Results, evaluate, teacher_predictor, write_evaluation
 from d2kd.engine.hooks import (
     BestCheckpointer,
@@ -72,7 +73,8 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
         check_teacher: evaluate the teacher first, on the student's test data, and log its AP.
 
     Returns:
-        the results of the last evaluation, as of :func:`d2kd.engine.evaluate`.
+        the results of the last evaluation, as of :func:`d2kd.engine.evaluate`; with ``train.ema``, those of the
+        averaged weights as "ema".
 
     Raises:
         ConfigError: the mappers' channels are not the model's, the data have more classes than it, there is no teacher
@@ -112,17 +114,26 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
     )
     goes_on = resume and checkpointer.has_checkpoint()
     stop = StopOnSignal(checkpointer)
+    ema = WeightEMA(model, train.ema.decay, train.output_dir) if train.get("ema") else None
 
     def test() -> Results:
         results.clear()
         with stop.evaluation():
+            averaged: Results = {}
+            if ema is not None:  # first: files that an evaluator writes are then those of the latest weights
+                ema.share_buffers()
+                logger.info("Evaluating the averaged weights (train.ema)")
+                averaged = do_test(cfg, ema.model)
             results.update(do_test(cfg, model))
+            if averaged:
+                results[EMA_PREFIX.rstrip("/")] = averaged
         with raised_on_all_ranks():
             check_metric(train.best_metric, results)
         return results
 
     timing = [
         hooks.IterationTimer(),
+        ema,
         TrainingCost(),
         SeedEachIteration(train.seed),
         OptimizerWatch(model, trainer.optimizer),
@@ -131,7 +142,8 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
     saving, writing = [], []
     if comm.is_main_process():
         saving = [PeriodicCheckpointer(checkpointer, **train.checkpointer)]
-        writing = [BestCheckpointer(train.eval_period, model, train.output_dir, train.best_metric)]
+        best = ema.model if ema is not None and train.best_metric.startswith(EMA_PREFIX) else model
+        writing = [BestCheckpointer(train.eval_period, best, train.output_dir, train.best_metric)]
     trainer.register_hooks([*timing, *saving, stop, hooks.EvalHook(train.eval_period, test), *writing])
     trainer.register_hooks(sheet_writers(cfg, model))
 
