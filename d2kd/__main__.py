@@ -15,6 +15,7 @@ COMMANDS = {
     "train": ("train", "train or evaluate the model of a config, distilled or plain"),
     "check": ("check", "see what the teacher knows of your data, and what the run will cost, in a minute"),
     "check-adapter": ("check_adapter", "check that d2kd reads your detector correctly"),
+    "predict": ("predict", "draw what a student detects on your images, and write it as json"),
     "visualize": ("visualize", "see what distillation does with single images"),
     "compare": ("compare", "train methods x seeds of one config and compare them"),
     "plot": ("plot", "draw what runs have logged: AP, terms, gradient shares, learning rate; or AP against cost"),
