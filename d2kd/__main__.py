@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
 
@@ -60,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = f"there is no command {name!r}" if name else "no command is given"
         print(f"d2kd: {found}; {hint}", file=sys.stderr)
         return 2
+    # Of what Detectron2 and fvcore call at import and in every evaluation; nobody who types d2kd can change it.
+    for message in (r"`torch\.jit\.script` is deprecated", r"torch\.meshgrid: in an upcoming release"):
+        warnings.filterwarnings("ignore", message)
     try:
         module = importlib.import_module(f"d2kd.cli.{COMMANDS[name][0]}")
     except ModuleNotFoundError as error:

@@ -25,5 +25,6 @@ train = dict(
     best_metric="bbox/AP",  # model_best.pth has the highest value of this metric
     eval_period=5000,  # 0: evaluate after the last iteration only
     log_period=20,
-    vis_period=0,  # sheets of two test images to TensorBoard (d2kd visualize); 0: none
+    vis_period=0,  # sheets of two test images to TensorBoard and the writers (d2kd visualize); 0: none
+    writers=[],  # nodes of EventWriters, beside those for metrics.json, TensorBoard and the console
 )

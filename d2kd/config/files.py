@@ -20,7 +20,7 @@ from d2kd.config.untrusted import check_run, read_yaml
 __all__ = ["config_path", "get_config", "get_detectron2_config", "load_config"]
 
 #: What d2kd reads of ``train`` and Detectron2 does not: a config that lacks one has that of configs/common/train.py.
-_OWN_TRAIN_KEYS = ("seed", "amp.dtype", "clip_grad", "accumulate", "ema", "trainer", "best_metric")
+_OWN_TRAIN_KEYS = ("seed", "amp.dtype", "clip_grad", "accumulate", "ema", "trainer", "best_metric", "writers")
 
 
 def load_config(file: str, overrides: Sequence[str] = (), *, method: str = CONFIG) -> DictConfig:

@@ -2,6 +2,7 @@
 
 from d2kd.engine.check_data import check_classes, check_image_format
 from d2kd.engine.checks import check_config
+from d2kd.engine.console import Console, ProgressLine, start_logs
 from d2kd.engine.defaults import ConfigError, amp_dtype, create_ddp_model, default_writers, resolve_device
 from d2kd.engine.ema import EMA_FILE, EMA_PREFIX, WeightEMA
 from d2kd.engine.evaluation import evaluate, teacher_predictor
@@ -20,7 +21,9 @@ __all__ = [
     "EMA_PREFIX",
     "BestCheckpointer",
     "ConfigError",
+    "Console",
     "OptimizerWatch",
+    "ProgressLine",
     "Ranks",
     "ResumeError",
     "SeedEachIteration",
@@ -47,5 +50,6 @@ __all__ = [
     "names_the_wait",
     "ranks_of",
     "resolve_device",
+    "start_logs",
     "teacher_predictor",
 ]

@@ -90,6 +90,10 @@ def check_config(cfg: DictConfig, *, resume: bool = False, evaluation: bool = Fa
     if not (isinstance(train.best_metric, str) and train.best_metric):
         raise ConfigError(f"train.best_metric is {train.best_metric!r}, expected a metric's name, such as 'bbox/AP'.")
     check_ema(train.ema)
+    writers = train.get("writers") or ()
+    nodes = not isinstance(writers, str) and all(isinstance(x, DictConfig) and "_target_" in x for x in writers)
+    if not (nodes and (isinstance(writers, ListConfig) or writers == ())):
+        raise ConfigError(f"train.writers is {writers!r}, expected a list of nodes of EventWriters, [L(CLASS)(...)].")
     if train.best_metric.startswith(EMA_PREFIX) and train.ema is None:
         raise ConfigError(
             f"train.best_metric is {train.best_metric!r}, a metric of averaged weights, but train.ema is null: set "
@@ -155,6 +159,8 @@ def _check_groups(cfg: DictConfig) -> None:
 
 def _check_nodes(cfg: DictConfig, evaluation: bool) -> None:
     """See that each node of :data:`_REQUIRED` makes something, and that what it names can be imported."""
+    for path, target in targets(cfg.train.get("writers"), "train.writers"):
+        _check_target(path, target)
     for key in _REQUIRED:
         node = OmegaConf.select(cfg, key)
         if node is None:
@@ -167,13 +173,7 @@ def _check_nodes(cfg: DictConfig, evaluation: bool) -> None:
         for path, target in targets(node, key):
             if evaluation and path.startswith("model.teacher."):
                 continue
-            try:
-                target_of(target)
-            except ImportError as error:
-                raise ConfigError(
-                    f"{path}._target_ is {target._target_!r}, which cannot be imported: correct the name, or install "
-                    "its package."
-                ) from error
+            _check_target(path, target)
     if target_of(cfg.model) is DistilledDetector and isinstance(cfg.model.get("student"), (type(None), str, int)):
         raise ConfigError(f"model.student is {cfg.model.get('student')!r}, expected the node of a detector.")
     if isinstance(cfg.optimizer, DictConfig) and not isinstance(cfg.optimizer.get("params"), DictConfig):
@@ -188,6 +188,15 @@ def _check_nodes(cfg: DictConfig, evaluation: bool) -> None:
                 f"dataloader.{split}.mapper is {loader.get('mapper')!r}, expected what makes a sample of an entry of "
                 "the dataset, such as L(DatasetMapper)(...)."
             )
+
+
+def _check_target(path: str, node: DictConfig) -> None:
+    try:
+        target_of(node)
+    except ImportError as error:
+        raise ConfigError(
+            f"{path}._target_ is {node._target_!r}, which cannot be imported: correct the name, or install its package."
+        ) from error
 
 
 def _may_be_called(mapper: object) -> bool:

@@ -236,4 +236,4 @@ def write_predictions(
             drawn.save(partial, format="JPEG", quality=90)
         yield prediction.file, picture, len(boxes)
     with whole_file(folder / PREDICTIONS) as partial:
-        partial.write_text(json.dumps(rows, indent=1) + "\n")
+        partial.write_text("[" + ",\n ".join(map(json.dumps, rows)) + "]\n")
