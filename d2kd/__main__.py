@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
 
@@ -15,6 +16,7 @@ COMMANDS = {
     "train": ("train", "train or evaluate the model of a config, distilled or plain"),
     "check": ("check", "see what the teacher knows of your data, and what the run will cost, in a minute"),
     "check-adapter": ("check_adapter", "check that d2kd reads your detector correctly"),
+    "predict": ("predict", "draw what a student detects on your images, and write it as json"),
     "visualize": ("visualize", "see what distillation does with single images"),
     "compare": ("compare", "train methods x seeds of one config and compare them"),
     "plot": ("plot", "draw what runs have logged: AP, terms, gradient shares, learning rate; or AP against cost"),
@@ -59,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = f"there is no command {name!r}" if name else "no command is given"
         print(f"d2kd: {found}; {hint}", file=sys.stderr)
         return 2
+    # Of what Detectron2 and fvcore call at import and in every evaluation; nobody who types d2kd can change it.
+    for message in (r"`torch\.jit\.script` is deprecated", r"torch\.meshgrid: in an upcoming release"):
+        warnings.filterwarnings("ignore", message)
     try:
         module = importlib.import_module(f"d2kd.cli.{COMMANDS[name][0]}")
     except ModuleNotFoundError as error:

@@ -8,6 +8,7 @@ train = dict(
     device="auto",  # "auto" (a GPU if there is one, else the CPU), "cuda" or "cpu"
     amp=dict(enabled=False, dtype="float16"),  # "float16" (GPU) or "bfloat16" (GPU, CPU)
     clip_grad=None,  # or dict(max_norm=10.0, norm_type=2.0): clips the norm of all gradients together
+    ema=None,  # or dict(decay=0.999): a moving average of the student's weights, evaluated and saved beside them
     accumulate=1,  # in how many parts the backbone takes a rank's batch: less memory, the same gradients
     ddp=dict(  # options for DistributedDataParallel
         broadcast_buffers=False,
@@ -24,5 +25,6 @@ train = dict(
     best_metric="bbox/AP",  # model_best.pth has the highest value of this metric
     eval_period=5000,  # 0: evaluate after the last iteration only
     log_period=20,
-    vis_period=0,  # sheets of two test images to TensorBoard (d2kd visualize); 0: none
+    vis_period=0,  # sheets of two test images to TensorBoard and the writers (d2kd visualize); 0: none
+    writers=[],  # nodes of EventWriters, beside those for metrics.json, TensorBoard and the console
 )

@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.engine import default_argument_parser, default_setup
+from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from d2kd.checkpoint import WholeCheckpointer
@@ -30,6 +29,7 @@ from d2kd.cli import Parser, fail, is_users_error, run_command, sentence
 from d2kd.config import ALONE, CONFIG, config_path, load_config
 from d2kd.engine import (
     ConfigError,
+    amp_dtype,
     check_config,
     check_run_folder,
     differences,
@@ -40,6 +40,7 @@ from d2kd.engine import (
     locked,
     ranks_of,
     resolve_device,
+    start_logs,
 )
 from d2kd.modeling.distillation.agreement import raised_on_all_ranks
 
@@ -71,7 +72,7 @@ Overrides merge: model.losses=null switches distillation off, model.losses={} ch
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Detectron2's training options, ``--check-teacher``, ``--allow-partial`` and ``--method``."""
+    """Detectron2's training options, and d2kd's own."""
     parser = Parser(
         prog=COMMAND, description=__doc__, epilog=EXAMPLES, parents=[default_argument_parser()], add_help=False
     )
@@ -80,6 +81,7 @@ def argument_parser() -> argparse.ArgumentParser:
         "--overwrite", action="store_true", help="delete the checkpoints and metrics of another run in train.output_dir"
     )
     parser.add_argument("--check-teacher", action="store_true", help="evaluate the teacher first and print its AP")
+    parser.add_argument("--quiet", action="store_true", help="print warnings and errors alone; log.txt has everything")
     parser.add_argument(
         "--allow-partial",
         action="store_true",
@@ -106,15 +108,25 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         record = Path(cfg.train.output_dir, "config.yaml")
         goes_on = args.resume and WholeCheckpointer(nn.Module(), cfg.train.output_dir).has_checkpoint()
         before = stack.enter_context(kept_record(record, evaluation=args.eval_only)) if comm.is_main_process() else None
-        default_setup(cfg, args)
-        setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="d2kd")
+        console = start_logs(cfg, args, quiet=args.quiet)
         logging.getLogger("detectron2.engine.train_loop").addFilter(_without_traceback)
-        logger.info("Device: %s", resolve_device(cfg.train.device))
+        logger.info("Device: %s", _device(cfg))
         if args.eval_only:
             return do_eval(cfg, resume=args.resume, check_teacher=args.check_teacher, allow_partial=args.allow_partial)
         if before is not None and goes_on:
             _warn_of_changes(before, record.read_text())
-        return do_train(cfg, resume=args.resume, overwrite=args.overwrite, check_teacher=args.check_teacher)
+        return do_train(
+            cfg, resume=args.resume, overwrite=args.overwrite, check_teacher=args.check_teacher, console=console
+        )
+
+
+def _device(cfg: DictConfig) -> str:
+    """The device in words, with the processes and the precision."""
+    device = resolve_device(cfg.train.device)
+    name = f"{device} ({torch.cuda.get_device_name()})" if device.type == "cuda" else str(device)
+    processes = "1 process" if comm.get_world_size() == 1 else f"{comm.get_world_size()} processes"
+    dtype = str(amp_dtype(cfg.train.amp) or torch.float32).removeprefix("torch.")
+    return f"{name}, {processes}, {dtype}"
 
 
 def _warn_of_changes(before: str, now: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -17,7 +16,7 @@ from d2kd.checkpoint import load_strictly
 from d2kd.cli import Parser, check_folder, run_command
 from d2kd.config import CONFIG, load_config
 from d2kd.engine import ConfigError, resolve_device
-from d2kd.engine.sheet import class_names, look_at_step, make_sheet, save_sheets, test_images
+from d2kd.engine.sheet import class_names, file_names, look_at_step, make_sheet, save_sheets, test_images
 from d2kd.experiments import load_student
 from d2kd.modeling import DistilledDetector, student
 
@@ -83,16 +82,6 @@ def run(args: argparse.Namespace) -> None:
         path = output / file
         save_sheets(path, [sheet])
         print(path)
-
-
-def file_names(names: Sequence[str]) -> list[str]:
-    """A PNG's name for each image; images of one name, such as of two folders, are numbered."""
-    found: list[str] = []
-    for name in names:
-        stem = re.sub(r"[^\w.-]+", "_", Path(name).stem)
-        free = (f"{stem}{suffix}.png" for suffix in ("", *(f"_{number}" for number in range(2, len(names) + 1))))
-        found.append(next(file for file in free if file not in found))
-    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:

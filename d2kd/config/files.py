@@ -20,7 +20,7 @@ from d2kd.config.untrusted import check_run, read_yaml
 __all__ = ["config_path", "get_config", "get_detectron2_config", "load_config"]
 
 #: What d2kd reads of ``train`` and Detectron2 does not: a config that lacks one has that of configs/common/train.py.
-_OWN_TRAIN_KEYS = ("seed", "amp.dtype", "clip_grad", "accumulate", "trainer", "best_metric")
+_OWN_TRAIN_KEYS = ("seed", "amp.dtype", "clip_grad", "accumulate", "ema", "trainer", "best_metric", "writers")
 
 
 def load_config(file: str, overrides: Sequence[str] = (), *, method: str = CONFIG) -> DictConfig:
@@ -70,7 +70,12 @@ def _train_keys() -> dict[str, Any]:
     """Every key of ``train`` that is read, by d2kd or by Detectron2's ``default_setup``, with a value of its type."""
     keys = OmegaConf.to_container(get_config("common/train.py").train)
     assert isinstance(keys, dict)
-    optional = {"clip_grad": {"max_norm": 1.0, "norm_type": 2.0}, "cudnn_benchmark": False, "float32_precision": ""}
+    optional = {
+        "clip_grad": {"max_norm": 1.0, "norm_type": 2.0},
+        "cudnn_benchmark": False,
+        "ema": {"decay": 0.999},
+        "float32_precision": "",
+    }
     return {**keys, **optional}
 
 

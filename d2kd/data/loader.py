@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,8 @@ from d2kd.data.samples import UNLABELED, WORKERS, MixedSamples, RunSampler, RunS
 from d2kd.data.unlabeled import without_labels
 
 __all__ = ["build_train_loader"]
+
+logger = logging.getLogger(f"detectron2.{__name__}")  # which any script that trains sets up
 
 
 def build_train_loader(
@@ -101,6 +104,7 @@ def build_train_loader(
             "with unlabeled images or with aspect_ratio_grouping begin with an iteration."
         )
     labelled_batch_size = total_batch_size - unlabeled_batch_size
+    logger.info("Training data: %d images, %d an iteration", len(dataset), labelled_batch_size)
     samples: torchdata.Dataset
     samples = labelled = RunSamples(
         dataset, mapper, seed, batch_size=labelled_batch_size * aspect_ratio_grouping, on_error=on_error

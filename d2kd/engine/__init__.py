@@ -2,7 +2,9 @@
 
 from d2kd.engine.check_data import check_classes, check_image_format
 from d2kd.engine.checks import check_config
+from d2kd.engine.console import Console, ProgressLine, start_logs
 from d2kd.engine.defaults import ConfigError, amp_dtype, create_ddp_model, default_writers, resolve_device
+from d2kd.engine.ema import EMA_FILE, EMA_PREFIX, WeightEMA
 from d2kd.engine.evaluation import evaluate, teacher_predictor
 from d2kd.engine.hooks import BestCheckpointer, OptimizerWatch, SeedEachIteration, TrainingCost
 from d2kd.engine.loaders import make_loader
@@ -15,15 +17,20 @@ from d2kd.engine.train import do_eval, do_test, do_train
 from d2kd.engine.trainer import Trainer
 
 __all__ = [
+    "EMA_FILE",
+    "EMA_PREFIX",
     "BestCheckpointer",
     "ConfigError",
+    "Console",
     "OptimizerWatch",
+    "ProgressLine",
     "Ranks",
     "ResumeError",
     "SeedEachIteration",
     "SheetWriter",
     "Trainer",
     "TrainingCost",
+    "WeightEMA",
     "amp_dtype",
     "check_classes",
     "check_config",
@@ -43,5 +50,6 @@ __all__ = [
     "names_the_wait",
     "ranks_of",
     "resolve_device",
+    "start_logs",
     "teacher_predictor",
 ]

@@ -16,6 +16,7 @@ from torch import nn
 
 from d2kd.config.nodes import dataset_names, target_of
 from d2kd.engine.defaults import ConfigError
+from d2kd.engine.ema import EMA_PREFIX
 from d2kd.engine.loaders import make_evaluator, make_loader
 from d2kd.modeling import DistilledDetector
 
@@ -56,10 +57,8 @@ def check_evaluation(cfg: DictConfig) -> None:
     if not is_coco:
         return
     classes = MetadataCatalog.get(node.dataset_name).get("thing_classes") or ()
-    check_metric(
-        cfg.train.best_metric,
-        [f"{task}/{x}" for task in tasks for x in (*_COCO_METRICS[task], *(f"AP-{name}" for name in classes))],
-    )
+    known = [f"{task}/{x}" for task in tasks for x in (*_COCO_METRICS[task], *(f"AP-{name}" for name in classes))]
+    check_metric(cfg.train.best_metric.removeprefix(EMA_PREFIX), known)
 
 
 def check_metric(metric: str, results: Mapping[str, Any] | Iterable[str]) -> None:

@@ -15,6 +15,7 @@ from d2kd.checkpoint import WholeCheckpointer
 from d2kd.config.nodes import target_of, targets
 from d2kd.data import build_train_loader
 from d2kd.engine.defaults import ConfigError, amp_dtype, resolve_device
+from d2kd.engine.ema import EMA_PREFIX, check_ema
 from d2kd.engine.trainer import check_clip_grad
 from d2kd.modeling import DistilledDetector
 from d2kd.modeling.distillation.state import build_losses
@@ -24,7 +25,7 @@ __all__ = ["check_config"]
 
 _REQUIRED = "model optimizer lr_multiplier dataloader.train dataloader.test dataloader.evaluator".split()
 _REQUIRED_TRAIN = (
-    "output_dir init_checkpoint max_iter seed device amp.enabled amp.dtype clip_grad accumulate ddp trainer "
+    "output_dir init_checkpoint max_iter seed device amp.enabled amp.dtype clip_grad accumulate ema ddp trainer "
     "checkpointer best_metric eval_period log_period"
 ).split()
 #: Parts that have keys and values, and no ``_target_``.
@@ -62,9 +63,9 @@ def check_config(cfg: DictConfig, *, resume: bool = False, evaluation: bool = Fa
 
     Raises:
         ConfigError: missing keys or nodes, a node that makes nothing, a ``_target_`` that cannot be imported, no
-            mapper, a ``train.output_dir`` or ``train.best_metric`` that is none, a number of iterations, period, seed
-            or learning rate that is none, an unknown device or dtype, float16 on a CPU, several CPU processes beside a
-            visible GPU, or distillation losses whose weights are all 0.
+            mapper, a ``train.output_dir``, ``train.ema`` or ``train.best_metric`` that is none, a number of iterations,
+            period, seed or learning rate that is none, an unknown device or dtype, float16 on a CPU, several CPU
+            processes beside a visible GPU, or distillation losses whose weights are all 0.
         ValueError, TypeError: a loss that cannot be built, or a ``train.clip_grad`` that is none.
         FileNotFoundError: ``train.init_checkpoint`` is a path, and there is no such file.
     """
@@ -88,6 +89,16 @@ def check_config(cfg: DictConfig, *, resume: bool = False, evaluation: bool = Fa
         raise ConfigError(f"train.output_dir is {train.output_dir!r}, a URL, expected the path of a local folder.")
     if not (isinstance(train.best_metric, str) and train.best_metric):
         raise ConfigError(f"train.best_metric is {train.best_metric!r}, expected a metric's name, such as 'bbox/AP'.")
+    check_ema(train.ema)
+    writers = train.get("writers") or ()
+    nodes = not isinstance(writers, str) and all(isinstance(x, DictConfig) and "_target_" in x for x in writers)
+    if not (nodes and (isinstance(writers, ListConfig) or writers == ())):
+        raise ConfigError(f"train.writers is {writers!r}, expected a list of nodes of EventWriters, [L(CLASS)(...)].")
+    if train.best_metric.startswith(EMA_PREFIX) and train.ema is None:
+        raise ConfigError(
+            f"train.best_metric is {train.best_metric!r}, a metric of averaged weights, but train.ema is null: set "
+            "train.ema={decay: 0.999}."
+        )
     for key, least in _WHOLE_NUMBERS.items():
         value = OmegaConf.select(cfg, key, default=_MISSING)
         if value is None and key in _OPTIONAL:
@@ -148,6 +159,8 @@ def _check_groups(cfg: DictConfig) -> None:
 
 def _check_nodes(cfg: DictConfig, evaluation: bool) -> None:
     """See that each node of :data:`_REQUIRED` makes something, and that what it names can be imported."""
+    for path, target in targets(cfg.train.get("writers"), "train.writers"):
+        _check_target(path, target)
     for key in _REQUIRED:
         node = OmegaConf.select(cfg, key)
         if node is None:
@@ -160,13 +173,7 @@ def _check_nodes(cfg: DictConfig, evaluation: bool) -> None:
         for path, target in targets(node, key):
             if evaluation and path.startswith("model.teacher."):
                 continue
-            try:
-                target_of(target)
-            except ImportError as error:
-                raise ConfigError(
-                    f"{path}._target_ is {target._target_!r}, which cannot be imported: correct the name, or install "
-                    "its package."
-                ) from error
+            _check_target(path, target)
     if target_of(cfg.model) is DistilledDetector and isinstance(cfg.model.get("student"), (type(None), str, int)):
         raise ConfigError(f"model.student is {cfg.model.get('student')!r}, expected the node of a detector.")
     if isinstance(cfg.optimizer, DictConfig) and not isinstance(cfg.optimizer.get("params"), DictConfig):
@@ -181,6 +188,15 @@ def _check_nodes(cfg: DictConfig, evaluation: bool) -> None:
                 f"dataloader.{split}.mapper is {loader.get('mapper')!r}, expected what makes a sample of an entry of "
                 "the dataset, such as L(DatasetMapper)(...)."
             )
+
+
+def _check_target(path: str, node: DictConfig) -> None:
+    try:
+        target_of(node)
+    except ImportError as error:
+        raise ConfigError(
+            f"{path}._target_ is {node._target_!r}, which cannot be imported: correct the name, or install its package."
+        ) from error
 
 
 def _may_be_called(mapper: object) -> bool:

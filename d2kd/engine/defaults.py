@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 
 import torch
 from detectron2 import engine as d2_engine
-from detectron2.utils.events import EventWriter, TensorboardXWriter
+from detectron2.utils.events import EventWriter, TensorboardXWriter, get_event_storage
 from torch import nn
 
 __all__ = [
@@ -75,10 +75,22 @@ def create_ddp_model(model: nn.Module, device: torch.device, **kwargs: object) -
     return d2_engine.create_ddp_model(model, **kwargs)
 
 
-def default_writers(output_dir: str, max_iter: int) -> list[EventWriter]:
-    """:func:`detectron2.engine.default_writers`, without TensorBoard's if the package is not installed."""
+class _ImageRemover(EventWriter):
+    """Takes images out of the event storage, as TensorBoard's writer does."""
+
+    def write(self) -> None:
+        get_event_storage().clear_images()
+
+
+def default_writers(output_dir: str, max_iter: int, more: Sequence[EventWriter] = ()) -> list[EventWriter]:
+    """
+    :func:`detectron2.engine.default_writers`, without TensorBoard's if the package is not installed.
+
+    Args:
+        more: further writers. They come before TensorBoard's, which takes the images away.
+    """
     writers = d2_engine.default_writers(output_dir, max_iter)
     if find_spec("tensorboard") is None:
         logger.warning("tensorboard is not installed: metrics go to the console and metrics.json only.")
-        writers = [writer for writer in writers if not isinstance(writer, TensorboardXWriter)]
-    return writers
+        writers = [*(writer for writer in writers if not isinstance(writer, TensorboardXWriter)), _ImageRemover()]
+    return [*writers[:-1], *more, writers[-1]]

@@ -11,6 +11,7 @@ from typing import Any
 
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators, inference_on_dataset
 from detectron2.layers import batched_nms
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.structures import Instances
 from detectron2.utils import comm
 from detectron2.utils.logger import log_first_n
@@ -21,7 +22,7 @@ from d2kd.engine.defaults import ConfigError
 from d2kd.modeling.adapters import guarded_hooks
 from d2kd.modeling.detectors.interface import num_classes_of
 
-__all__ = ["Results", "evaluate", "teacher_predictor", "write_evaluation"]
+__all__ = ["Results", "evaluate", "results_line", "teacher_predictor", "write_evaluation"]
 
 _LOGGER = f"detectron2.{__name__}"  # below Detectron2's, which any script that trains sets up
 logger = logging.getLogger(_LOGGER)
@@ -75,6 +76,13 @@ def evaluate(
         bbox = results.setdefault("bbox", {})
         bbox.update({k: 0.0 for k in ("AP", "AP50", "AP75") if math.isnan(bbox.get(k, math.nan))})
     return results
+
+
+def results_line(results: Mapping[str, Any]) -> str:
+    """The metrics of an evaluation in one line, without those of single classes and those that are NaN."""
+    values = flatten_results_dict(results)
+    shown = {name: x for name, x in values.items() if "/AP-" not in name and not math.isnan(x)}
+    return ", ".join(f"{name.replace('bbox/', '')} {x:.2f}" for name, x in shown.items()) or "no metrics"
 
 
 def write_evaluation(folder: str | Path, evaluation: Mapping[str, object]) -> None:

@@ -12,7 +12,15 @@ from d2kd.engine.defaults import ConfigError
 __all__ = ["check_run_folder", "clear_run_folder", "run_files"]
 
 #: Beside the numbered checkpoints.
-_FILES = ("last_checkpoint", "metrics.json", "model_best.pth", "model_best.json")
+_FILES = (
+    "last_checkpoint",
+    "metrics.json",
+    "model_best.pth",
+    "model_best.json",
+    "model_final_ema.pth",
+    "mlflow_run.txt",  # the run's ids in trackers
+    "wandb_run.txt",
+)
 
 
 def check_run_folder(cfg: DictConfig, *, resume: bool, overwrite: bool) -> None:

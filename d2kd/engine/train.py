@@ -7,8 +7,10 @@ the process and sets up logs and ``train.output_dir``, inside Detectron2's ``lau
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import redirect_stdout
 from copy import deepcopy
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import torch
 from detectron2.engine import hooks
 from detectron2.evaluation import print_csv_format
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage
+from detectron2.utils.events import EventStorage, EventWriter
 from omegaconf import DictConfig
 from torch import nn
 
@@ -31,11 +33,13 @@ from d2kd.checkpoint import (
     check_finite,
     load_strictly,
 )
-from d2kd.config.nodes import dataset_names, made, target_of
+from d2kd.config.nodes import dataset_names, made, target_name, target_of
 from d2kd.data import build_train_loader
 from d2kd.engine.check_data import check_classes, check_evaluation, check_image_format, check_metric
+from d2kd.engine.console import Console, ProgressLine
 from d2kd.engine.defaults import ConfigError, amp_dtype, create_ddp_model, default_writers, resolve_device
-from d2kd.engine.evaluation import Results, evaluate, teacher_predictor, write_evaluation
+from d2kd.engine.ema import EMA_PREFIX, WeightEMA
+from d2kd.engine.evaluation import Results, evaluate, results_line, teacher_predictor, write_evaluation
 from d2kd.engine.hooks import (
     BestCheckpointer,
     OptimizerWatch,
@@ -59,7 +63,14 @@ __all__ = ["do_eval", "do_test", "do_train"]
 logger = logging.getLogger(f"detectron2.{__name__}")
 
 
-def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, check_teacher: bool = False) -> Results:
+def do_train(
+    cfg: DictConfig,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    check_teacher: bool = False,
+    console: Console | None = None,
+) -> Results:
     """
     Train ``cfg.model`` up to iteration ``cfg.train.max_iter`` and evaluate it. The teacher is loaded before data is
     read.
@@ -70,9 +81,11 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
         resume: continue from the last checkpoint in ``train.output_dir``, if there is one.
         overwrite: delete the files of another run in ``train.output_dir`` before the first step.
         check_teacher: evaluate the teacher first, on the student's test data, and log its AP.
+        console: of this process, whose last line says how far the run is if it is a terminal.
 
     Returns:
-        the results of the last evaluation, as of :func:`d2kd.engine.evaluate`.
+        the results of the last evaluation, as of :func:`d2kd.engine.evaluate`; with ``train.ema``, those of the
+        averaged weights as "ema".
 
     Raises:
         ConfigError: the mappers' channels are not the model's, the data have more classes than it, there is no teacher
@@ -90,6 +103,7 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
         model = _build_model(cfg, load_teacher=True)
         check_evaluation(cfg)
     logger.info("Model:\n%s", model)
+    _log_summary(cfg, model)
     teacher = _evaluate_teacher(cfg, model) if check_teacher else None
 
     cfg.optimizer.params.model = model  # the student's parameters: the teacher is not in its module tree
@@ -112,17 +126,28 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
     )
     goes_on = resume and checkpointer.has_checkpoint()
     stop = StopOnSignal(checkpointer)
+    ema = WeightEMA(model, train.ema.decay, train.output_dir) if train.get("ema") else None
 
     def test() -> Results:
         results.clear()
         with stop.evaluation():
+            averaged: Results = {}
+            if ema is not None:  # first: files that an evaluator writes are then those of the latest weights
+                ema.share_buffers()
+                logger.info("Evaluating the averaged weights (train.ema)")
+                averaged = do_test(cfg, ema.model)
             results.update(do_test(cfg, model))
+            if averaged:
+                results[EMA_PREFIX.rstrip("/")] = averaged
+        if results:
+            logger.info("After %d iterations: %s", min(trainer.iter + 1, train.max_iter), results_line(results))
         with raised_on_all_ranks():
             check_metric(train.best_metric, results)
         return results
 
     timing = [
         hooks.IterationTimer(),
+        ema,
         TrainingCost(),
         SeedEachIteration(train.seed),
         OptimizerWatch(model, trainer.optimizer),
@@ -131,7 +156,8 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
     saving, writing = [], []
     if comm.is_main_process():
         saving = [PeriodicCheckpointer(checkpointer, **train.checkpointer)]
-        writing = [BestCheckpointer(train.eval_period, model, train.output_dir, train.best_metric)]
+        best = ema.model if ema is not None and train.best_metric.startswith(EMA_PREFIX) else model
+        writing = [BestCheckpointer(train.eval_period, best, train.output_dir, train.best_metric)]
     trainer.register_hooks([*timing, *saving, stop, hooks.EvalHook(train.eval_period, test), *writing])
     trainer.register_hooks(sheet_writers(cfg, model))
 
@@ -149,17 +175,21 @@ def do_train(cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, 
         if overwrite and not resume:
             clear_run_folder(Path(train.output_dir))
         cut_metrics(Path(train.output_dir, "metrics.json"), start_iter, evaluated_again=done)
-        writers = default_writers(train.output_dir, train.max_iter)
-        trainer.register_hooks([hooks.PeriodicWriter(writers, period=train.log_period)])
+    if not done:
+        with raised_on_all_ranks():
+            trainer.reset_data_loader(lambda: _build_train_loader(cfg, start_iter))
+            check_classes(cfg, model)
+    with raised_on_all_ranks():
+        if comm.is_main_process():
+            writers = default_writers(train.output_dir, train.max_iter, _writers(cfg))
+            progress = ProgressLine(console, train.best_metric) if console is not None and console.rewrites else None
+            trainer.register_hooks([hooks.PeriodicWriter(writers, period=train.log_period), progress])
     if done:
         logger.info("All of train.max_iter=%d iterations are done: nothing left to train", train.max_iter)
         if start_iter == train.max_iter and Path(checkpointer.get_checkpoint_file()).name != "model_final.pth":
             checkpointer.save("model_final", iteration=trainer.iter)  # it was damaged, or not reached
         _evaluate_last(trainer, start_iter)
     else:
-        with raised_on_all_ranks():
-            trainer.reset_data_loader(lambda: _build_train_loader(cfg, start_iter))
-            check_classes(cfg, model)
         # TorchScript optimises a function's backward after its first calls in a process (fvcore's focal loss), so that
         # a resumed run would differ in the last bits. Without that the loss is as fast.
         with torch.jit.optimized_execution(False):
@@ -214,6 +244,7 @@ def do_eval(
         logger.warning("Evaluated with weights that do not fit the model (--allow-partial): %s", misfit)
     results = do_test(cfg, model)
     if comm.is_main_process():
+        logger.info("%s: %s", path, results_line(results))
         about = {"weights": path, "complete": not misfit, "datasets": dataset_names(cfg, "test")}
         evaluation = about | {"results": results}
         write_evaluation(cfg.train.output_dir, evaluation | ({} if teacher is None else {"teacher": teacher}))
@@ -233,9 +264,54 @@ def do_test(cfg: DictConfig, model: nn.Module | Callable) -> Results:
     Returns:
         the results, as of :func:`d2kd.engine.evaluate`.
     """
-    results = evaluate(model, make_loader(cfg, "test"), make_evaluator(cfg))
+    printed = io.StringIO()  # pycocotools prints its tables
+    try:
+        with redirect_stdout(printed):
+            results = evaluate(model, make_loader(cfg, "test"), make_evaluator(cfg))
+    finally:
+        if printed.getvalue():
+            logger.info("The evaluation printed:\n%s", printed.getvalue())
     print_csv_format(results)
     return results
+
+
+def _writers(cfg: DictConfig) -> list[EventWriter]:
+    """What ``train.writers`` makes."""
+    writers = []
+    for index, node in enumerate(cfg.train.get("writers") or ()):
+        writer = made(node, f"train.writers[{index}]")
+        if not isinstance(writer, EventWriter):
+            raise ConfigError(
+                f"train.writers[{index}] makes a {type(writer).__name__}, expected an EventWriter of Detectron2."
+            )
+        writers.append(writer)
+    return writers
+
+
+def _log_summary(cfg: DictConfig, model: nn.Module) -> None:
+    """What a run is, in a few lines; the teacher and the training data say so themselves."""
+    train = cfg.train
+    detector = model.student if isinstance(model, DistilledDetector) else model
+    logger.info(
+        "%s: %s, %.2f M parameters, %.2f M of them trained",
+        "Student" if isinstance(model, DistilledDetector) else "Model",
+        type(detector).__name__,
+        sum(x.numel() for x in detector.parameters()) / 1e6,
+        sum(x.numel() for x in detector.parameters() if x.requires_grad) / 1e6,
+    )
+    if isinstance(model, DistilledDetector):
+        logger.info("Distillation: %s", ", ".join(model.losses) or "none, the student is trained alone")
+    evaluation = f"every {train.eval_period} iterations" if train.eval_period else "at the end"
+    logger.info(
+        "Schedule: %d iterations, %s, learning rate %s; evaluation on %s %s; a checkpoint every %d",
+        train.max_iter,
+        target_name(cfg.optimizer).rpartition(".")[2],
+        cfg.optimizer.get("lr", "of its own default"),
+        ", ".join(dataset_names(cfg, "test")) or "dataloader.test",
+        evaluation,
+        train.checkpointer.period,
+    )
+    logger.info("Output: %s (log.txt has the environment, the config and the model)", train.output_dir)
 
 
 def _evaluate_last(trainer: Trainer, iteration: int) -> None:

@@ -20,7 +20,7 @@ from torch import nn
 
 from d2kd.checkpoint import load_strictly
 from d2kd.config import ALONE
-from d2kd.engine import evaluate, resolve_device, teacher_predictor
+from d2kd.engine import EMA_FILE, EMA_PREFIX, evaluate, resolve_device, teacher_predictor
 from d2kd.experiments.curves import COSTS, CurvePoint, curve, final_metrics, read_metrics
 from d2kd.experiments.files import read_json, write_json
 from d2kd.experiments.jobs import JobError
@@ -79,6 +79,13 @@ def evaluate_student(cfg: DictConfig, checkpoint: str | Path) -> Metrics:
     return _evaluate(cfg, load_student(cfg, checkpoint))
 
 
+def _evaluate_run(cfg: DictConfig, folder: Path) -> Metrics:
+    """The same of a run's last weights and, with ``train.ema``, of their average."""
+    metrics = evaluate_student(cfg, folder / "model_final.pth")
+    averaged = evaluate_student(cfg, folder / EMA_FILE) if cfg.train.get("ema") else {}
+    return metrics | {f"{EMA_PREFIX}{name}": value for name, value in averaged.items()}
+
+
 def evaluate_teacher(cfg: DictConfig) -> Metrics:
     """The same of the teacher, on the student's data and with its evaluator."""
     return _evaluate(cfg, load_teacher(cfg)[0])
@@ -120,7 +127,7 @@ def train_result(run: Run) -> dict[str, Any]:
     points = curve(read_metrics(logged, run.max_iter), metric, COSTS[run.device])
     metrics = _without_nan(final_metrics(logged, run.max_iter))
     if not metrics:  # killed between its last checkpoint and its last evaluation
-        metrics = _checked(evaluate_student(cfg, run.folder / "model_final.pth"), metric)
+        metrics = _checked(_evaluate_run(cfg, run.folder), metric)
         value = metrics[metric]
         points.append(CurvePoint(run.max_iter, costs["cost_seconds"], math.nan if value is None else value))
     return {
@@ -175,7 +182,7 @@ def collect(experiment: Experiment) -> tuple[list[dict[str, Any]], int]:
         if run is None or (result["metric"], result["device"]) != kind:
             left_out += 1
             continue
-        evaluated = partial(evaluate_student, run.load_config(*experiment.report), run.folder / "model_final.pth")
+        evaluated = partial(_evaluate_run, run.load_config(*experiment.report), run.folder)
         results.append(_reported(result, file, experiment, evaluated))
     taught = {r["config"]: r for r in results if r["method"] != ALONE and not stretched_for(r["method"])}
     results += filter(None, (_teacher_result(experiment, result) for result in taught.values()))

@@ -7,7 +7,8 @@ from detectron2.config import LazyConfig
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from d2kd.cli.visualize import file_names, main
+from d2kd.cli.visualize import main
+from d2kd.engine.sheet import file_names
 from d2kd.engine.sheet import test_images as images_of
 from tests.helpers import build_detector
 

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import d2kd.engine.train
 from d2kd.config import load_config
-from d2kd.engine import Trainer
+from d2kd.engine import EMA_FILE, Trainer, WeightEMA
 from tests.helpers import build_detector, distilled, join_two, make_batch, run_step
 from tests.processes import on_two_ranks
 
@@ -30,7 +30,7 @@ optimizer, lr_multiplier, dataloader, train = (
     _tiny[key] for key in ("optimizer", "lr_multiplier", "dataloader", "train")
 )
 dataloader.train.aspect_ratio_grouping = True
-train.update(eval_period=0, clip_grad=dict(max_norm=1.0), accumulate=2)
+train.update(eval_period=0, clip_grad=dict(max_norm=1.0), accumulate=2, ema=dict(decay=0.5))
 train.trainer.update(gather_metric_period=2, zero_grad_before_forward=True)
 model = d2kd.distill(
     L(build_detector)(family="GFL", seed=1, num_classes=2, backbone_norm="FrozenBN"),
@@ -64,6 +64,20 @@ def in_parts(rank, accumulate):
     ddp = DistributedDataParallel(model, broadcast_buffers=False)
     Trainer(ddp, batches, optimizer, accumulate=accumulate).train(0, 2)
     return model.state_dict()
+
+
+def averaged(rank, folder):
+    """The average of two steps with batch norm, on this rank alone, and what both evaluate; rank 0 saves it."""
+    model = distilled(build_detector("GFL", backbone_norm="BN"), build_detector("GFL", seed=1), "bckd")
+    batches = [make_batch([(48, 64)] * 2, [1, 3], seed=2 * step + rank) for step in (0, 1)]
+    ddp = DistributedDataParallel(model, broadcast_buffers=False)
+    trainer = Trainer(ddp, batches, torch.optim.SGD(model.parameters(), lr=1e-3))
+    ema = WeightEMA(model, 0.5, f"{folder}/averaged")
+    trainer.register_hooks([ema])
+    trainer.train(0, 2)
+    own = {name: value.clone() for name, value in ema.model.state_dict().items()}
+    ema.share_buffers()
+    return own, ema.model.state_dict()
 
 
 def run(folder, output, resume):
@@ -107,6 +121,7 @@ def resumes(rank, folder):
 def worker(rank, folder):
     with joined(rank, f"{folder}/store1"):
         result = {"spoiled": spoiled(rank), "parts": [in_parts(rank, accumulate) for accumulate in (1, 2)]}
+        result["averaged"] = averaged(rank, folder)
         try:
             model = nn.Linear(1, 1)
             Trainer(model, None, torch.optim.SGD(model.parameters(), lr=0.1), async_write_metrics=True)
@@ -155,6 +170,16 @@ def test_parts_of_the_ranks_batches_have_the_gradients_of_the_whole(ranks):
         assert torch.equal(value, ranks[1]["parts"][1][name])
 
 
+def test_ranks_average_the_same_weights_and_evaluate_the_main_ones_statistics(folder, ranks):
+    (first, shared), (second, also_shared) = (rank["averaged"] for rank in ranks)
+    saved = torch.load(folder / "averaged" / EMA_FILE)["model"]
+    assert saved.keys() == first.keys() == second.keys()
+    assert all(torch.equal(first[x], saved[x]) for x in saved) and all(torch.equal(shared[x], saved[x]) for x in saved)
+    assert all(torch.equal(also_shared[name], saved[name]) for name in saved)
+    other = [name for name in saved if not torch.equal(second[name], saved[name])]
+    assert other and all("running_" in name for name in other)  # each rank has images of its own
+
+
 def test_metrics_in_a_thread_need_a_group_of_their_own(ranks):
     assert all("async_write_metrics is True, but" in rank["refused"] for rank in ranks)
 
@@ -174,13 +199,16 @@ def test_two_ranks_resume_bit_for_bit(folder, ranks, resumed):
     assert ranks[0]["run"]["total_loss"].keys() == {1, 3}
     for rank, whole in enumerate(rank["run"] for rank in ranks):
         steps = torch.load(folder / f"resumed{rank}.pt")
-        names = {name for name in whole if not re.search(r"time|seconds|^bbox/", name)}
+        names = {name for name in whole if not re.search(r"time|seconds|bbox/", name)}
         assert {"num_pos_anchors", "grad_norm", "lr", *(["loss_kd_bckd_cls"] if rank == 0 else [])} <= names
         for name in names:
             assert steps[name] == {i: value for i, value in whole[name].items() if i >= 2} != {}, name
     found, expected = (torch.load(output / "model_final.pth") for output in (resumed, straight))
     weights, whole = found["model"], expected["model"]
     assert weights.keys() == whole.keys() and all(torch.equal(value, whole[name]) for name, value in weights.items())
+    averages = [torch.load(output / EMA_FILE)["model"] for output in (resumed, straight)]
+    assert all(torch.equal(value, averages[1][name]) for name, value in averages[0].items())
+    assert not all(torch.equal(value, weights[name]) for name, value in averages[0].items())
     momenta, same = (content["trainer"]["optimizer"]["state"] for content in (found, expected))
     assert momenta.keys() == same.keys() != set()
     assert all(torch.equal(momenta[key]["momentum_buffer"], same[key]["momentum_buffer"]) for key in same)

@@ -22,6 +22,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
 from d2kd.cli import train as cli
+from d2kd.engine import EMA_FILE
 from tests.helpers import build_detector
 from tests.own_project import write_project
 from tests.processes import server
@@ -52,7 +53,7 @@ class Outcome:
 
     Attributes:
         lost: iterations that were trained again.
-        identical: its last weights are those of the run that nothing interrupted.
+        identical: its last weights, and their average, are those of the run that nothing interrupted.
         log: what it printed.
     """
 
@@ -144,8 +145,10 @@ class Lab:
         process.join()
         log = self.log(name)
         starts = [int(x) for x in re.findall(r"Starting training from iteration (\d+)", log)]
-        last = self.folder / name / "model_final.pth"
-        identical = process.exitcode == 0 and _same_weights(last, self.folder / "straight/model_final.pth")
+        identical = process.exitcode == 0 and all(
+            _same_weights(self.folder / name / file, self.folder / "straight" / file)
+            for file in ("model_final.pth", EMA_FILE)
+        )
         return Outcome(lost=reached - starts[-1] if len(starts) > 1 else 0, identical=identical, log=log)
 
     def operations(self) -> list[Operation]:

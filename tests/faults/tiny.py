@@ -20,3 +20,4 @@ model = L(DistilledDetector)(
 optimizer.lr = 0.001
 dataloader.train.num_workers = 0
 train.update(max_iter=12, eval_period=8, log_period=1, seed=1, device="cpu", checkpointer=dict(period=3, max_to_keep=2))
+train.ema = dict(decay=0.9)

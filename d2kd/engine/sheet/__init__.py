@@ -4,7 +4,7 @@ from d2kd.engine.sheet.boxes import RIGHT, WRONG, Box, draw_boxes, font, mark, p
 from d2kd.engine.sheet.detections import LEAST_SCORE, make_sheet
 from d2kd.engine.sheet.drawing import draw_sheet, save_sheets
 from d2kd.engine.sheet.hook import SheetWriter, sheet_writers
-from d2kd.engine.sheet.images import class_names, test_images
+from d2kd.engine.sheet.images import class_names, file_names, test_images
 from d2kd.engine.sheet.step import Cells, HeatMap, StepView, look_at_step
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "class_names",
     "draw_boxes",
     "draw_sheet",
+    "file_names",
     "font",
     "look_at_step",
     "make_sheet",

@@ -1,4 +1,4 @@
-"""Sheets of the same images while training, for TensorBoard."""
+"""Sheets of the same images while training, for TensorBoard and other writers."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def sheet_writers(cfg: DictConfig, model: nn.Module) -> list[HookBase | None]:
     if not isinstance(model, DistilledDetector) or model.teacher is None:
         logger.info("train.vis_period is %d, but nothing is distilled: no sheets are drawn.", period)
         return []
-    if find_spec("tensorboard") is None:
+    if find_spec("tensorboard") is None and not cfg.train.get("writers"):
         logger.warning("train.vis_period is %d, but tensorboard is not installed: no sheets are drawn.", period)
         return []
     return [SheetWriter(period, model, partial(test_images, cfg, _IMAGES), partial(class_names, cfg))]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,15 +19,26 @@ from d2kd.data.mapping import map_entry
 from d2kd.data.samples import isolated_rng
 from d2kd.engine.defaults import ConfigError
 
-__all__ = ["class_names", "test_images"]
+__all__ = ["class_names", "file_names", "test_images"]
 
 _KEY = "dataloader.test"
 
 
 def class_names(cfg: DictConfig) -> list[str] | None:
-    """``thing_classes`` of the training data, if they are known."""
-    names = dataset_names(cfg, "train")
-    return MetadataCatalog.get(names[0]).get("thing_classes") if names and names[0] in MetadataCatalog.list() else None
+    """``thing_classes`` of the training data, or else of the test data, if they are known."""
+    names = (name for split in ("train", "test") for name in dataset_names(cfg, split))
+    known = (MetadataCatalog.get(name).get("thing_classes") for name in names if name in MetadataCatalog.list())
+    return next(filter(None, known), None)
+
+
+def file_names(names: Sequence[str], suffix: str = ".png") -> list[str]:
+    """A picture's name for each image; images of one name, such as of two folders, are numbered."""
+    found: list[str] = []
+    for name in names:
+        stem = re.sub(r"[^\w.-]+", "_", Path(name).stem)
+        free = (f"{stem}{number}{suffix}" for number in ("", *(f"_{n}" for n in range(2, len(names) + 2))))
+        found.append(next(file for file in free if file not in found))
+    return found
 
 
 def test_images(cfg: DictConfig, which: Sequence[str] | int) -> list[tuple[str, dict[str, Any]]]:

@@ -1,0 +1,196 @@
+"""train.writers: what MLflow's file store and W&B's offline files hold of real runs."""
+
+import json
+import struct
+import sys
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import LazyConfig, instantiate
+from detectron2.utils.events import EventStorage, EventWriter, get_event_storage
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from PIL import Image
+from wandb.proto import wandb_internal_pb2
+
+from d2kd.engine import ConfigError, default_writers
+from d2kd.engine.writers.mlflow import MLflowWriter
+from d2kd.modeling.distillation import preflight
+from tests.engine.test_train import CONFIG, DISTILLED, run
+
+WRITER = """
+from d2kd.engine.writers.{module} import {name}
+train.writers = [L({name})(output_dir="${{train.output_dir}}", {arguments})]
+train.vis_period = 2
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("writers")
+    torch.save({"model": instantiate(LazyConfig.load(CONFIG).model).state_dict()}, folder / "teacher.pth")
+    config = "from detectron2.config import LazyCall as L\n"
+    config += DISTILLED.format(config=CONFIG, checkpoint=folder / "teacher.pth")
+    for module, name, arguments in (
+        ("mlflow", "MLflowWriter", f"tracking_uri='file:{folder}/mlruns', experiment='tiny'"),
+        ("wandb", "WandbWriter", "mode='offline'"),
+    ):
+        (folder / f"{module}.py").write_text(config + WRITER.format(module=module, name=name, arguments=arguments))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def verdict_at_once(monkeypatch):
+    """The preflight gives its verdict in the second step; it stops no run of a random teacher."""
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setattr(preflight, "BATCHES", 1)
+    judged = preflight.judge
+    monkeypatch.setattr(preflight, "judge", lambda *args, **kwargs: without_stop(judged(*args, **kwargs)))
+
+
+def without_stop(verdict):
+    object.__setattr__(verdict, "stop", None)
+    return verdict
+
+
+def test_mlflow(folder, tmp_path):
+    output = tmp_path / "run"
+    run(output, "train.max_iter=2", "train.checkpointer.period=1", config=str(folder / "mlflow.py"))
+    run(output, "--resume", config=str(folder / "mlflow.py"))
+    client = MlflowClient(f"file:{folder}/mlruns")
+    (found,) = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])  # one run, of two parts
+    assert found.info.run_name == "run" and found.info.status == "FINISHED"
+    losses = client.get_metric_history(found.info.run_id, "total_loss")
+    rows = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    assert [(x.step, x.value) for x in losses] == [(r["iteration"], r["total_loss"]) for r in rows if "total_loss" in r]
+    assert [x.step for x in losses] == [0, 1, 2, 3]
+    assert found.data.metrics["bbox/AP"] == 0.0 and "loss_kd_bckd_cls" in found.data.metrics
+    assert found.data.params["optimizer.lr"] == "0.01" and found.data.params["train.vis_period"] == "2"
+    artifacts = {file.path for file in client.list_artifacts(found.info.run_id)}
+    assert artifacts == {"config.yaml", "preflight.txt", "sheet"}
+    root = next((folder / "mlruns").glob(f"*/{found.info.run_id}/artifacts"))
+    assert (root / "config.yaml").read_text().startswith("dataloader:")
+    assert (root / "preflight.txt").read_text().startswith("Preflight: ")
+    pictures = sorted(path.name for path in (root / "sheet" / "0").iterdir())
+    assert pictures == ["0000001.png", "0000003.png"]
+    assert Image.open(root / "sheet" / "0" / pictures[0]).size[0] == 1120
+
+
+def records(path):
+    """The records of a .wandb file, which is a LevelDB log after a header of 7 bytes."""
+    content, place, whole = path.read_bytes(), 7, b""
+    while place + 7 <= len(content):
+        if 32768 - place % 32768 < 7:  # a block's end
+            place += 32768 - place % 32768
+            continue
+        length, kind = struct.unpack("<HB", content[place + 4 : place + 7])
+        whole += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield wandb_internal_pb2.Record.FromString(whole)
+            whole = b""
+
+
+def test_wandb_offline(folder, tmp_path):
+    output = tmp_path / "run"
+    run(output, "train.max_iter=2", config=str(folder / "wandb.py"))
+    (path,) = output.glob("wandb/offline-run-*/run-*.wandb")
+    found = list(records(path))
+    history = [
+        {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        for record in found
+        if record.WhichOneof("record_type") == "history"
+    ]
+    losses = [(row["iteration"], row["total_loss"]) for row in history if "total_loss" in row]
+    rows = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    assert losses == [(r["iteration"], pytest.approx(r["total_loss"])) for r in rows if "total_loss" in r]
+    assert any(row.get("bbox/AP") == 0.0 for row in history)
+    assert any("sheet/0" in row or any(key.startswith("sheet/0") for key in row) for row in history)
+    said = str(found)
+    assert "Preflight: " in said and "optimizer.lr" in said and "config.yaml" in said
+    assert list(path.parent.glob("files/media/images/**/*.png")) and (path.parent / "files" / "config.yaml").exists()
+    assert (output / "wandb_run.txt").read_text() in path.name
+
+
+def test_an_overwritten_run_is_another_one(folder, tmp_path):
+    output, config = tmp_path / "run", str(folder / "mlflow.py")
+    short = ("train.max_iter=1", "train.eval_period=0", "train.vis_period=0")
+    run(output, *short, config=config)
+    first = (output / "mlflow_run.txt").read_text()
+    run(output, "--overwrite", *short, config=config)
+    assert (output / "mlflow_run.txt").read_text() != first
+
+
+def test_a_run_that_the_tracker_has_forgotten(folder, tmp_path, caplog):
+    (tmp_path / "mlflow_run.txt").write_text("0123456789abcdef0123456789abcdef")
+    writer = MLflowWriter(str(tmp_path), tracking_uri=f"file:{folder}/mlruns")
+    writer.close()
+    assert "MLflow has no run 0123456789abcdef" in caplog.text
+    assert (tmp_path / "mlflow_run.txt").read_text() != "0123456789abcdef0123456789abcdef"
+
+
+def test_a_tracker_that_no_longer_answers_stops_nothing(folder, tmp_path, caplog, monkeypatch):
+    writer = MLflowWriter(str(tmp_path), tracking_uri=f"file:{folder}/mlruns")
+
+    def fail(*args, **kwargs):
+        raise MlflowException("no answer")
+
+    monkeypatch.setattr(MlflowClient, "log_batch", fail)
+    with EventStorage(7) as storage:
+        storage.put_scalar("total_loss", 1.0)
+        writer.write()
+    writer.close()
+    assert "mlflow has not got all of iteration 7: no answer" in caplog.text
+    assert not any(handler.__class__.__name__ == "_Heard" for handler in preflight.logger.handlers)
+
+
+class Seen(EventWriter):
+    images = []
+
+    def write(self):
+        self.images += [(name, step) for name, _, step in get_event_storage()._vis_data]
+
+
+@pytest.mark.parametrize("tensorboard", [True, False])
+def test_images_reach_further_writers_and_do_not_pile_up(tmp_path, monkeypatch, tensorboard):
+    if not tensorboard:
+        monkeypatch.setattr("d2kd.engine.defaults.find_spec", lambda name: None)
+    seen = Seen()
+    seen.images = []
+    writers = default_writers(str(tmp_path), 3, [seen])
+    assert seen in writers
+    for step in range(2):
+        with EventStorage(step) as storage:
+            storage.put_image("sheet/0", np.zeros((3, 4, 4), dtype=np.uint8))
+            storage.put_scalar("total_loss", 1.0)
+            for writer in writers[1:]:
+                writer.write()
+            assert not storage._vis_data
+    assert seen.images == [("sheet/0", 0), ("sheet/0", 1)]
+
+
+@pytest.mark.parametrize(
+    "writers, sentence",
+    [
+        ("[{_target_: torch.nn.Identity}]", r"^train.writers\[0\] makes a Identity, expected an EventWriter"),
+        ("[3]", r"^train.writers is \[3\], expected a list of nodes of EventWriters"),
+        ("[{_target_: no.such.Writer}]", r"^train.writers\[0\]._target_ is 'no.such.Writer', which cannot be imported"),
+        (
+            "[{_target_: d2kd.engine.writers.mlflow.MLflowWriter, output_dir: x, tracking_uri: 'nowhere://x'}]",
+            r"^train.writers\[0\] cannot be made: .*nowhere",
+        ),
+    ],
+)
+def test_what_is_no_writer_is_refused(tmp_path, writers, sentence):
+    with pytest.raises((ConfigError, ValueError), match=sentence):
+        run(tmp_path / "run", f"train.writers={writers}")
+
+
+@pytest.mark.parametrize("module", ["mlflow", "wandb"])
+def test_a_tracker_that_is_not_installed(folder, tmp_path, monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, f"d2kd.engine.writers.{module}")
+    with pytest.raises(ImportError, match=rf"^d2kd.engine.writers.{module} needs .*: pip install 'd2kd\[{module}\]'"):
+        run(tmp_path / "run", config=str(folder / f"{module}.py"))
