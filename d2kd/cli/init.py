@@ -17,6 +17,7 @@ import numpy as np
 from detectron2.config import instantiate
 from omegaconf import OmegaConf
 
+from d2kd.checkpoint import check_whole
 from d2kd.cli import Parser, check_folder, run_command
 from d2kd.cli.init_backbones import find_backbone
 from d2kd.cli.init_choices import Choices, choose
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
     classes = _classes(format, data)
     student = find_backbone(args.student, "--student")
     is_backbone = args.teacher.startswith("timm:") or not ("/" in args.teacher or "." in args.teacher)
-    teacher = find_backbone(args.teacher, "--teacher") if is_backbone else _trained(Path(args.teacher).resolve())
+    teacher = find_backbone(args.teacher, "--teacher") if is_backbone else _trained(Path(args.teacher), len(classes))
     found = {split: _survey(split, format, *data[split], classes) for split in data}
     print("\n".join(_report(split, found[split], data[split], format, classes) for split in found))
     project = Project(folder, format, data, classes, args.detector, args.method, student, teacher)
@@ -168,14 +169,15 @@ def _chosen(choices: Choices) -> str:
     )
 
 
-def _trained(file: Path) -> TrainedTeacher:
+def _trained(file: Path, num_classes: int) -> TrainedTeacher:
     """
     A teacher's config and checkpoint, of either.
 
     Raises:
         FileNotFoundError: one of them is missing.
-        ValueError, TypeError: they are none; see :func:`build_teacher`.
+        ValueError, TypeError: they are none, or of a detector of another number of classes; see :func:`build_teacher`.
     """
+    file = file.expanduser().resolve()
     if not file.is_file():
         raise FileNotFoundError(
             f"--teacher is {file}, but there is no such file; a backbone is timm:NAME or resnet50, for example."
@@ -190,6 +192,12 @@ def _trained(file: Path) -> TrainedTeacher:
         if not path.is_file():
             raise FileNotFoundError(f"--teacher is {file}, but {path.name} is missing beside it.")
     detector = build_teacher(str(config))
+    if detector.num_classes != num_classes:
+        raise ValueError(
+            f"--teacher is {file}, which has {detector.num_classes} classes, the data {num_classes}: for a teacher of "
+            "other classes set model.teacher.class_map in a config of your own."
+        )
+    check_whole(checkpoint)
     input_format = None
     if getattr(detector, "input_format", None) is None:
         mapper = OmegaConf.select(load_config(str(config)), "dataloader.train.mapper")

@@ -172,8 +172,8 @@ from .data import _here, dataloader, lr_multiplier, optimizer, train
 {_detector(project, choices)}
 '''
         distilled = (
-            f"model = d2kd.distill(\n    model,\n    teacher=str({_path(teacher.config, project.folder)}),\n"
-            f"    teacher_checkpoint=str({_path(teacher.checkpoint, project.folder)}),\n"
+            f"model = d2kd.distill(\n    model,\n    teacher={_text(teacher.config, project.folder)},\n"
+            f"    teacher_checkpoint={_text(teacher.checkpoint, project.folder)},\n"
             f'    method="{project.method}",\n)'
         )
     else:
@@ -291,6 +291,11 @@ def _wrapped(node: str) -> str:
 
 def _list(names: list[str]) -> str:
     return "[" + ", ".join(f'"{name}"' for name in names) + "]"
+
+
+def _text(path: Path, folder: Path) -> str:
+    """:func:`_path` as a string of the config."""
+    return f"str({_path(path, folder)})" if path.is_relative_to(folder) else f'"{path}"'
 
 
 def _path(path: Path, folder: Path) -> str:
