@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
     """
     logging.getLogger("detectron2").setLevel(logging.ERROR)  # of categories that are not numbered from 1
     folder = args.folder.resolve()
-    check_folder("FOLDER", folder)
+    check_folder("FOLDER", args.folder)
     if re.fullmatch(r"[A-Za-z0-9_.-]+", folder.name) is None:
         raise ValueError(f"The project's folder is named {folder.name!r}, expected letters, digits and _ - . alone.")
     for name in ("data.py", "teacher.py", "student.py"):
