@@ -6,7 +6,6 @@ that are yours to change (data.py, teacher.py, student.py), with sizes, schedule
 from __future__ import annotations
 
 import argparse
-import logging
 import re
 import shlex
 import tempfile
@@ -24,7 +23,7 @@ from d2kd.cli.init_choices import Choices, choose
 from d2kd.cli.init_files import DETECTORS, Project, TrainedTeacher, config_files
 from d2kd.config import load_config
 from d2kd.config.teacher_file import build_teacher
-from d2kd.data.formats import FORMATS, class_names, find_format, read_labelled
+from d2kd.data.formats import FORMATS, class_names, find_format, label_files, read_labelled
 from d2kd.data.survey import Survey, survey
 from d2kd.methods import METHODS, get_losses
 
@@ -67,7 +66,6 @@ def run(args: argparse.Namespace) -> None:
         ValueError, OSError, ImportError: files that are there already, data that cannot be trained on, or a backbone,
             teacher or method that there is not.
     """
-    logging.getLogger("detectron2").setLevel(logging.ERROR)  # of categories that are not numbered from 1
     folder = args.folder.resolve()
     check_folder("FOLDER", args.folder)
     if re.fullmatch(r"[A-Za-z0-9_.-]+", folder.name) is None:
@@ -143,6 +141,10 @@ def _report(split: str, found: Survey, data: tuple[Path, Path], format: str, cla
         f"  by size: {small} small (under 32 pixels, the root of the area), {len(areas) - small - large} medium, "
         f"{large} large (from 96); half are under {np.median(areas):.0f}",
     ]
+    if format != "coco":
+        missing = sum(labels is None for labels in label_files(format, *data).values())
+        fate = "left out" if format == "voc" else "without objects"
+        lines += [f"  {missing} images have no {FORMATS[format]} file of their name: {fate}"] * (missing > 0)
     if found.empty:
         lines.append(f"  {found.empty} images without a box")
     if found.crowds:
@@ -239,6 +241,7 @@ def _next_steps(folder: Path, files: dict[str, str]) -> str:
             f"  d2kd check {config('student.py')}",
             f"  d2kd train {config('student.py')}",
             f"  d2kd compare {config('student.py')} --output {output}/compare",
+            "and d2kd predict, d2kd export and d2kd analyze for what came out (docs/own_data.md).",
         ]
     )
 

@@ -120,5 +120,5 @@ def comment(text: str, indent: int = 0) -> str:
 def path_text(path: Path, folder: Path) -> str:
     """A path as the config says it: relative to the project's folder if it is inside."""
     if path.is_relative_to(folder):
-        return f'_here / "{path.relative_to(folder).as_posix()}"'
-    return f'Path("{path}")'
+        return f"_here / {json.dumps(path.relative_to(folder).as_posix(), ensure_ascii=False)}"
+    return f"Path({json.dumps(str(path), ensure_ascii=False)})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,4 +213,6 @@ def _list(names: list[str]) -> str:
 
 def _text(path: Path, folder: Path) -> str:
     """:func:`path_text` as a string of the config."""
-    return f"str({path_text(path, folder)})" if path.is_relative_to(folder) else f'"{path}"'
+    return (
+        f"str({path_text(path, folder)})" if path.is_relative_to(folder) else json.dumps(str(path), ensure_ascii=False)
+    )

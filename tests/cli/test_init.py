@@ -199,6 +199,15 @@ def test_what_it_says_of_the_data(folder, capsys):
     ]
 
 
+@pytest.mark.parametrize(("format", "says"), [("yolo", "without objects"), ("voc", "left out")])
+def test_images_without_labels_are_counted(format, says, folder, capsys):
+    options = paths(format, folder / "photos")
+    suffix = {"yolo": ".txt", "voc": ".xml"}[format]
+    Path(f"photos/train/labels/b{suffix}").unlink()
+    assert init(*options, *SMALL) == 0
+    assert f"\n  1 images have no {suffix} file of their name: {says}\n" in capsys.readouterr().out
+
+
 def test_the_lines_are_short(folder):
     name = "a_project_with_a_rather_long_name"
     assert main(["init", name, *paths("voc", folder / "photos"), *SMALL, "--detector", "retinanet"]) == 0
