@@ -41,6 +41,8 @@ DEV = [
     "tensorboard",
     "setuptools>=70.1",
     "wheel",
+    "nbclient",  # the notebook in examples/ is run by a test
+    "ipykernel",
 ]
 
 ROOT = Path(__file__).resolve().parent

@@ -13,6 +13,7 @@ from d2kd import __version__
 
 #: Subcommand -> its module in d2kd.cli, and what it does.
 COMMANDS = {
+    "init": ("init", "begin a project with your own images: what is in them, and configs to distil on them"),
     "train": ("train", "train or evaluate the model of a config, distilled or plain"),
     "check": ("check", "see what the teacher knows of your data, and what the run will cost, in a minute"),
     "check-adapter": ("check_adapter", "check that d2kd reads your detector correctly"),

@@ -29,6 +29,8 @@ DEV = (
     "tensorboard",
     "setuptools",
     "wheel",
+    "nbclient",
+    "ipykernel",
 )
 EXTRAS = {"": BASE, "[demo]": BASE + DEMO, "[dev]": BASE + DEMO + DEV}
 VERSIONS = {"fvcore": "0.1.5", "iopath": "0.1.9", "omegaconf": "2.3.0"}  # setup.py bounds these

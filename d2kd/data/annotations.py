@@ -12,7 +12,7 @@ from detectron2.structures import BoxMode
 
 from d2kd.data.reading import DatasetError
 
-__all__ = ["drop_broken_boxes"]
+__all__ = ["box_fault", "drop_broken_boxes"]
 
 logger = logging.getLogger(f"detectron2.{__name__}")
 
@@ -48,7 +48,7 @@ def drop_broken_boxes(dataset: list[dict], key: str) -> list[dict]:
     largest = 0.0
     for item in dataset:
         annotations = item.get("annotations") or []
-        kinds = [_what_is_wrong(annotation, item) for annotation in annotations]
+        kinds = [box_fault(annotation, item) for annotation in annotations]
         for kind in filter(None, kinds):
             found[kind] += 1
             examples.setdefault(kind, str(item.get("file_name", "without a file_name")))
@@ -86,7 +86,17 @@ def _longest_side(annotation: Mapping[str, Any]) -> float:
     return max(x1, y1) if mode == BoxMode.XYWH_ABS else max(x1 - x0, y1 - y0)
 
 
-def _what_is_wrong(annotation: Mapping[str, Any], item: Mapping[str, Any]) -> str | None:
+def box_fault(annotation: Mapping[str, Any], item: Mapping[str, Any]) -> str | None:
+    """
+    Why nothing can be learnt from a box; None: it is usable, or rotated or relative, which is not looked at.
+
+    Args:
+        item: the dataset dict that the annotation is of.
+
+    Raises:
+        DatasetError: the annotation has no "bbox" or no "category_id".
+        ValueError: its box is no four numbers.
+    """
     for field in ("bbox", "category_id"):
         if field not in annotation:
             raise DatasetError(

@@ -10,7 +10,7 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-__all__ = ["DatasetError", "check_registered", "fault_of_datasets"]
+__all__ = ["DatasetError", "check_registered", "fault_of_datasets", "fault_of_file"]
 
 #: What Detectron2 reads of each entry of a COCO file's lists.
 _FIELDS = {
@@ -64,12 +64,13 @@ def fault_of_datasets(names: str | Sequence[str] | None, key: str) -> str | None
     check_registered(names, key)
     for name in names:
         file = MetadataCatalog.get(name).get("json_file")
-        if file is not None and (fault := _fault_of_file(file)):
+        if file is not None and (fault := fault_of_file(file)):
             return f"{key} has {name!r}, whose file {file} {fault}."
     return None
 
 
-def _fault_of_file(file: str) -> str | None:
+def fault_of_file(file: str) -> str | None:
+    """What is wrong with a file in COCO's format, the end of a sentence; None: nothing was found."""
     path = Path(file)
     if "://" in file:
         return None

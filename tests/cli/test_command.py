@@ -143,6 +143,7 @@ REFUSED = {
     "convert": "no.pth x.pth --detector gfl --depth 18",
     "methods": "no",
     "demo": "--output file",
+    "init": "file --train a b --val a b",
     "data": "get cards --from no.zip",
     "visualize": "--config-file no.py --weights no.pth",
 }

@@ -44,9 +44,9 @@ class TimmBackbone(Backbone):
             0 to 4 with strides 2 to 32, some (ConvNeXt, Swin) 0 to 3 with strides 4 to 32.
         pretrained: start from timm's weights, which it downloads. For evaluation, and for a teacher, whose checkpoint
             holds the backbone too, False does.
-        weights: start from these instead: the path of a file, or name -> tensor, of the whole network as timm names its
-            weights (a node such as :func:`efficientnet_lite_weights`). Every weight of the backbone has to be there;
-            others, of the classifier and of stages that are not used, are left out.
+        weights: start from these instead, and download nothing: the path of a file, or name -> tensor, of the whole
+            network as timm names its weights (a node such as :func:`efficientnet_lite_weights`). Every weight of the
+            backbone has to be there; others, of the classifier and of stages that are not used, are left out.
         freeze_at: the weights up to the output "res<freeze_at>" stay as they are, and its batch norms use their running
             statistics, as in Detectron2's ``ResNet``. 0: everything is trained.
         channels_last: compute in this memory format, faster for networks of depthwise convolutions. The features are
@@ -59,6 +59,7 @@ class TimmBackbone(Backbone):
 
     Raises:
         ImportError: timm is not installed.
+        OSError: the weights cannot be downloaded.
         ValueError: no such network, no such output, or outputs that cannot be named: two of one stride, or a stride
             that is no power of two; no output to freeze at; weights that are missing or of other shapes.
     """
@@ -85,8 +86,13 @@ class TimmBackbone(Backbone):
         indices = list(out_indices)
         try:
             self.body = timm.create_model(
-                name, pretrained=pretrained, features_only=True, out_indices=indices, **kwargs
+                name, pretrained=pretrained and weights is None, features_only=True, out_indices=indices, **kwargs
             )
+        except OSError as error:  # of the client that downloads, in several lines
+            raise OSError(
+                f"TimmBackbone: the weights of {name} cannot be downloaded ({type(error).__name__}): give weights=FILE "
+                "that holds them, or pretrained=False for random ones."
+            ) from error
         except (IndexError, AssertionError) as error:
             outputs = timm.create_model(name, features_only=True, **kwargs).feature_info
             if all(-len(outputs) <= index < len(outputs) for index in indices):

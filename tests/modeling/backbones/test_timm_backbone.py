@@ -281,3 +281,20 @@ def test_without_timm_all_but_the_backbone_works():
     result = subprocess.run([sys.executable, "-c", BLOCK], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "TimmBackbone needs timm, which is not installed: pip install timm" in result.stdout
+
+
+def test_weights_that_are_given_are_not_downloaded(tmp_path, monkeypatch):
+    """``weights`` alone says where they come from; without them the sentence says so."""
+    path = tmp_path / "weights.pth"
+    torch.save(timm.create_model(MOBILENET).state_dict(), path)
+    create = timm.create_model
+
+    def without_network(name, pretrained=False, **kwargs):
+        if pretrained:
+            raise OSError("no network,\nin several lines")
+        return create(name, **kwargs)
+
+    monkeypatch.setattr(timm, "create_model", without_network)
+    TimmBackbone(MOBILENET, out_indices=[2, 3, 4], pretrained=True, weights=str(path))
+    with pytest.raises(OSError, match=rf"weights of {MOBILENET} cannot be downloaded \(OSError\): give weights=FILE"):
+        TimmBackbone(MOBILENET, out_indices=[2, 3, 4], pretrained=True)
