@@ -9,15 +9,20 @@ from pathlib import Path
 import torch
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from d2kd.checkpoint import whole_file
 from d2kd.export.comparison import Comparison, compare, compare_tensors, detect, random_image
 from d2kd.export.formats import OPSET, Runner, load_format, write_format
-from d2kd.export.graph import DetectionGraph, instances_of
+from d2kd.export.graph import DETECTIONS, DetectionGraph, instances_of
+from d2kd.export.onnx_model import quantize
 from d2kd.export.weights import ExportError
 from d2kd.modeling.detectors.interface import pixel_statistics
 
-__all__ = ["Proof", "random_images", "write_file"]
+__all__ = ["Proof", "random_images", "write_file", "write_int8"]
+
+#: Of the student's detections, the share that an int8 file must find.
+_LEAST = 0.5
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,45 @@ def write_file(
 def detect_each(detector: DenseDetector, images: Sequence[Tensor]) -> list[int]:
     """How many detections each image has."""
     return [len(detect(detector, [image])[0]) for image in images]
+
+
+def write_int8(
+    detector: DenseDetector, source: Path, path: str | Path, images: Sequence[Tensor], calibration: Sequence[Tensor]
+) -> float:
+    """
+    Quantise an ONNX file of :func:`write_file` to int8, and look what it still finds.
+
+    Args:
+        detector: the student that the file was written of.
+        source: the file.
+        path: replaced if it exists, whole or not at all.
+        images: to compare on, each (C, H, W) of 0 to 255.
+        calibration: images to calibrate with.
+
+    Returns:
+        of the student's detections, the share of which the file has one of the same class with an IoU of 0.5 or more.
+
+    Raises:
+        ExportError: less than half; nothing was written.
+        ImportError: onnxruntime is not installed.
+    """
+    total = found = 0
+    with whole_file(path) as partial:
+        quantize(source, partial, calibration)
+        run = load_format("onnx", partial, DETECTIONS)
+        for image in images:
+            expected = detect(detector, [image])[0]
+            got = instances_of(run(image.float()[None]), 0, expected.image_size)
+            overlaps = box_iou(expected.pred_boxes.tensor, got.pred_boxes.tensor)
+            same = expected.pred_classes[:, None] == got.pred_classes
+            total += len(expected)
+            found += int(((overlaps >= 0.5) & same).any(dim=1).sum())
+        if found < _LEAST * total:
+            raise ExportError(
+                f"The int8 file finds {found} of the student's {total} detections, and nothing was written: calibrate "
+                "with more images (--int8 N), or deploy without int8."
+            )
+    return found / total
 
 
 class _Check:

@@ -62,7 +62,11 @@ def write_format(
         ExportError: the detector cannot be traced.
         ImportError: onnx is not installed.
     """
-    write = {"torchscript": _write_torchscript, "onnx": _write_onnx, "exported_program": _write_program}[kind]
+    writers: dict[str, Callable[..., None]] = {
+        "torchscript": _write_torchscript,
+        "onnx": _write_onnx,
+        "exported_program": _write_program,
+    }
     options = {"opset": opset, "notes": notes} if kind == "onnx" else {}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # the comparisons show what it warns of
@@ -70,7 +74,7 @@ def write_format(
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)  # in Detectron2's anchors
         try:
-            write(graph, images, path, **options)
+            writers[kind](graph, images, path, **options)
         except (ImportError, OSError):
             raise
         except Exception as error:  # the detector's own code can raise anything

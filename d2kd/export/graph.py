@@ -74,7 +74,7 @@ class DetectionGraph(nn.Module):
         ]
         if self.locations:
             return tuple(torch.cat(x, dim=1) for x in zip(*(level.everything() for level in levels)))
-        boxes, scores, classes = (torch.cat(x, dim=1) for x in zip(*(level.best() for level in levels)))
+        boxes, scores, classes = (torch.cat(x, dim=1) for x in zip(*self._best(levels)))
         if isinstance(self.detector, AssignedDetector):
             boxes = _clip(boxes, height, width)
         scores = torch.where(self._survivors(boxes, scores, classes), scores, _NONE)
@@ -113,6 +113,9 @@ class DetectionGraph(nn.Module):
         if quality is not None and isinstance(detector, FCOS):
             scores, quality = (scores * quality).sqrt(), None
         return _Level(detector, level, scores, permute_to_N_HWA_K(maps[1], 4 * (bins or 1)).float(), quality, anchors)
+
+    def _best(self, levels: Sequence[_Level]) -> list[tuple[Tensor, Tensor, Tensor]]:
+        return [x.best(self.detector.test_topk_candidates, self.detector.test_score_thresh) for x in levels]
 
     def _survivors(self, boxes: Tensor, scores: Tensor, classes: Tensor) -> Tensor:
         """
@@ -162,12 +165,11 @@ class _Level:
         scores = self._scores if self._quality is None else self._scores * self._quality
         return self._decode(self._params, anchors), scores
 
-    def best(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes (N, M, 4), scores (N, M), none below the threshold, and classes (N, M); M = test_topk_candidates."""
-        count = self._detector.test_topk_candidates
+    def best(self, count: int, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes (N, M, 4), scores (N, M), those below the threshold -1, and classes (N, M) of the M best locations."""
         # A small level has fewer than M: with M more there are always as many, and M is no function of the size.
         scores, order = F.pad(self._scores.flatten(1), (0, count), value=_NONE).topk(count, dim=1)
-        above = scores > self._detector.test_score_thresh
+        above = scores > threshold
         order = torch.where(above, order, torch.zeros_like(order))
         num_classes = self._scores.shape[2]
         locations = torch.div(order, num_classes, rounding_mode="floor")
