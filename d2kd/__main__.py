@@ -23,6 +23,7 @@ COMMANDS = {
     "plot": ("plot", "draw what runs have logged: AP, terms, gradient shares, learning rate; or AP against cost"),
     "benchmark": ("benchmark", "measure time and memory of a distilled training step"),
     "export": ("export", "get the student out of a distilled run"),
+    "analyze": ("analyze", "compare what teacher, student and exported files cost"),
     "convert": ("convert", "convert an OpenMMLab checkpoint to a Detectron2 one"),
     "data": ("data", "get a public data set of real photographs"),
     "methods": ("methods", "list the distillation methods"),

@@ -55,12 +55,13 @@ class Run:
         teacher.unlink()
         DetectionCheckpointer(self.model, str(folder), optimizer=optimizer).save("model", iteration=1)
         self.checkpoint, self.output = folder / "model.pth", folder / "out" / "student.pth"
-        self.script = folder / "out" / "student.ts"
 
-    def __call__(self, *options, script=False):
-        extra = ["--torchscript", str(self.script)] if script else []
-        argv = [str(self.config), str(self.checkpoint), "--output", str(self.output), *extra, *map(str, options)]
+    def __call__(self, *options, to="weights"):
+        """``d2kd export``; returns the file."""
+        output = self.output if to == "weights" else self.output.with_suffix(f".{to}")
+        argv = [str(self.config), str(self.checkpoint), "--output", str(output), "--to", to, *map(str, options)]
         tool.run(tool.parse_args(argv))
+        return output
 
     def change(self, edit):
         content = torch.load(self.checkpoint)

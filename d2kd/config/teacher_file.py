@@ -45,7 +45,7 @@ def teacher_node(config: str, key: str, trust: Sequence[str] = ()) -> DictConfig
     return L(build_teacher)(config=config, trust=list(trust))
 
 
-def build_teacher(config: str, trust: Sequence[str] = ()) -> DenseDetector:
+def build_teacher(config: str, trust: Sequence[str] = (), *, key: str = _KEY) -> DenseDetector:
     """
     The detector of a config file, on the CPU and not loaded; of a distilled run, that run's student.
 
@@ -54,6 +54,7 @@ def build_teacher(config: str, trust: Sequence[str] = ()) -> DenseDetector:
             ``.yaml``, which run no code beside that of networks of known packages; or path of a LazyConfig ``.py``,
             which is a program. Of a LazyConfig its ``model`` is taken.
         trust: further packages whose classes and functions a dumped ``.yaml`` may name, such as one's own project.
+        key: where the path was given, for messages.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -61,13 +62,13 @@ def build_teacher(config: str, trust: Sequence[str] = ()) -> DenseDetector:
             config's model is not registered or is no dense detector.
         TypeError: no adapter reads the model.
     """
-    what = f"{_KEY} is {config!r}"
+    what = f"{key} is {config!r}"
     if config.endswith(".py") and "://" in config:
         raise ValueError(f"{what}, a program, and no code from elsewhere is run: read it and give the path of a copy.")
     try:
         path = local_path(config)
     except (FileNotFoundError, ValueError) as error:
-        raise type(error)(f"{_KEY}: {error}") from error
+        raise type(error)(f"{key}: {error}") from error
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{what}, but there is no such file.")
     if path.endswith(".py"):
@@ -79,7 +80,7 @@ def build_teacher(config: str, trust: Sequence[str] = ()) -> DenseDetector:
     try:
         content = read_yaml(path, trust)
     except ValueError as error:
-        raise ValueError(f"{_KEY}: {error}{forget_download(config, path)}") from error
+        raise ValueError(f"{key}: {error}{forget_download(config, path)}") from error
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{what}, a file without keys.{forget_download(config, path)}")
     if "model" in content:

@@ -11,10 +11,11 @@ from omegaconf import DictConfig
 
 from d2kd.checkpoint import DamagedError, LayoutError, Misfit, MisfitError, load_strictly, save_whole
 from d2kd.config.nodes import made
+from d2kd.config.teacher_file import build_teacher
 from d2kd.modeling.adapters import input_format_of
 from d2kd.modeling.distillation import student
 
-__all__ = ["ExportError", "LoadedStudent", "load_student", "write_weights"]
+__all__ = ["ExportError", "LoadedStudent", "load_student", "load_yacs_student", "write_weights"]
 
 
 class ExportError(ValueError):
@@ -62,6 +63,29 @@ def load_student(cfg: DictConfig, checkpoint: str, *, allow_partial: bool = Fals
         detector = student(model)
     except TypeError as error:
         raise ExportError(f"The config's model cannot be exported. {error}") from error
+    own_format = getattr(model, "input_format", None)  # FCOS has none, a DistilledDetector of FCOS has
+    return _load(detector, checkpoint, own_format, allow_partial)
+
+
+def load_yacs_student(config: str, checkpoint: str, *, allow_partial: bool = False) -> LoadedStudent:
+    """
+    Load the student, or the plain detector, of a yacs config.
+
+    Args:
+        config: path of the ``config.yaml`` that Detectron2 wrote beside the checkpoint; read without running code of
+            it.
+        checkpoint, allow_partial: see :func:`load_student`.
+
+    Raises:
+        ExportError: see :func:`load_student`.
+        FileNotFoundError: there is no such config or checkpoint.
+        ValueError, TypeError: the config's model cannot be built, or is none that d2kd reads.
+    """
+    detector = build_teacher(config, key="CONFIG")
+    return _load(detector, checkpoint, getattr(detector, "input_format", None), allow_partial)
+
+
+def _load(detector: DenseDetector, checkpoint: str, input_format: str | None, allow_partial: bool) -> LoadedStudent:
     try:
         loaded = load_strictly(
             detector,
@@ -78,10 +102,9 @@ def load_student(cfg: DictConfig, checkpoint: str, *, allow_partial: bool = Fals
         raise
     except Exception as error:  # a file that is no checkpoint can raise anything
         raise ExportError(f"{checkpoint} cannot be loaded: {type(error).__name__}: {error}") from error
-    own_format = getattr(model, "input_format", None)  # FCOS has none, a DistilledDetector of FCOS has
     return LoadedStudent(
         detector=detector.cpu().eval(),
-        input_format=own_format or input_format_of(detector, None, "model.input_format"),
+        input_format=input_format or input_format_of(detector, None, "model.input_format"),
         distillation=list(loaded.ignored),
         entries=sorted(map(str, loaded.rest)),
         misfit=loaded.misfit,

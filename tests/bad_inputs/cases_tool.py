@@ -158,16 +158,6 @@ CASES = [
         "d2kd export: --output is student.pkl, expected a name that ends in .pth: Detectron2 goes by it.",
     ),
     case(
-        "`d2kd export` of one file for both",
-        "export mine.py teacher.pth --output student.pth --torchscript student.pth",
-        "d2kd export: --output and --torchscript are both student.pth: give them different names.",
-    ),
-    case(
-        "`d2kd export` with an image that is none",
-        "export mine.py teacher.pth --output student.pth --torchscript x.ts --image birds.json",
-        "d2kd export: --image birds.json is no image that Pillow reads.",
-    ),
-    case(
         "`d2kd convert` of an unknown architecture",
         "convert yolox.pth out.pth --detector yolox --depth 50",
         "d2kd convert: argument --detector: yolox is none of gfl, atss, retinanet, fcos (d2kd convert --help).",

@@ -1,6 +1,7 @@
 """tools/export_student.py: the student's weights alone, and what it refuses."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,7 @@ from PIL import Image
 
 import d2kd
 from d2kd.cli import export as tool
-from d2kd.export import ExportError
-from d2kd.export.torchscript import BOX_TOLERANCE, OUTPUTS, SCORE_TOLERANCE, random_image
+from d2kd.export import ExportError, random_image
 from tests.distilled_run import PLAIN, Run
 from tests.helpers import FAMILIES, build_detector
 
@@ -54,32 +54,11 @@ def test_the_plain_detector_loads_it_completely(family, tmp_path, capsys):
     assert "left out of the model, 5:" in stated and "left out beside the model: iteration, optimizer" in stated
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_traced_model_detects_the_same_in_images_of_any_size(family, tmp_path, capsys):
-    run = Run(tmp_path, family)
-    run(script=True)
-    detector = d2kd.student(run.model).eval()
-    traced = torch.jit.load(run.script)
-    for seed, size in enumerate([(320, 416), (64, 64), (33, 200), (131, 77), (416, 320)]):
-        image = random_image(3, size, seed)
-        expected = detector([{"image": image}])[0]["instances"]
-        assert len(expected) > 0
-        found = dict(zip(OUTPUTS, traced(image), strict=True))
-        assert found["image_size"].tolist() == list(size)
-        assert torch.equal(found["pred_classes"], expected.pred_classes)
-        torch.testing.assert_close(found["scores"], expected.scores, rtol=0, atol=SCORE_TOLERANCE)
-        torch.testing.assert_close(found["pred_boxes"], expected.pred_boxes.tensor, rtol=0, atol=BOX_TOLERANCE)
-        as_bytes = traced(image.byte())
-        assert all(torch.equal(a, b) for a, b in zip(as_bytes, found.values(), strict=True))
-    stated = capsys.readouterr().out
-    assert "compared on 320x416: " in stated and "compared on 240x278: " in stated and "WARNING" not in stated
-    assert f"{run.script.stat().st_size} bytes" in stated and "BGR" in stated and ", ".join(OUTPUTS) in stated
-    assert run.written() == ["student.pth", "student.ts"]
-
-
-def test_it_compares_on_the_image_given(fcos, tmp_path, capsys):
-    picture = random_image(3, (72, 100), 3).permute(1, 2, 0).byte().numpy()
-    Image.fromarray(picture).save(tmp_path / "picture.png")
+def test_it_compares_on_the_images_given(fcos, tmp_path, capsys):
+    pictures = [random_image(3, size, 3).permute(1, 2, 0).byte().numpy() for size in ((72, 100), (64, 64))]
+    paths = [tmp_path / f"{i}.png" for i in range(2)]
+    for path, picture in zip(paths, pictures):
+        Image.fromarray(picture).save(path)
     seen = []
     detector_class = type(d2kd.student(fcos.model))
     preprocess = detector_class.preprocess_image
@@ -87,18 +66,51 @@ def test_it_compares_on_the_image_given(fcos, tmp_path, capsys):
         patch.setattr(
             detector_class, "preprocess_image", lambda self, x: seen.append(x[0]["image"]) or preprocess(self, x)
         )
-        fcos("--image", tmp_path / "picture.png", script=True)
-    assert "compared on 72x100: " in capsys.readouterr().out
-    pixels = torch.from_numpy(picture).permute(2, 0, 1).float()
-    assert any(x.shape == pixels.shape and torch.equal(x, pixels.flip(0)) for x in seen)  # BGR
-    assert {tuple(x.shape) for x in seen} == {(3, 72, 100), (3, 54, 67)}
+        fcos("--images", *paths, "model.student.max_detections_per_image=7", to="torchscript")
+    stated = capsys.readouterr().out
+    assert "compared on 2 given images; the worst on " in stated and ": 7 detections" in stated
+    assert "compared in another size, on 108x67: " in stated and "compared in a batch, on 72x100: " in stated
+    for picture in pictures:
+        pixels = torch.from_numpy(picture).permute(2, 0, 1).float()
+        assert any(x.shape == pixels.shape and torch.equal(x, pixels.flip(0)) for x in seen)  # BGR
+    assert {tuple(x.shape) for x in seen} == {(3, 72, 100), (3, 64, 64), (3, 108, 67)}
+
+
+@pytest.mark.parametrize("data, named", [("", "no dataloader.test"), ("absent", "absent.json")])
+def test_without_data_it_compares_on_a_random_image_and_says_why(fcos, data, named, capsys):
+    if data:
+        with open(fcos.config, "a") as file:
+            file.write(DATA.format(name="absent", folder=fcos.folder))
+    fcos(to="torchscript")
+    stated = capsys.readouterr().out
+    assert re.search(rf"compared on a random image, since there are no others \(.*{named}.*\)", stated), stated
+
+
+DATA = """
+from detectron2.data import DatasetCatalog, DatasetMapper, build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data import transforms as T
+from detectron2.data.datasets import register_coco_instances
+
+if "{name}" not in DatasetCatalog.list():
+    register_coco_instances("{name}", dict(), "{folder}/{name}.json", "{folder}")
+dataloader = dict(
+    train=dict(dataset=L(get_detection_dataset_dicts)(names="{name}", filter_empty=False)),
+    test=L(build_detection_test_loader)(
+        dataset=L(get_detection_dataset_dicts)(names="{name}", filter_empty=False),
+        mapper=L(DatasetMapper)(
+            is_train=False, augmentations=[L(T.ResizeShortestEdge)(short_edge_length=64)], image_format="BGR"
+        ),
+        num_workers=0,
+    ),
+)
+"""
 
 
 def test_overrides_reach_the_model(fcos, capsys):
     fcos("model.losses=null", "model.student.test_topk_candidates=2", "model.student.max_detections_per_image=3")
     assert "left out of the model, 5:" in capsys.readouterr().out
-    fcos("--overwrite", "model.student.max_detections_per_image=3", script=True)
-    assert len(torch.jit.load(fcos.script)(random_image(3, (96, 96), 0))[0]) == 3
+    file = fcos("--overwrite", "model.student.max_detections_per_image=3", to="torchscript")
+    assert torch.jit.load(file)(random_image(3, (96, 96), 0)[None])[0].shape == (1, 3, 4)
 
 
 def test_a_plain_run_can_be_exported(tmp_path):
@@ -125,11 +137,11 @@ def _resize(weights):
     ],
     ids=["missing", "unexpected", "not distillation's", "mismatched"],
 )
-@pytest.mark.parametrize("script", [False, True])
-def test_a_checkpoint_that_does_not_fit_is_refused(fcos, edit, named, script):
+@pytest.mark.parametrize("to", ["weights", "onnx"])
+def test_a_checkpoint_that_does_not_fit_is_refused(fcos, edit, named, to):
     fcos.change(edit)
     with pytest.raises(ExportError) as error:
-        fcos(script=script)
+        fcos(to=to)
     assert named in str(error.value) and "no checkpoint of this config's student (FCOS)" in str(error.value)
     assert fcos.written() == []
 
@@ -166,15 +178,12 @@ def test_a_config_of_something_else_is_refused(fcos):
         fcos()
 
 
-def test_existing_outputs_stay_unless_told(fcos):
+def test_an_existing_output_stays_unless_told(fcos):
     fcos.output.parent.mkdir()
-    for path, script in ((fcos.output, False), (fcos.script, True)):
-        path.write_bytes(b"precious")
-        with pytest.raises(ExportError, match=f"{path.name} exists: add --overwrite"):
-            fcos(script=script)
-        assert path.read_bytes() == b"precious"
-        path.unlink()
     fcos.output.write_bytes(b"old")
+    with pytest.raises(ExportError, match="student.pth exists: add --overwrite"):
+        fcos()
+    assert fcos.output.read_bytes() == b"old"
     fcos("--overwrite")
     assert "model" in torch.load(fcos.output)
 
@@ -187,8 +196,7 @@ def test_outputs_that_would_destroy_something_are_refused(fcos, tmp_path):
 
     before = fcos.checkpoint.read_bytes()
     refused("is what is read: give it another name", fcos.checkpoint)
-    refused("is what is read: give it another name", fcos.output, "--torchscript", fcos.config)
-    refused("are both .*student.pth", fcos.output, "--torchscript", fcos.output)
+    refused("is what is read: give it another name", fcos.config, "--to", "onnx")
     refused("ends in .pth", tmp_path / "student.pkl")
     folder = tmp_path / "folder.pth"
     folder.mkdir()
@@ -228,7 +236,11 @@ def test_the_command_line_says_errors_without_a_traceback(fcos, tmp_path):
 @pytest.mark.parametrize(
     "more, message",
     [
-        (["--image", "x.png"], "add --torchscript"),
+        (["--images", "x.png"], "--images and --locations are for --to torchscript, onnx, exported_program"),
+        (["--locations"], "--images and --locations are for --to torchscript, onnx, exported_program"),
+        (["--to", "torchscript", "--opset", "17"], "--opset is for --to onnx"),
+        (["--to", "onnx", "--opset", "9"], "--opset is 9, expected 13 to 20"),
+        (["--yacs", "a=1"], "with --yacs there are no overrides"),
         (["what"], "'what' is no key=value override"),
     ],
 )
@@ -242,12 +254,13 @@ def test_overrides_may_come_last_or_first():
     for argv in (
         ["c.py", "m.pth", "--output", "x.pth", "a=1", "b=2"],
         ["c.py", "m.pth", "a=1", "b=2", "--output", "x.pth"],
+        ["c.py", "m.pth", "--output", "x.onnx", "--to", "onnx", "--images", "x.png", "a=1", "b=2"],
     ):
         args = tool.parse_args(argv)
         assert (args.config, args.checkpoint, args.overrides) == ("c.py", "m.pth", ["a=1", "b=2"])
 
 
-def test_help_says_what_the_traced_model_takes(capsys):
+def test_help_says_what_the_file_takes(capsys):
     with pytest.raises(SystemExit) as stop:
         tool.parse_args(["--help"])
     assert stop.value.code == 0
