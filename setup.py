@@ -40,6 +40,9 @@ DEV = [
     "wheel",
 ]
 
+# What ``make docs`` needs.
+DOCS = ["mkdocs-material>=9.5,<10", "mkdocstrings-python>=2"]
+
 ROOT = Path(__file__).resolve().parent
 VERSION = re.search(r'^__version__ = "([^"]+)"', (ROOT / "d2kd/__init__.py").read_text(), re.MULTILINE).group(1)
 
@@ -69,6 +72,6 @@ setup(
     package_data={"d2kd": ["py.typed", "configs/*.py", "configs/**/*.py"]},
     entry_points={"console_scripts": ["d2kd = d2kd.__main__:main"]},
     install_requires=REQUIRES,
-    extras_require={"demo": DEMO, "timm": TIMM, "real": TIMM + REAL, "dev": DEV + DEMO + TIMM},
+    extras_require={"demo": DEMO, "timm": TIMM, "real": TIMM + REAL, "docs": DOCS, "dev": DEV + DEMO + TIMM + DOCS},
     zip_safe=False,
 )

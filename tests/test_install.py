@@ -29,9 +29,16 @@ DEV = (
     "tensorboard",
     "setuptools",
     "wheel",
+    "mkdocs-material",
+    "mkdocstrings-python",
 )
 EXTRAS = {"": BASE, "[demo]": BASE + DEMO, "[dev]": BASE + DEMO + DEV}
-VERSIONS = {"fvcore": "0.1.5", "iopath": "0.1.9", "omegaconf": "2.3.0"}  # setup.py bounds these
+VERSIONS = {
+    "fvcore": "0.1.5",
+    "iopath": "0.1.9",
+    "omegaconf": "2.3.0",
+    "mkdocs-material": "9.8.2",
+}  # setup.py bounds these
 BUILD = ["setuptools>=70.1", "wheel", "ninja"]
 NMS = "operator torchvision::nms does not exist"
 

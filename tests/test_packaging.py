@@ -280,6 +280,13 @@ def test_make_lint_runs_every_check_and_stops_where_one_fails(tmp_path: Path) ->
         assert make(tmp_path, "lint", f"^{check}")[0].returncode != 0
 
 
+def test_make_docs_is_strict(tmp_path: Path) -> None:
+    assert make(tmp_path, "docs")[1][1:] == ["-m mkdocs build --strict --quiet"]
+    result, calls = make(tmp_path, "docs", "import material")
+    assert result.returncode != 0 and len(calls) == 3
+    assert "pip install -e .[docs]" in result.stderr
+
+
 def test_make_help_names_every_target(tmp_path: Path) -> None:
     result, _ = make(tmp_path, "help")
     assert [line.split()[1] for line in result.stdout.splitlines()] == [
@@ -288,4 +295,5 @@ def test_make_help_names_every_target(tmp_path: Path) -> None:
         "demo",
         "test",
         "lint",
+        "docs",
     ]
