@@ -9,7 +9,7 @@ from setuptools import find_packages, setup
 # that name would fetch whatever a stranger uploads there. tools/install.py gets it from its own repository.
 # The bounds are Detectron2's own: what is installed before it must not be what it then replaces.
 REQUIRES = [
-    "torch",
+    "torch>=2.6",  # d2kd/__init__.py says so, too
     "torchvision",
     "fvcore>=0.1.5,<0.1.6",
     "iopath>=0.1.7,<0.1.10",
@@ -64,6 +64,7 @@ setup(
         "Programming Language :: Python :: 3.10",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Typing :: Typed",
     ],

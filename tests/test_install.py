@@ -214,6 +214,13 @@ def test_torch_that_pip_does_not_know_is_no_error_where_nothing_is_missing(envir
     assert environment.install().returncode == 0
 
 
+def test_torch_that_is_too_old_is_not_replaced(environment: Environment) -> None:
+    environment.fill("torch", "fvcore")
+    stub(environment.site, "torch", "2.5.1+cpu")
+    assert_one_sentence(environment.install(), "torch 2.5.1+cpu is here, and d2kd needs torch>=2.6", "yourself")
+    assert environment.calls == []
+
+
 def test_misfit_of_torch_and_torchvision(environment: Environment) -> None:
     environment.fill("torchvision", "fvcore")
     stub(environment.site, "torchvision", "99.0", f"raise RuntimeError({NMS!r})")
