@@ -6,7 +6,7 @@ FIRST := tests/losses tests/regions
 DOCTESTS := d2kd/losses d2kd/regions d2kd/structures
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint
+.PHONY: help install demo test lint docs
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -42,3 +42,8 @@ lint: ## ruff (rules and format), mypy, the order of imports
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m mypy
 	@$(PYTHON) -c 'import importlinter.cli as cli; cli.lint_imports_command()' --no-logo
+
+docs: ## the documentation as a site, in output/site; links that lead nowhere are errors
+	@$(PYTHON) -c 'import material, mkdocs, mkdocstrings_handlers.python' 2> /dev/null || \
+	    { echo "mkdocs-material or mkdocstrings-python is not installed: pip install -e .[docs]" >&2; exit 1; }
+	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet

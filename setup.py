@@ -9,7 +9,7 @@ from setuptools import find_packages, setup
 # that name would fetch whatever a stranger uploads there. tools/install.py gets it from its own repository.
 # The bounds are Detectron2's own: what is installed before it must not be what it then replaces.
 REQUIRES = [
-    "torch",
+    "torch>=2.6",  # d2kd/__init__.py says so, too
     "torchvision",
     "fvcore>=0.1.5,<0.1.6",
     "iopath>=0.1.7,<0.1.10",
@@ -47,6 +47,9 @@ DEV = [
     "ipykernel",
 ]
 
+# What ``make docs`` needs.
+DOCS = ["mkdocs-material>=9.5,<10", "mkdocstrings-python>=2"]
+
 ROOT = Path(__file__).resolve().parent
 VERSION = re.search(r'^__version__ = "([^"]+)"', (ROOT / "d2kd/__init__.py").read_text(), re.MULTILINE).group(1)
 
@@ -68,6 +71,7 @@ setup(
         "Programming Language :: Python :: 3.10",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Typing :: Typed",
     ],
@@ -83,7 +87,8 @@ setup(
         "real": TIMM + REAL,
         "mlflow": MLFLOW,
         "wandb": WANDB,
-        "dev": DEV + DEMO + TIMM + EXPORT + MLFLOW + WANDB,
+        "docs": DOCS,
+        "dev": DEV + DEMO + TIMM + EXPORT + MLFLOW + WANDB + DOCS,
     },
     zip_safe=False,
 )

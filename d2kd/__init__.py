@@ -7,6 +7,10 @@ torch and fvcore only, and not Detectron2.
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import re
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for mypy and editors; at run time a name is loaded when it is first used
@@ -36,6 +40,26 @@ __all__ = [
     "list_methods",
     "student",
 ]
+
+
+def _check_versions() -> None:
+    """
+    Refuse what d2kd cannot run with (docs/compatibility.md), without the cost of importing torch.
+
+    Raises:
+        ImportError: Python or torch is too old.
+    """
+    if sys.version_info < (3, 10):  # noqa: UP036  (pip sees to it, a clone on the path does not)
+        raise ImportError(f"d2kd needs Python 3.10 or later, and this is {sys.version.split()[0]}.")
+    spec = importlib.util.find_spec("torch")
+    file = Path(spec.origin).with_name("version.py") if spec and spec.origin else None
+    text = file.read_text(encoding="utf-8") if file and file.is_file() else ""
+    found = re.search(r"^__version__\b.*?['\"]((\d+)\.(\d+)[^'\"]*)", text, re.MULTILINE)
+    if found and (int(found[2]), int(found[3])) < (2, 6):
+        raise ImportError(f"d2kd needs torch 2.6 or later, and {found[1]} is installed.")
+
+
+_check_versions()
 
 
 def __getattr__(name: str) -> Any:

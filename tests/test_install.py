@@ -21,6 +21,8 @@ DEV = (
     "timm",
     "onnx",
     "onnxruntime",
+    "mlflow-skinny",
+    "wandb",
     "pytest",
     "pytest-xdist",
     "hypothesis",
@@ -33,9 +35,16 @@ DEV = (
     "wheel",
     "nbclient",
     "ipykernel",
+    "mkdocs-material",
+    "mkdocstrings-python",
 )
 EXTRAS = {"": BASE, "[demo]": BASE + DEMO, "[dev]": BASE + DEMO + DEV}
-VERSIONS = {"fvcore": "0.1.5", "iopath": "0.1.9", "omegaconf": "2.3.0"}  # setup.py bounds these
+VERSIONS = {
+    "fvcore": "0.1.5",
+    "iopath": "0.1.9",
+    "omegaconf": "2.3.0",
+    "mkdocs-material": "9.8.2",
+}  # setup.py bounds these
 BUILD = ["setuptools>=70.1", "wheel", "ninja"]
 NMS = "operator torchvision::nms does not exist"
 
@@ -209,6 +218,13 @@ def test_torch_that_pip_does_not_know_is_no_error_where_nothing_is_missing(envir
     environment.fill()
     shutil.rmtree(environment.site / "torch-99.0.dist-info")
     assert environment.install().returncode == 0
+
+
+def test_torch_that_is_too_old_is_not_replaced(environment: Environment) -> None:
+    environment.fill("torch", "fvcore")
+    stub(environment.site, "torch", "2.5.1+cpu")
+    assert_one_sentence(environment.install(), "torch 2.5.1+cpu is here, and d2kd needs torch>=2.6", "yourself")
+    assert environment.calls == []
 
 
 def test_misfit_of_torch_and_torchvision(environment: Environment) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -26,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Variables of an outer `make` or of a user that would reach the processes under test.
 OUTER = ("PYTHONPATH", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "PYTHON", "DETECTRON2")
 
+BUILD_SDIST = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
 BLOCK = """
 import sys
 class Block:
@@ -43,16 +45,22 @@ def run(*command: str, **options) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel that is built from a copy of the clone."""
-    folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what a clone has of the package."""
+    source = tmp_path_factory.mktemp("clone")
     for name in ("d2kd", "configs"):
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignore)
-    for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md"):
-        shutil.copy(ROOT / name, source)
-    arguments = ["--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(source)]
+    (source / "tests").mkdir()
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md", "tests/test_packaging.py"):
+        shutil.copy(ROOT / name, source / name)
+    return source
+
+
+@pytest.fixture(scope="module")
+def wheel(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    arguments = ["--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(clone)]
     result = run(sys.executable, "-m", "pip", "wheel", *arguments, cwd=folder)
     assert result.returncode == 0, result.stdout + result.stderr
     (wheel,) = folder.glob("*.whl")
@@ -79,6 +87,16 @@ def test_wheel_holds_every_module_and_every_config_and_no_other_package(site: Pa
     assert tops == {"d2kd", f"d2kd-{d2kd.__version__}.dist-info"}
 
 
+def test_a_source_archive_holds_what_the_wheel_does(clone: Path, site: Path, tmp_path: Path) -> None:
+    result = run(sys.executable, "-c", BUILD_SDIST, str(tmp_path), cwd=clone)
+    assert result.returncode == 0, result.stderr
+    with tarfile.open(tmp_path / f"d2kd-{d2kd.__version__}.tar.gz") as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    packaged = {str(path.relative_to(site)) for path in (site / "d2kd").rglob("*") if path.is_file()}
+    assert packaged | {"setup.py", "LICENSE", "README.md"} <= names
+    assert not [name for name in names if name.startswith("tests")]
+
+
 def test_wheel_metadata(site: Path) -> None:
     lines = (site / f"d2kd-{d2kd.__version__}.dist-info/METADATA").read_text().splitlines()
     assert "Requires-Python: >=3.10" in lines
@@ -87,7 +105,7 @@ def test_wheel_metadata(site: Path) -> None:
     assert "Description-Content-Type: text/markdown" in lines
     assert (ROOT / "README.md").read_text().strip() in "\n".join(lines)
     required = [line.partition(": ")[2] for line in lines if line.startswith("Requires-Dist")]
-    assert {"torch", "torchvision"} <= set(required)
+    assert {"torch>=2.6", "torchvision"} <= set(required)
     assert not [line for line in required if line.startswith("detectron2")]
     assert {"Provides-Extra: demo", "Provides-Extra: timm", "Provides-Extra: dev"} <= set(lines)
 
@@ -200,6 +218,48 @@ def test_the_block_of_the_test_above_blocks() -> None:
     assert "detectron2 is blocked" in result.stderr
 
 
+@pytest.mark.parametrize(
+    "python, torch_version, sentence",
+    [
+        ("(3, 13, 0)", "2.6.0a0+git1", None),
+        ("(3, 10, 0)", "2.14.1", None),
+        ("(3, 13, 0)", "2.5.1+cu124", "d2kd needs torch 2.6 or later, and 2.5.1+cu124 is installed."),
+        ("(3, 9, 18)", "2.6.0", "d2kd needs Python 3.10 or later, and this is"),
+    ],
+)
+def test_what_is_too_old_is_said_at_import(
+    tmp_path: Path, python: str, torch_version: str, sentence: str | None
+) -> None:
+    """Torch is not imported for it."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch/__init__.py").write_text("raise RuntimeError('torch is imported')")
+    (tmp_path / "torch/version.py").write_text(f"__version__: str = '{torch_version}'\ncuda = None\n")
+    code = f"import sys; sys.version_info = {python}; sys.path.insert(0, {str(tmp_path)!r}); import d2kd"
+    result = run(sys.executable, "-c", code, cwd=ROOT)
+    if sentence is None:
+        assert result.returncode == 0, result.stderr
+    else:
+        assert result.stderr.splitlines()[-1].startswith(f"ImportError: {sentence}")
+
+
+def test_import_of_d2kd_imports_no_torch() -> None:
+    result = run(sys.executable, "-c", "import sys, d2kd; sys.exit('torch' in sys.modules)", cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_oldest_versions_are_the_same_everywhere() -> None:
+    """d2kd/__init__.py says them at import, setup.py to pip, pyproject.toml to ruff and mypy, CI runs them."""
+    for name, said in {
+        "d2kd/__init__.py": ["< (3, 10)", "< (2, 6)"],
+        "setup.py": ['python_requires=">=3.10"', "Python :: 3.10", '"torch>=2.6"'],
+        "pyproject.toml": ['target-version = "py310"', 'python_version = "3.10"'],
+        ".github/workflows/ci.yml": ['python-version: "3.10"', "torch==2.6.0"],
+        "docs/compatibility.md": ["Python 3.10 to", "torch 2.6 to"],
+    }.items():
+        text = (ROOT / name).read_text()
+        assert [words for words in said if words not in text] == [], name
+
+
 def test_public_names() -> None:
     assert {"DistilledDetector", "distill", "get_config", "__version__"} <= set(dir(d2kd))
     assert d2kd.get_config is d2kd.config.get_config
@@ -280,6 +340,13 @@ def test_make_lint_runs_every_check_and_stops_where_one_fails(tmp_path: Path) ->
         assert make(tmp_path, "lint", f"^{check}")[0].returncode != 0
 
 
+def test_make_docs_is_strict(tmp_path: Path) -> None:
+    assert make(tmp_path, "docs")[1][1:] == ["-m mkdocs build --strict --quiet"]
+    result, calls = make(tmp_path, "docs", "import material")
+    assert result.returncode != 0 and len(calls) == 3
+    assert "pip install -e .[docs]" in result.stderr
+
+
 def test_make_help_names_every_target(tmp_path: Path) -> None:
     result, _ = make(tmp_path, "help")
     assert [line.split()[1] for line in result.stdout.splitlines()] == [
@@ -288,4 +355,5 @@ def test_make_help_names_every_target(tmp_path: Path) -> None:
         "demo",
         "test",
         "lint",
+        "docs",
     ]

@@ -29,7 +29,11 @@ LOG = ROOT / "output/pip.log"
 DETECTRON2 = "git+https://github.com/facebookresearch/detectron2.git@02b5c4e295e990042a714712c21dc79b731e8833"
 # These build d2kd and detectron2, whose setup.py imports torch: without build isolation.
 BUILD_NEEDS = ("setuptools>=70.1", "wheel", "ninja")
-EXTRAS = {"base": ("REQUIRES",), "demo": ("REQUIRES", "DEMO"), "dev": ("REQUIRES", "DEMO", "TIMM", "EXPORT", "DEV")}
+EXTRAS = {
+    "base": ("REQUIRES",),
+    "demo": ("REQUIRES", "DEMO"),
+    "dev": ("REQUIRES", "DEMO", "TIMM", "EXPORT", "MLFLOW", "WANDB", "DEV", "DOCS"),
+}
 
 
 def stop(sentence: str) -> NoReturn:
@@ -60,10 +64,19 @@ def version(name: str) -> str | None:
         return None
 
 
+def too_old(name: str, text: str) -> bool:
+    """False, or stops: what users build themselves is not replaced."""
+    found = version(name)
+    if Requirement and found and not Requirement(text).specifier.contains(found, prereleases=True):
+        stop(f"{name} {found} is here, and d2kd needs {text}: upgrade it yourself, with torchvision")
+    return False
+
+
 def satisfied(text: str) -> bool:
-    """Whether the requirement is here; of the packages that users build themselves, any version will do."""
-    if text in ("torch", "torchvision", "detectron2"):
-        return origin(text) is not None
+    """Whether the requirement is here. What users build themselves is not replaced: it will do, or this stops."""
+    name = re.match(r"[\w.-]+", text)[0]
+    if name in ("torch", "torchvision", "detectron2"):
+        return origin(name) is not None and not too_old(name, text)
     if text == "d2kd":
         return Path(origin(text) or "").resolve() == ROOT / "d2kd/__init__.py"
     if Requirement is None:
@@ -128,7 +141,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="install nothing")
     args = parser.parse_args()
     missing = [text for text in (*read_requirements(args.extra), "d2kd", "detectron2") if not satisfied(text)]
-    if not {"torch", "torchvision"} & set(missing):
+    if origin("torch") and origin("torchvision"):
         try:
             importlib.import_module("torchvision")  # fails where the two are not builds of one another
         except Exception as error:

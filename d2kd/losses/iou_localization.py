@@ -112,13 +112,13 @@ def iou_loss(boxes: Tensor, targets: Tensor, *, iou_type: str = "giou") -> Tenso
     top_left, bottom_right = boxes[..., :2], boxes[..., 2:]
     t_top_left, t_bottom_right = targets[..., :2], targets[..., 2:]
     sides = torch.min(bottom_right, t_bottom_right) - torch.max(top_left, t_top_left)
-    overlap = _area(sides.clamp(min=0))
+    overlap = _area(sides.relu())  # its slope at 0, where boxes touch, is 0; that of clamp depends on torch's version
     union = _area(bottom_right - top_left) + _area(t_bottom_right - t_top_left) - overlap
     union = union.clamp(min=_EPS)
     iou = overlap / union
     if iou_type == "giou":
         sides = torch.max(bottom_right, t_bottom_right) - torch.min(top_left, t_top_left)
-        enclosure = _area(sides.clamp(min=0)).clamp(min=_EPS)
+        enclosure = _area(sides.relu()).clamp(min=_EPS)
         loss = 1 - (iou - (enclosure - union) / enclosure)
     elif iou_type == "iou":
         loss = 1 - iou.clamp(min=_EPS)
