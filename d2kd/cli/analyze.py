@@ -112,7 +112,7 @@ def _teacher_rows(cfg: DictConfig, image: Tensor, notes: list[str]) -> list[_Row
     cfg.model.teacher.engine, cfg.model.teacher.precision = "eager", "fp32"
     model = made(cfg.model, "model")
     try:
-        assert isinstance(model, DistilledDetector)
+        assert isinstance(model, DistilledDetector) and model.teacher is not None
         model.load_teacher()
         detector, predict = model.teacher.detector, teacher_predictor(model)
     except OSError as error:

@@ -23,6 +23,9 @@ __all__ = ["EMA_FILE", "EMA_PREFIX", "WeightEMA", "check_ema"]
 EMA_FILE, EMA_PREFIX = "model_final_ema.pth", "ema/"
 
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
+
 def check_ema(ema: object) -> None:
     """
     Raises:
@@ -94,7 +97,7 @@ class WeightEMA(HookBase):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self._average.load_state_dict(state_dict)
 
-    def _update(self, averages: list[Tensor], values: list[Tensor], _: Tensor | int) -> None:
+    def _update(self, averages: Tensors, values: Tensors, _: Tensor | int) -> None:
         """``multi_avg_fn`` of ``AveragedModel``; it is called with tensors of one dtype."""
         if not averages[0].is_floating_point():
             torch._foreach_copy_(averages, values)

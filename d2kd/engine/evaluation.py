@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators, inference_on_dataset
-from detectron2.layers import batched_nms
 from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.layers import batched_nms
 from detectron2.structures import Instances
 from detectron2.utils import comm
 from detectron2.utils.logger import log_first_n

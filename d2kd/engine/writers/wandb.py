@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -17,6 +18,8 @@ except ImportError as error:
 __all__ = ["WandbWriter"]
 
 logger = logging.getLogger(f"detectron2.{__name__}")
+
+Mode = Literal["online", "offline", "disabled"]
 
 
 class WandbWriter(RunWriter):
@@ -38,7 +41,7 @@ class WandbWriter(RunWriter):
     errors = (wandb.Error,)
 
     def __init__(
-        self, output_dir: str, *, project: str = "d2kd", mode: str | None = None, window_size: int = 20
+        self, output_dir: str, *, project: str = "d2kd", mode: Mode | None = None, window_size: int = 20
     ) -> None:
         self._project, self._mode = project, mode
         super().__init__("wandb", output_dir, window_size)
