@@ -15,10 +15,11 @@ import pytest
 import torch
 
 from d2kd.engine import ranks_of
+from tests.processes import Command
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(Path(__file__).with_name("tiny_retinanet.py"))
-TRAIN = ["-m", "d2kd", "train", "--config-file"]
+TRAIN = ["train", "--config-file"]
 #: The tiny run, whose mapper runs ``fault(n)`` for the n-th image of a process.
 FAULTY = """
 import os, signal, time
@@ -51,12 +52,19 @@ def faulty(tmp_path, fault):
     return str(path)
 
 
-def start(*command, **environ):
+def variables(**ours):
     outer = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "MASTER_"))}
-    ours = dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT), PYTHONWARNINGS="ignore")
-    environ = {**outer, **ours, **environ}
+    return {**outer, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **ours}
+
+
+def start(*arguments, **environ):
+    return Command(*arguments, environ=variables(**environ))
+
+
+def torchrun(*arguments):
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", *arguments]
     pipe = subprocess.PIPE
-    return subprocess.Popen([sys.executable, *command], env=environ, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(command, env=variables(), stdout=pipe, stderr=pipe, text=True)
 
 
 def free_port():
@@ -121,18 +129,19 @@ def test_the_variables_of_torchrun_and_srun():
 
 def test_torchrun_and_srun_train_one_run_together(tmp_path):
     short = ["train.max_iter=2", "train.eval_period=0"]
-    torchrun, srun = tmp_path / "torchrun", tmp_path / "srun"
-    command = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", *TRAIN, CONFIG]
-    done = start(*command, *short, f"train.output_dir={torchrun}")
+    one, srun = tmp_path / "torchrun", tmp_path / "srun"
+    done = torchrun(
+        "--nproc-per-node=2", "--standalone", "-m", "d2kd", *TRAIN, CONFIG, *short, f"train.output_dir={one}"
+    )
     port = free_port()
     tasks = [start(*TRAIN, CONFIG, *short, f"train.output_dir={srun}", **task(i, port)) for i in range(2)]
     for process in (done, *tasks):
         stderr = process.communicate(timeout=300)[1]
         assert process.returncode == 0, stderr
-    for output in (torchrun, srun):
+    for output in (one, srun):
         assert iterations(output) == [0, 1, 2]
         assert "World size: 2" in (output / "log.txt").read_text() and (output / "log.txt.rank1").is_file()
-    assert all(torch.equal(value, weights(srun)[key]) for key, value in weights(torchrun).items())
+    assert all(torch.equal(value, weights(srun)[key]) for key, value in weights(one).items())
 
 
 def test_processes_of_processes_are_refused(tmp_path):
@@ -189,7 +198,7 @@ def test_an_unreadable_image_ends_all_ranks_in_its_sentence(tmp_path, unreadable
         processes = [start(*run, *machines, f"--machine-rank={i}", *rest) for i in range(2)]
     elif launcher == "torchrun":
         machines = ["--nnodes=2", "--nproc-per-node=1", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-backend=c10d"]
-        processes = [start("-m", "torch.distributed.run", *machines, *run, *rest) for _ in range(2)]
+        processes = [torchrun(*machines, "-m", "d2kd", *run, *rest) for _ in range(2)]
     else:
         processes = [start(*run, *rest, **task(i, port)) for i in range(2)]
     ended = [process.communicate(timeout=300)[1] for process in processes]
