@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
     choices = choose(found["train"])
     files = config_files(project, choices)
     print(_chosen(choices))
-    _write(folder, files, len(classes))
+    _write(folder, files)
     print(_next_steps(args.folder, files))
 
 
@@ -207,8 +207,8 @@ def _trained(file: Path, num_classes: int) -> TrainedTeacher:
     return TrainedTeacher(config, checkpoint, input_format)
 
 
-def _write(folder: Path, files: dict[str, str], num_classes: int) -> None:
-    """Put the files into the folder, once the detectors of a copy could be built and the teacher loaded."""
+def _write(folder: Path, files: dict[str, str]) -> None:
+    """Put the files into the folder, once the detectors of a copy could be built."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as workspace:
         new = Path(workspace, folder.name)
@@ -223,7 +223,9 @@ def _write(folder: Path, files: dict[str, str], num_classes: int) -> None:
             for key in ("pretrained", "weights"):
                 node.backbone.bottom_up.pop(key, None)
             print(f"{role}: {sum(x.numel() for x in instantiate(node).parameters()) / 1e6:.1f} M parameters")
-        folder.mkdir(exist_ok=True)
+        if not folder.exists():
+            new.rename(folder)
+            return
         for name in files:
             (new / name).rename(folder / name)
 

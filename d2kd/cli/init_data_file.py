@@ -63,7 +63,7 @@ _classes = {json.dumps(list(classes), ensure_ascii=False)}  # by class id
 
 dataloader = dict(
     train=L(build_train_loader)(  # Detectron2's build_detection_train_loader, with an order that resumes
-        # filter_empty=False: images without boxes stay, to learn what is none.
+        # filter_empty=False: images without boxes stay, as background.
         dataset=L(get_detection_dataset_dicts)(names="{name}_train", filter_empty=False),
         mapper=L(DatasetMapper)(
             is_train=True,

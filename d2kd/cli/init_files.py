@@ -106,7 +106,7 @@ def _student(project: Project, choices: Choices) -> str:
         ")",
     ]
     for name, loss in get_losses(project.method, DETECTORS[project.detector]).items():
-        if loss.get("tail", 0) >= _BLOCKS:
+        if (loss.get("tail") or 0) >= _BLOCKS:
             parts.append(f"model.losses.{name}.tail = 1  # the heads have two blocks, the paper's four")
     if input_format:
         parts.append(f'model.input_format = "{input_format}"  # the order of the channels, which FCOS does not know')
