@@ -19,6 +19,8 @@ BASE = ("fvcore", "iopath", "omegaconf", "numpy", "pycocotools", "matplotlib", "
 DEMO = ("scikit-learn", "scikit-image")
 DEV = (
     "timm",
+    "mlflow-skinny",
+    "wandb",
     "pytest",
     "pytest-xdist",
     "hypothesis",

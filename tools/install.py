@@ -29,7 +29,11 @@ LOG = ROOT / "output/pip.log"
 DETECTRON2 = "git+https://github.com/facebookresearch/detectron2.git@02b5c4e295e990042a714712c21dc79b731e8833"
 # These build d2kd and detectron2, whose setup.py imports torch: without build isolation.
 BUILD_NEEDS = ("setuptools>=70.1", "wheel", "ninja")
-EXTRAS = {"base": ("REQUIRES",), "demo": ("REQUIRES", "DEMO"), "dev": ("REQUIRES", "DEMO", "TIMM", "DEV")}
+EXTRAS = {
+    "base": ("REQUIRES",),
+    "demo": ("REQUIRES", "DEMO"),
+    "dev": ("REQUIRES", "DEMO", "TIMM", "MLFLOW", "WANDB", "DEV"),
+}
 
 
 def stop(sentence: str) -> NoReturn:
