@@ -19,6 +19,8 @@ from d2kd.modeling import DistilledDetector
 
 __all__ = ["EMA_FILE", "EMA_PREFIX", "WeightEMA", "check_ema"]
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
 #: The averaged weights at the end of a run, and what the names of their metrics begin with.
 EMA_FILE, EMA_PREFIX = "model_final_ema.pth", "ema/"
 
@@ -94,7 +96,7 @@ class WeightEMA(HookBase):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self._average.load_state_dict(state_dict)
 
-    def _update(self, averages: list[Tensor], values: list[Tensor], _: Tensor | int) -> None:
+    def _update(self, averages: Tensors, values: Tensors, _: Tensor | int) -> None:
         """``multi_avg_fn`` of ``AveragedModel``; it is called with tensors of one dtype."""
         if not averages[0].is_floating_point():
             torch._foreach_copy_(averages, values)

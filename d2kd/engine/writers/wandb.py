@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -38,7 +39,12 @@ class WandbWriter(RunWriter):
     errors = (wandb.Error,)
 
     def __init__(
-        self, output_dir: str, *, project: str = "d2kd", mode: str | None = None, window_size: int = 20
+        self,
+        output_dir: str,
+        *,
+        project: str = "d2kd",
+        mode: Literal["online", "offline", "disabled"] | None = None,
+        window_size: int = 20,
     ) -> None:
         self._project, self._mode = project, mode
         super().__init__("wandb", output_dir, window_size)
