@@ -57,7 +57,7 @@ class Console(logging.Handler):
         try:
             message = record.getMessage()
             if record.levelno < logging.WARNING:
-                if record.name == _EVALUATION and self.rewrites:
+                if record.name == _EVALUATION and self.rewrites and not message.startswith("Total"):
                     self.status(message)
                 if not self._is_printed(record.name, message):
                     return

@@ -19,6 +19,8 @@ from d2kd.modeling import DistilledDetector
 
 __all__ = ["EMA_FILE", "EMA_PREFIX", "WeightEMA", "check_ema"]
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
 #: The averaged weights at the end of a run, and what the names of their metrics begin with.
 EMA_FILE, EMA_PREFIX = "model_final_ema.pth", "ema/"
 

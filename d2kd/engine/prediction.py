@@ -174,7 +174,7 @@ def predict_images(
     """
     mapper: Callable[[dict], Any] = made(cfg.dataloader.test.mapper, _KEY)
     if getattr(detector, "test_score_thresh", threshold) > threshold:
-        detector.test_score_thresh = threshold  # type: ignore[assignment]  # annotated for parameters and modules
+        setattr(detector, "test_score_thresh", threshold)  # noqa: B010 - which not every DenseDetector declares
     for file in files:
         entry: dict[str, Any] = {"file_name": file, "image_id": file}
         item = map_entry(mapper, entry, _KEY, file, "give another image")

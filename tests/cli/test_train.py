@@ -54,8 +54,7 @@ def test_a_pair_that_does_not_fit_is_one_sentence(config, processes):
 @pytest.fixture
 def instead(monkeypatch):
     """Sets what is called in place of do_train, with the config; logs are as they were."""
-    monkeypatch.setattr(train, "default_setup", lambda cfg, args: None)
-    monkeypatch.setattr(train, "setup_logger", lambda *args, **kwargs: None)
+    monkeypatch.setattr(train, "start_logs", lambda *args, **kwargs: None)
     return lambda function: monkeypatch.setattr(train, "do_train", lambda cfg, **kwargs: function(cfg))
 
 

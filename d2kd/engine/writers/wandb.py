@@ -19,8 +19,6 @@ __all__ = ["WandbWriter"]
 
 logger = logging.getLogger(f"detectron2.{__name__}")
 
-Mode = Literal["online", "offline", "disabled"]
-
 
 class WandbWriter(RunWriter):
     """
@@ -41,7 +39,12 @@ class WandbWriter(RunWriter):
     errors = (wandb.Error,)
 
     def __init__(
-        self, output_dir: str, *, project: str = "d2kd", mode: Mode | None = None, window_size: int = 20
+        self,
+        output_dir: str,
+        *,
+        project: str = "d2kd",
+        mode: Literal["online", "offline", "disabled"] | None = None,
+        window_size: int = 20,
     ) -> None:
         self._project, self._mode = project, mode
         super().__init__("wandb", output_dir, window_size)
