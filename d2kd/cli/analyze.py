@@ -111,10 +111,12 @@ def _teacher_rows(cfg: DictConfig, image: Tensor, notes: list[str]) -> list[_Row
         return []
     cfg.model.teacher.engine, cfg.model.teacher.precision = "eager", "fp32"
     model = made(cfg.model, "model")
+    teacher = model.teacher if isinstance(model, DistilledDetector) else None
+    if teacher is None:
+        return []
     try:
-        assert isinstance(model, DistilledDetector) and model.teacher is not None
         model.load_teacher()
-        detector, predict = model.teacher.detector, teacher_predictor(model)
+        detector, predict = teacher.detector, teacher_predictor(model)
     except OSError as error:
         notes.append(f"the teacher has random weights and no AP: {error}")
         detector, predict = made(cfg.model.teacher.model, "model.teacher.model").eval(), None

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling import build_model
 from PIL import Image
 
 import d2kd
@@ -16,6 +17,7 @@ from d2kd.cli import export as tool
 from d2kd.export import ExportError, random_image
 from tests.distilled_run import PLAIN, Run
 from tests.helpers import FAMILIES, build_detector
+from tests.yacs_projects import ABSENT, TINY, assert_same_tensors, plain, save, wrapped, write_config
 
 ROOT = Path(tool.__file__).resolve().parents[2]
 
@@ -271,3 +273,24 @@ def test_a_config_that_is_not_there_is_named(fcos):
     fcos.config.unlink()
     with pytest.raises(FileNotFoundError, match=r"There is no file '.*run.py', and d2kd has no config of that name"):
         fcos()
+
+
+def test_the_student_of_a_yacs_run(tmp_path, capsys):
+    options = [*TINY, "MODEL.RETINANET.SCORE_THRESH_TEST", 0.005]
+    config = write_config(wrapped(options, METHOD="bckd", **ABSENT), tmp_path / "config.yaml")
+    model = build_model(plain(options))
+    checkpoint = save(model, tmp_path, "model_final")
+    tool.main([config, checkpoint, "--yacs", "--output", str(tmp_path / "student.pth")])
+    written = torch.load(tmp_path / "student.pth", weights_only=True)["model"]
+    assert_same_tensors(written, model.state_dict())
+    assert tool.main([config, checkpoint, "--yacs", "--output", str(tmp_path / "x.ts"), "--to", "torchscript"]) == 0
+    stated = capsys.readouterr().out
+    assert "compared on a random image" in stated and "BGR" in stated
+
+
+def test_a_yacs_config_that_names_code_is_not_run(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("MODEL: !!python/object/apply:os.mkdir [made]\n")
+    argv = [str(tmp_path / "config.yaml"), "x.pth", "--yacs", "--output", str(tmp_path / "student.pth")]
+    assert tool.main(argv) == 2
+    assert "d2kd export: CONFIG" in capsys.readouterr().err
+    assert not (tmp_path / "student.pth").exists() and not os.path.exists("made")
