@@ -3,7 +3,6 @@
 import http.server
 import logging
 import os
-import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -12,6 +11,7 @@ import pytest
 import torch
 
 from tests.cuda_device import CudaDevice
+from tests.logs import logs_of_its_own
 
 # Without it cuBLAS refuses to run under torch.use_deterministic_algorithms(True).
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -24,25 +24,11 @@ def reproducible():
     torch.manual_seed(0)
 
 
-def _settings() -> dict[str, tuple[int, bool, list[logging.Handler], list[logging.Filter]]]:
-    """Logger -> level, whether it propagates, handlers and filters; of loggers, not of placeholders."""
-    found = logging.root.manager.loggerDict.items()
-    loggers = ((name, logger) for name, logger in found if isinstance(logger, logging.Logger))
-    return {name: (log.level, log.propagate, log.handlers[:], log.filters[:]) for name, log in loggers}
-
-
 @pytest.fixture(autouse=True)
 def loggers() -> Iterator[None]:
     """A command sets up the loggers of its process, here that of all tests: they are as before when a test ends."""
-    before = _settings()
-    yield
-    for name in _settings():
-        level, propagate, handlers, filters = before.get(name, (logging.NOTSET, True, [], []))
-        logger = logging.getLogger(name)
-        logger.setLevel(level)
-        logger.propagate, logger.handlers[:], logger.filters[:] = propagate, handlers, filters
-    if detectron2 := sys.modules.get("detectron2.utils.logger"):
-        detectron2.setup_logger.cache_clear()  # it sets up a name once
+    with logs_of_its_own():
+        yield
 
 
 @pytest.fixture

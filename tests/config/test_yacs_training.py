@@ -1,7 +1,6 @@
 """A distilled yacs config under Detectron2's own DefaultTrainer and DefaultPredictor."""
 
 import json
-import logging
 import os
 import shutil
 from pathlib import Path
@@ -16,6 +15,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import BoxMode
 from PIL import Image
 
+from tests.logs import logs_of_its_own
 from tests.yacs_projects import plain, save, wrapped, write_config
 
 RESNET = [
@@ -46,11 +46,8 @@ def tiny_dataset(folder):
 @pytest.fixture(scope="module", autouse=True)
 def logs():
     """DefaultTrainer's set-up of logs would outlive these tests."""
-    logger = logging.getLogger("detectron2")
-    before = logger.handlers[:], logger.propagate, logger.level
-    yield
-    logger.handlers, logger.propagate = before[:2]
-    logger.setLevel(before[2])
+    with logs_of_its_own():
+        yield
 
 
 @pytest.fixture(scope="module")

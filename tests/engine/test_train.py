@@ -19,6 +19,7 @@ CONFIG = str(Path(__file__).with_name("tiny_retinanet.py"))
 DISTILLED = """
 import d2kd
 from detectron2.config import LazyConfig
+from tests.logs import logs_of_its_own
 _tiny = LazyConfig.load("{config}")
 optimizer, lr_multiplier = _tiny.optimizer, _tiny.lr_multiplier
 dataloader, train = _tiny.dataloader, _tiny.train
@@ -29,7 +30,8 @@ model = d2kd.distill(_tiny.model, teacher=_tiny.model, teacher_checkpoint="{chec
 def run(output, *argv, config=CONFIG):
     """One process of `d2kd.cli.train`, this one; options first, then overrides."""
     argv = ["--config-file", config, *argv, f"train.output_dir={output}"]
-    return cli.run(cli.argument_parser().parse_args(argv))
+    with logs_of_its_own():
+        return cli.run(cli.argument_parser().parse_args(argv))
 
 
 def metrics(output):
