@@ -25,9 +25,6 @@ Tensors = tuple[Tensor, ...] | list[Tensor]
 EMA_FILE, EMA_PREFIX = "model_final_ema.pth", "ema/"
 
 
-Tensors = tuple[Tensor, ...] | list[Tensor]
-
-
 def check_ema(ema: object) -> None:
     """
     Raises:

@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import d2kd.engine.train
 from d2kd.cli import train as cli
 from d2kd.engine import ConfigError
+from tests.logs import logs_of_its_own
 
 TRAIN_NET = Path(__file__).parents[2] / "tools" / "train_net.py"
 
@@ -19,7 +20,6 @@ CONFIG = str(Path(__file__).with_name("tiny_retinanet.py"))
 DISTILLED = """
 import d2kd
 from detectron2.config import LazyConfig
-from tests.logs import logs_of_its_own
 _tiny = LazyConfig.load("{config}")
 optimizer, lr_multiplier = _tiny.optimizer, _tiny.lr_multiplier
 dataloader, train = _tiny.dataloader, _tiny.train
