@@ -10,10 +10,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from detectron2.config import LazyConfig
 from omegaconf import DictConfig, OmegaConf
 
 from d2kd.config.lazy import CONFIG, with_method
+from d2kd.config.nodes import load_lazy
 from d2kd.config.overrides import READ, apply_overrides
 from d2kd.config.untrusted import check_run, read_yaml
 
@@ -84,7 +84,7 @@ def _read(file: str) -> DictConfig:
     if not path.endswith((".py", ".yaml", ".yml")):
         raise ValueError(f"{file} is no config, expected a LazyConfig: a .py, or a .yaml that was dumped of one.")
     try:
-        cfg = _read_yaml(path) if path.endswith((".yaml", ".yml")) else LazyConfig.load(path)
+        cfg = _read_yaml(path) if path.endswith((".yaml", ".yml")) else load_lazy(path)
     except Exception as error:  # whatever a person's file does
         *_, (last, _) = traceback.walk_tb(error.__traceback__)
         if (last.f_globals.get("__package__") or "").partition(".")[0] == "d2kd":
@@ -183,7 +183,7 @@ def _load_packaged(package: str, folder: str, path: str) -> DictConfig:
     root = _folder(package, folder)
     if not (root / path).is_file():
         raise FileNotFoundError(f"{package} has no config {path!r}; it has {', '.join(_names(root))}.")
-    return LazyConfig.load(str(root / path))
+    return load_lazy(str(root / path))
 
 
 def _folder(package: str, folder: str) -> Path:

@@ -1,13 +1,14 @@
-"""Nodes of a LazyConfig: what one calls and makes, and copies that do not refer to the rest of their config."""
+"""How a LazyConfig is read; its nodes: what one makes, and copies that do not refer to the rest of their config."""
 
 from __future__ import annotations
 
+import builtins
 import traceback
 from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any, TypeVar
 
-from detectron2.config import instantiate
+from detectron2.config import LazyConfig, instantiate
 from detectron2.data import get_detection_dataset_dicts
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -15,9 +16,27 @@ from omegaconf.errors import OmegaConfBaseException
 
 from d2kd.data.reading import check_registered
 
-__all__ = ["check_datasets", "dataset_names", "made", "self_contained", "target_name", "target_of", "targets"]
+__all__ = [
+    "check_datasets",
+    "dataset_names",
+    "load_lazy",
+    "made",
+    "self_contained",
+    "target_name",
+    "target_of",
+    "targets",
+]
 
 Node = TypeVar("Node", bound=DictConfig | ListConfig)
+
+
+def load_lazy(path: str) -> Any:
+    """``LazyConfig.load``; if the file fails, Python's ``import`` is as it was, which Detectron2 leaves replaced."""
+    imports = builtins.__import__
+    try:
+        return LazyConfig.load(path)
+    finally:
+        builtins.__import__ = imports
 
 
 def target_of(node: DictConfig) -> Any:

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from typing import IO
 
 import yaml
-from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
+from detectron2.config import CfgNode, get_cfg, instantiate
 from detectron2.config import LazyCall as L
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from d2kd.checkpoint import forget_download, local_path
-from d2kd.config.nodes import target_of
+from d2kd.config.nodes import load_lazy, target_of
 from d2kd.config.registered import DISTILLED, build_registered, check_readable
 from d2kd.config.untrusted import check_targets, read_yaml
 from d2kd.modeling import DistilledDetector
@@ -73,7 +73,7 @@ def build_teacher(config: str, trust: Sequence[str] = (), *, key: str = _KEY) ->
         raise FileNotFoundError(f"{what}, but there is no such file.")
     if path.endswith(".py"):
         try:
-            cfg = LazyConfig.load(path)
+            cfg = load_lazy(path)
         except Exception as error:  # whatever a program does
             raise ValueError(f"{what}, which cannot be read: {type(error).__name__}: {error}.") from error
         return _build_lazy(cfg, what, None)

@@ -1,5 +1,7 @@
 """Config files: paths, packaged ones, overrides."""
 
+import builtins
+
 import pytest
 
 import d2kd
@@ -69,9 +71,11 @@ def test_keys_of_ones_own_stay_where_they_cannot_be_meant_for_others(tmp_path):
 def test_a_file_that_cannot_be_used_is_named_in_one_line(tmp_path, name, text, sentence):
     (tmp_path / "other.py").write_text("\n1 / 0")
     (tmp_path / name).write_text(text)
+    imports = builtins.__import__
     with pytest.raises((ValueError, TypeError), match=sentence) as error:
         load_config(str(tmp_path / name))
     assert "\n" not in str(error.value)
+    assert builtins.__import__ is imports  # Detectron2 replaces it while a file is read
 
 
 def test_a_config_that_is_nowhere():
