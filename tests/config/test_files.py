@@ -36,6 +36,7 @@ def test_a_train_made_for_detectron2_is_enough(tmp_path):
     assert train == {
         **{"max_iter": 7, "seed": 3, "clip_grad": defaults.clip_grad, "best_metric": defaults.best_metric},
         **{"amp": {"enabled": True, "dtype": defaults.amp.dtype}, "accumulate": 1, "trainer": defaults.trainer},
+        **{"ema": None, "writers": []},
     }
     assert load_config(str(tmp_path / "mine.py"), ["train.best_metric=found/share"]).train.best_metric == "found/share"
 
