@@ -1,5 +1,6 @@
 """d2kd benchmark: what it builds, what it counts, and small runs."""
 
+import gc
 import json
 import os
 import re
@@ -21,6 +22,14 @@ from d2kd.methods import METHODS
 CPU = torch.device("cpu")
 KIB = 1024
 TINY = Size(images=2, canvas=(64, 64), objects=2, classes=5, depths=(18, 18), channels=32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen():
+    """Each case collects garbage, which is slow among the objects of all tests before."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def floats(kib):
