@@ -29,7 +29,13 @@ def server() -> ForkServerContext:
 def on_two_ranks(worker: Callable[..., None], *args: Any) -> None:
     """Call ``worker(rank, *args)`` in two processes. An error of one ends both, and is raised."""
     server()
-    start_processes(worker, args, nprocs=2, start_method="forkserver")
+    start_processes(_with_environ, (worker, dict(os.environ), args), nprocs=2, start_method="forkserver")
+
+
+def _with_environ(rank: int, worker: Callable[..., None], environ: dict[str, str], args: tuple[Any, ...]) -> None:
+    """The server has the environment of the first test that used it."""
+    os.environ.update(environ)
+    worker(rank, *args)
 
 
 class Command:

@@ -163,6 +163,7 @@ def analyze(args: argparse.Namespace) -> dict[str, Any]:
         _detector_row("student", detector, detector if args.weights else None, images[0]),
         *(_onnx_row(path, args.threads) for path in args.onnx),
     ]
+    print(f"Measuring {args.config} ...", file=sys.stderr)
     seconds = time_images({row.name: row.run for row in rows}, images, args.rounds)
     for row in rows:
         row.figures["seconds"] = seconds[row.name]
@@ -209,7 +210,6 @@ def run(args: argparse.Namespace) -> None:
     """
     check_file("--json", args.json)
     logging.getLogger("detectron2").setLevel(logging.ERROR)
-    print(f"Measuring {args.config} ...", file=sys.stderr)
     result = analyze(args)
     print(to_text(result))
     if args.json:

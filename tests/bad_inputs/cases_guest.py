@@ -84,8 +84,8 @@ CASES = [
         "a student's head that calls one tower for both branches",
         distill("retinanet()", "retinanet()", "crosskd", more=ONE_TOWER),
         "d2kd train: The head calls block 1 of its 'cls' tower 2 times a level, expected once, since its output is "
-        "taken from that call: call it once and use the output again (a tower that both branches share), write an "
-        "adapter whose towers() names blocks that run once (docs/own_detector.md#a-head-that-d2kd-does-not-know), or "
-        "choose losses with source='student'.",
+        "taken from that call: it shares that module between blocks (give each its own), or a tower between branches "
+        "(call it once and use the output again). Or write an adapter whose towers() names blocks that run once "
+        "(docs/own_detector.md#a-head-that-d2kd-does-not-know), or choose losses with source='student'.",
     ),
 ]

@@ -146,6 +146,8 @@ REFUSED = {
     "init": "file --train a b --val a b",
     "data": "get cards --from no.zip",
     "visualize": "--config-file no.py --weights no.pth",
+    "predict": "--config-file no.py --weights no.pth no.jpg",
+    "analyze": "no.py",
 }
 
 

@@ -107,9 +107,10 @@ def record_taps(
         if calls > 1 and not rest:
             raise ValueError(
                 f"The head calls block {index} of its '{branch}' tower {calls} times a level, expected once, since its "
-                "output is taken from that call: call it once and use the output again (a tower that both branches "
-                "share), write an adapter whose towers() names blocks that run once (docs/own_detector.md#a-head-that-"
-                "d2kd-does-not-know), or choose losses with source='student'."
+                "output is taken from that call: it shares that module between blocks (give each its own), or a tower "
+                "between branches (call it once and use the output again). Or write an adapter whose towers() names "
+                "blocks that run once (docs/own_detector.md#a-head-that-d2kd-does-not-know), or choose losses with "
+                "source='student'."
             )
         if len(record) != len(features):
             raise ValueError(
