@@ -18,10 +18,13 @@ from detectron2.engine import HookBase, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
+from torch import nn
 
+from d2kd.config.nodes import dataset_names, target_name
 from d2kd.engine.ema import EMA_PREFIX
+from d2kd.modeling import DistilledDetector
 
-__all__ = ["Console", "ProgressLine", "start_logs"]
+__all__ = ["Console", "ProgressLine", "log_summary", "start_logs"]
 
 logger = logging.getLogger(f"detectron2.{__name__}")
 
@@ -156,3 +159,29 @@ def start_logs(cfg: DictConfig, args: argparse.Namespace, *, quiet: bool = False
         if console is not None:
             named.addHandler(console)
     return console
+
+
+def log_summary(cfg: DictConfig, model: nn.Module) -> None:
+    """What a run is, in a few lines; the teacher and the training data say so themselves."""
+    train = cfg.train
+    detector = model.student if isinstance(model, DistilledDetector) else model
+    logger.info(
+        "%s: %s, %.2f M parameters, %.2f M of them trained",
+        "Student" if isinstance(model, DistilledDetector) else "Model",
+        type(detector).__name__,
+        sum(x.numel() for x in detector.parameters()) / 1e6,
+        sum(x.numel() for x in detector.parameters() if x.requires_grad) / 1e6,
+    )
+    if isinstance(model, DistilledDetector):
+        logger.info("Distillation: %s", ", ".join(model.losses) or "none, the student is trained alone")
+    evaluation = f"every {train.eval_period} iterations" if train.eval_period else "at the end"
+    logger.info(
+        "Schedule: %d iterations, %s, learning rate %s; evaluation on %s %s; a checkpoint every %d",
+        train.max_iter,
+        target_name(cfg.optimizer).rpartition(".")[2],
+        cfg.optimizer.get("lr", "of its own default"),
+        ", ".join(dataset_names(cfg, "test")) or "dataloader.test",
+        evaluation,
+        train.checkpointer.period,
+    )
+    logger.info("Output: %s (log.txt has the environment, the config and the model)", train.output_dir)

@@ -9,13 +9,17 @@ from importlib.util import find_spec
 import torch
 from detectron2 import engine as d2_engine
 from detectron2.utils.events import EventWriter, TensorboardXWriter, get_event_storage
+from omegaconf import DictConfig
 from torch import nn
+
+from d2kd.config.nodes import made
 
 __all__ = [
     "ConfigError",
     "amp_dtype",
     "create_ddp_model",
     "default_writers",
+    "own_writers",
     "resolve_device",
 ]
 
@@ -94,3 +98,22 @@ def default_writers(output_dir: str, max_iter: int, more: Sequence[EventWriter] 
         logger.warning("tensorboard is not installed: metrics go to the console and metrics.json only.")
         writers = [*(writer for writer in writers if not isinstance(writer, TensorboardXWriter)), _ImageRemover()]
     return [*writers[:-1], *more, writers[-1]]
+
+
+def own_writers(cfg: DictConfig) -> list[EventWriter]:
+    """
+    What ``train.writers`` makes.
+
+    Raises:
+        ConfigError: one is no ``EventWriter``.
+        ValueError: one cannot be made.
+    """
+    writers = []
+    for index, node in enumerate(cfg.train.get("writers") or ()):
+        writer = made(node, f"train.writers[{index}]")
+        if not isinstance(writer, EventWriter):
+            raise ConfigError(
+                f"train.writers[{index}] makes a {type(writer).__name__}, expected an EventWriter of Detectron2."
+            )
+        writers.append(writer)
+    return writers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import yaml
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from d2kd.checkpoint import first_of, whole_file
+from d2kd.checkpoint import UNTRAINED, Misfit, MisfitError, first_of, whole_file
 from d2kd.engine.defaults import ConfigError
 from d2kd.engine.run_folder import run_files
 
@@ -24,7 +25,10 @@ __all__ = [
     "kept_hyperparameters",
     "kept_record",
     "parameter_names",
+    "say_what_fits",
 ]
+
+logger = logging.getLogger(f"detectron2.{__name__}")  # which any script that trains sets up
 
 #: A run that goes on is in the same folder, and does not read its first weights.
 _IRRELEVANT = re.compile(r"train\.(output_dir|init_checkpoint)$")
@@ -144,3 +148,24 @@ def kept_hyperparameters(optimizer: torch.optim.Optimizer) -> Iterator[None]:
         group.update(values)
         if "initial_lr" in group:  # what a schedule multiplies
             group["initial_lr"] = values.get("initial_lr", values["lr"])
+
+
+def say_what_fits(misfit: Misfit, model: nn.Module, path: str, goes_on: bool) -> None:
+    """
+    Raises:
+        ResumeError: the last checkpoint of a run that goes on does not fit.
+        MisfitError: the first weights of a run have none of the model's.
+    """
+    if goes_on:
+        if misfit:
+            raise ResumeError(
+                f"--resume cannot go on: the checkpoint is of another model ({misfit}). Either {WAYS_OUT}"
+            )
+        return
+    total = sum(not UNTRAINED.search(key) for key in model.state_dict())
+    lacking = len(misfit.missing) + len(misfit.mismatched)
+    if lacking == total:
+        raise MisfitError(f"train.init_checkpoint={path} has none of the model's {total} weights: {misfit}.")
+    logger.info("%d of the model's %d weights are those of train.init_checkpoint=%s", total - lacking, total, path)
+    if misfit:
+        logger.warning("The other weights begin as they were made, or are not of this model: %s", misfit)

@@ -18,26 +18,30 @@ import torch
 from detectron2.engine import hooks
 from detectron2.evaluation import print_csv_format
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage, EventWriter
+from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig
 from torch import nn
 
 from d2kd.checkpoint import (
-    UNTRAINED,
     DamagedError,
     FittingCheckpointer,
     LayoutError,
-    Misfit,
-    MisfitError,
     WholeCheckpointer,
     check_finite,
     load_strictly,
 )
-from d2kd.config.nodes import dataset_names, made, target_name, target_of
+from d2kd.config.nodes import dataset_names, made, target_of
 from d2kd.data import build_train_loader
 from d2kd.engine.check_data import check_classes, check_evaluation, check_image_format, check_metric
-from d2kd.engine.console import Console, ProgressLine
-from d2kd.engine.defaults import ConfigError, amp_dtype, create_ddp_model, default_writers, resolve_device
+from d2kd.engine.console import Console, ProgressLine, log_summary
+from d2kd.engine.defaults import (
+    ConfigError,
+    amp_dtype,
+    create_ddp_model,
+    default_writers,
+    own_writers,
+    resolve_device,
+)
 from d2kd.engine.ema import EMA_PREFIX, WeightEMA
 from d2kd.engine.evaluation import Results, evaluate, results_line, teacher_predictor, write_evaluation
 from d2kd.engine.hooks import (
@@ -49,7 +53,7 @@ from d2kd.engine.hooks import (
 )
 from d2kd.engine.loaders import make_evaluator, make_loader
 from d2kd.engine.metrics_file import cut_metrics
-from d2kd.engine.resume import WAYS_OUT, ResumeError
+from d2kd.engine.resume import ResumeError, say_what_fits
 from d2kd.engine.run_folder import clear_run_folder
 from d2kd.engine.sheet import sheet_writers
 from d2kd.engine.stop import StopOnSignal
@@ -103,7 +107,7 @@ def do_train(
         model = _build_model(cfg, load_teacher=True)
         check_evaluation(cfg)
     logger.info("Model:\n%s", model)
-    _log_summary(cfg, model)
+    log_summary(cfg, model)
     teacher = _evaluate_teacher(cfg, model) if check_teacher else None
 
     cfg.optimizer.params.model = model  # the student's parameters: the teacher is not in its module tree
@@ -121,7 +125,7 @@ def do_train(
     checkpointer = FittingCheckpointer(
         trainer.model,
         train.output_dir,
-        on_load=lambda misfit: _say_what_fits(misfit, model, train.init_checkpoint, goes_on),
+        on_load=lambda misfit: say_what_fits(misfit, model, train.init_checkpoint, goes_on),
         trainer=trainer,
     )
     goes_on = resume and checkpointer.has_checkpoint()
@@ -181,7 +185,7 @@ def do_train(
             check_classes(cfg, model)
     with raised_on_all_ranks():
         if comm.is_main_process():
-            writers = default_writers(train.output_dir, train.max_iter, _writers(cfg))
+            writers = default_writers(train.output_dir, train.max_iter, own_writers(cfg))
             progress = ProgressLine(console, train.best_metric) if console is not None and console.rewrites else None
             trainer.register_hooks([hooks.PeriodicWriter(writers, period=train.log_period), progress])
     if done:
@@ -275,72 +279,12 @@ def do_test(cfg: DictConfig, model: nn.Module | Callable) -> Results:
     return results
 
 
-def _writers(cfg: DictConfig) -> list[EventWriter]:
-    """What ``train.writers`` makes."""
-    writers = []
-    for index, node in enumerate(cfg.train.get("writers") or ()):
-        writer = made(node, f"train.writers[{index}]")
-        if not isinstance(writer, EventWriter):
-            raise ConfigError(
-                f"train.writers[{index}] makes a {type(writer).__name__}, expected an EventWriter of Detectron2."
-            )
-        writers.append(writer)
-    return writers
-
-
-def _log_summary(cfg: DictConfig, model: nn.Module) -> None:
-    """What a run is, in a few lines; the teacher and the training data say so themselves."""
-    train = cfg.train
-    detector = model.student if isinstance(model, DistilledDetector) else model
-    logger.info(
-        "%s: %s, %.2f M parameters, %.2f M of them trained",
-        "Student" if isinstance(model, DistilledDetector) else "Model",
-        type(detector).__name__,
-        sum(x.numel() for x in detector.parameters()) / 1e6,
-        sum(x.numel() for x in detector.parameters() if x.requires_grad) / 1e6,
-    )
-    if isinstance(model, DistilledDetector):
-        logger.info("Distillation: %s", ", ".join(model.losses) or "none, the student is trained alone")
-    evaluation = f"every {train.eval_period} iterations" if train.eval_period else "at the end"
-    logger.info(
-        "Schedule: %d iterations, %s, learning rate %s; evaluation on %s %s; a checkpoint every %d",
-        train.max_iter,
-        target_name(cfg.optimizer).rpartition(".")[2],
-        cfg.optimizer.get("lr", "of its own default"),
-        ", ".join(dataset_names(cfg, "test")) or "dataloader.test",
-        evaluation,
-        train.checkpointer.period,
-    )
-    logger.info("Output: %s (log.txt has the environment, the config and the model)", train.output_dir)
-
-
 def _evaluate_last(trainer: Trainer, iteration: int) -> None:
     """What a run of ``iteration`` steps does after the last: it may have been killed before, or in the middle."""
     with EventStorage(iteration) as trainer.storage:
         trainer.iter = trainer.start_iter = trainer.max_iter = iteration
         trainer.before_train()
         trainer.after_train()
-
-
-def _say_what_fits(misfit: Misfit, model: nn.Module, path: str, goes_on: bool) -> None:
-    """
-    Raises:
-        ResumeError: the last checkpoint of a run that goes on does not fit.
-        MisfitError: the first weights of a run have none of the model's.
-    """
-    if goes_on:
-        if misfit:
-            raise ResumeError(
-                f"--resume cannot go on: the checkpoint is of another model ({misfit}). Either {WAYS_OUT}"
-            )
-        return
-    total = sum(not UNTRAINED.search(key) for key in model.state_dict())
-    lacking = len(misfit.missing) + len(misfit.mismatched)
-    if lacking == total:
-        raise MisfitError(f"train.init_checkpoint={path} has none of the model's {total} weights: {misfit}.")
-    logger.info("%d of the model's %d weights are those of train.init_checkpoint=%s", total - lacking, total, path)
-    if misfit:
-        logger.warning("The other weights begin as they were made, or are not of this model: %s", misfit)
 
 
 def _evaluate_teacher(cfg: DictConfig, model: nn.Module) -> Results:

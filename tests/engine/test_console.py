@@ -6,12 +6,9 @@ import re
 import sys
 
 import pytest
-import torch
-from detectron2.config import LazyConfig, instantiate
 
 from d2kd.engine import Console
-from tests.engine.test_train import CONFIG as TINY
-from tests.engine.test_train import DISTILLED, run
+from tests.engine.test_train import run, write_distilled
 
 
 class Terminal(io.StringIO):
@@ -86,10 +83,7 @@ def test_quiet():
 
 @pytest.fixture(scope="module")
 def distilled(dataset, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("console")
-    torch.save({"model": instantiate(LazyConfig.load(TINY).model).state_dict()}, folder / "teacher.pth")
-    (folder / "mine.py").write_text(DISTILLED.format(config=TINY, checkpoint=folder / "teacher.pth"))
-    return str(folder / "mine.py")
+    return write_distilled(tmp_path_factory.mktemp("console"))
 
 
 def printed(monkeypatch, stream, output, *argv, config):

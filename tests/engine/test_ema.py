@@ -13,7 +13,7 @@ from detectron2.config import LazyConfig, instantiate
 import d2kd.engine.train
 from d2kd.engine import ConfigError, WeightEMA
 from tests.engine.test_hooks import run as train_steps
-from tests.engine.test_train import CONFIG, DISTILLED, equal, metrics, run, weights
+from tests.engine.test_train import CONFIG, equal, metrics, run, weights, write_distilled
 
 EMA = "train.ema={decay: 0.5}"
 SCORES = "model.student.test_score_thresh=0.0"
@@ -22,10 +22,7 @@ SCORES = "model.student.test_score_thresh=0.0"
 @pytest.fixture(scope="module")
 def distilled(dataset, tmp_path_factory):
     """A distilled config; batch norm of its student is trained."""
-    folder = tmp_path_factory.mktemp("ema")
-    torch.save({"model": instantiate(LazyConfig.load(CONFIG).model).state_dict()}, folder / "teacher.pth")
-    (folder / "distilled.py").write_text(DISTILLED.format(config=CONFIG, checkpoint=folder / "teacher.pth"))
-    return str(folder / "distilled.py")
+    return write_distilled(tmp_path_factory.mktemp("ema"))
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,14 @@ model = d2kd.distill(_tiny.model, teacher=_tiny.model, teacher_checkpoint="{chec
 """
 
 
+def write_distilled(folder):
+    """The config of the tiny detector with a teacher of random weights, which lie beside it; its path."""
+    torch.save({"model": instantiate(LazyConfig.load(CONFIG).model).state_dict()}, folder / "teacher.pth")
+    path = folder / "distilled.py"
+    path.write_text(DISTILLED.format(config=CONFIG, checkpoint=folder / "teacher.pth"))
+    return str(path)
+
+
 def run(output, *argv, config=CONFIG):
     """One process of `d2kd.cli.train`, this one; options first, then overrides."""
     argv = ["--config-file", config, *argv, f"train.output_dir={output}"]

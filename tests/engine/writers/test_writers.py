@@ -3,11 +3,10 @@
 import json
 import struct
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from detectron2.config import LazyConfig, instantiate
 from detectron2.utils.events import EventStorage, EventWriter, get_event_storage
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -17,7 +16,7 @@ from wandb.proto import wandb_internal_pb2
 from d2kd.engine import ConfigError, default_writers
 from d2kd.engine.writers.mlflow import MLflowWriter
 from d2kd.modeling.distillation import preflight
-from tests.engine.test_train import CONFIG, DISTILLED, run
+from tests.engine.test_train import run, write_distilled
 
 WRITER = """
 from d2kd.engine.writers.{module} import {name}
@@ -29,9 +28,7 @@ train.vis_period = 2
 @pytest.fixture(scope="module")
 def folder(dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("writers")
-    torch.save({"model": instantiate(LazyConfig.load(CONFIG).model).state_dict()}, folder / "teacher.pth")
-    config = "from detectron2.config import LazyCall as L\n"
-    config += DISTILLED.format(config=CONFIG, checkpoint=folder / "teacher.pth")
+    config = "from detectron2.config import LazyCall as L\n" + Path(write_distilled(folder)).read_text()
     for module, name, arguments in (
         ("mlflow", "MLflowWriter", f"tracking_uri='file:{folder}/mlruns', experiment='tiny'"),
         ("wandb", "WandbWriter", "mode='offline'"),
