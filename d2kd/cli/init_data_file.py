@@ -86,7 +86,7 @@ dataloader = dict(
             augmentations=[L(T.ResizeShortestEdge)({in_evaluation})],
             image_format="RGB",
         ),
-        batch_size={choices.batch},
+        batch_size=1,  # in a larger batch an image is padded to the others' size, which moves AP a little
         num_workers={0 if choices.device == "cpu" else 4},
     ),
     evaluator={evaluator},

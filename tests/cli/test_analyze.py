@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 
 import d2kd
 from d2kd.__main__ import main
@@ -47,6 +48,15 @@ def test_the_table(run, capsys):
     assert re.findall(r"[\w-]+(?: \w+)?", table[0]) == ["parameters", "multiply-adds", "size", "an image", "AP"]
     assert [line.split("|")[1].strip() for line in table[2:]] == list(rows)
     assert "4 images of dataloader.test, the first 64x64" in stated and "1 thread(s)" in stated
+
+
+def test_ap_is_of_images_one_at_a_time(run, monkeypatch):
+    """As an ONNX file is run; images of a batch are padded to one size."""
+    sizes, forward = [], DenseDetector.forward
+    monkeypatch.setattr(DenseDetector, "forward", lambda self, batch: sizes.append(len(batch)) or forward(self, batch))
+    options = ["--weights", "student.pth", "--ap", "--rounds", "1", "model.student.test_score_thresh=0.0"]
+    assert main(["analyze", run[0], *options, "+dataloader.test.batch_size=2"]) == 0
+    assert set(sizes) == {1}
 
 
 def test_without_weights_teacher_and_data_it_says_so(run, capsys):
