@@ -28,7 +28,7 @@ from d2kd.config.nodes import made
 from d2kd.data.samples import derive_seed
 from d2kd.engine import ConfigError, check_config, check_image_format, make_loader, resolve_device
 from d2kd.engine.sheet import class_names, look_at_step, make_sheet, save_sheets
-from d2kd.experiments import write_json
+from d2kd.experiments import versions, write_json
 from d2kd.modeling import DistilledDetector
 from d2kd.modeling.distillation.examination import examine, judge
 from d2kd.modeling.distillation.preflight import BATCHES, IMAGES, pick_images
@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
     print(to_text(report))
     print(f"The picture: {picture}")
     if args.json:
-        write_json(args.json, report.figures())
+        write_json(args.json, {**report.figures(), "versions": versions()})
     return 2 if verdict.stop else 0
 
 

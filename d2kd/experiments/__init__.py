@@ -8,7 +8,7 @@ from d2kd.experiments.jobs import JobError, run_jobs, short_path
 from d2kd.experiments.metrics import COCO_METRICS
 from d2kd.experiments.plan import TEACHER, Experiment, plan_run, plan_teacher, quoted, stretched
 from d2kd.experiments.report import cost_heading, markdown_table, write_report
-from d2kd.experiments.results import collect, load_student, load_teacher
+from d2kd.experiments.results import collect, load_student, load_teacher, versions
 from d2kd.experiments.training_jobs import build_jobs, environments
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "run_jobs",
     "short_path",
     "stretched",
+    "versions",
     "write_json",
     "write_report",
     "write_text",

@@ -98,6 +98,7 @@ def test_a_pair_that_fits(check, tmp_path, capsys):
     assert all(found["terms"][name]["gradient_share"] > 0 for name in ("cls", "loc"))
     assert found["cost"]["hours"] == pytest.approx(found["cost"]["seconds"] + found["cost"]["data_seconds"])
     assert found["verdict"] == lines[:5]
+    assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
 
 
 def test_a_teacher_that_knows_nothing(check, tmp_path, capsys):
