@@ -1,5 +1,6 @@
 """For all tests; must not import detectron2, which those of d2kd.losses and d2kd.regions do without."""
 
+import gc
 import http.server
 import logging
 import os
@@ -15,6 +16,11 @@ from tests.logs import logs_of_its_own
 
 # Without it cuBLAS refuses to run under torch.use_deterministic_algorithms(True).
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the garbage collector leaves it alone, which saves a tenth of the tests' time."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

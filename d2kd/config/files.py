@@ -7,6 +7,7 @@ import os
 import traceback
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,15 @@ def _kind(value: object) -> str:
     return "number" if isinstance(value, int | float) else type(value).__name__
 
 
-def _train_keys() -> dict[str, Any]:
+@cache  # files of d2kd itself
+def _default_train() -> DictConfig:
+    return get_config("common/train.py").train
+
+
+@cache
+def _train_keys() -> Mapping[str, Any]:
     """Every key of ``train`` that is read, by d2kd or by Detectron2's ``default_setup``, with a value of its type."""
-    keys = OmegaConf.to_container(get_config("common/train.py").train)
+    keys = OmegaConf.to_container(_default_train())
     assert isinstance(keys, dict)
     optional = {
         "clip_grad": {"max_norm": 1.0, "norm_type": 2.0},
@@ -110,12 +117,11 @@ def _read_yaml(path: str) -> Any:
 
 def _add_defaults(cfg: DictConfig) -> None:
     absent = object()
-    defaults = get_config("common/train.py").train
     if isinstance(cfg.get("train"), DictConfig):
         for key in _OWN_TRAIN_KEYS:
             parent = cfg.train.get(key.partition(".")[0], {}) if "." in key else {}
             if isinstance(parent, (dict, DictConfig)) and OmegaConf.select(cfg.train, key, default=absent) is absent:
-                OmegaConf.update(cfg.train, key, OmegaConf.select(defaults, key), force_add=True)
+                OmegaConf.update(cfg.train, key, OmegaConf.select(_default_train(), key), force_add=True)
 
 
 def _reason(error: Exception) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -72,6 +73,15 @@ def method_label(method: str) -> str:
     return {ALONE: "student alone", CONFIG: "the config's losses"}.get(method, method)
 
 
+class _Settings(NamedTuple):
+    """What a plan needs of a config."""
+
+    max_iter: int
+    metric: str
+    device: str
+    has_losses: bool
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """
@@ -105,6 +115,9 @@ class Experiment:
     report: tuple[str, ...] = ()
     teacher_config: str | None = None
     teacher_overrides: tuple[str, ...] = ()
+    _settings: dict[tuple[str, str], _Settings] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         names = [config_label(config) for config in self.configs]
@@ -115,7 +128,7 @@ class Experiment:
     def distilled(self) -> tuple[str, ...]:
         return tuple(method for method in self.methods if method != ALONE)
 
-    @property
+    @cached_property
     def device(self) -> str:
         """
         "cpu" or "cuda": where the students train.
@@ -123,9 +136,9 @@ class Experiment:
         Raises:
             ValueError: some train on the one, some on the other.
         """
-        return self._one("train.device", lambda run: run.device)
+        return self._one("train.device", "device")
 
-    @property
+    @cached_property
     def metric(self) -> str:
         """
         ``train.best_metric`` of the configs.
@@ -133,14 +146,29 @@ class Experiment:
         Raises:
             ValueError: the configs have several.
         """
-        return self._one("train.best_metric", lambda run: run.metric)
+        return self._one("train.best_metric", "metric")
 
-    def _one(self, key: str, of: Callable[[Run], str]) -> str:
-        found = {config: of(plan_run(self, config, ALONE, self.seeds[0])) for config in self.configs}
+    def _one(self, key: str, field: str) -> str:
+        found = {config: getattr(self.settings(config, ALONE), field) for config in self.configs}
         if len(set(found.values())) > 1:
             each = ", ".join(f"{value} in {config}" for config, value in found.items())
             raise ValueError(f"{key} means {each}, which cannot be compared: add {key}=VALUE for all.")
         return next(iter(found.values()))
+
+    def settings(self, config: str, losses: str) -> _Settings:
+        """
+        What a config says, read once.
+
+        Raises:
+            ValueError: it has no distilled model, or ``losses`` are not known, or not for its detectors.
+            FileNotFoundError: there is no such config.
+        """
+        if (config, losses) not in self._settings:
+            cfg = load_config(config, self.overrides, method=losses)
+            has_losses = target_of(cfg.model) is DistilledDetector and bool(cfg.model.get("losses"))
+            device = resolve_device(cfg.train.device).type
+            self._settings[config, losses] = _Settings(cfg.train.max_iter, cfg.train.best_metric, device, has_losses)
+        return self._settings[config, losses]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,10 +210,10 @@ def plan_run(experiment: Experiment, config: str, method: str, seed: int, max_it
         ValueError: the config has no distilled model, or the method is not known, or not for its detectors.
         FileNotFoundError: there is no such config.
     """
-    cfg = load_config(config, experiment.overrides, method=_losses_of(method))
-    if method == CONFIG and not (target_of(cfg.model) is DistilledDetector and cfg.model.get("losses")):
+    settings = experiment.settings(config, _losses_of(method))
+    if method == CONFIG and not settings.has_losses:
         raise ValueError(f"{config} has no losses of its own, so it has no method {CONFIG!r}: use distill(...) in it.")
-    max_iter = max_iter or experiment.max_iter or cfg.train.max_iter
+    max_iter = max_iter or experiment.max_iter or settings.max_iter
     every = math.ceil(max_iter / 8)  # so that the last quarter of the schedule begins with an evaluation
     overrides = [f"train.seed={seed}", f"train.max_iter={max_iter}", f"train.eval_period={every}"]
     overrides.append(f"train.checkpointer.period={every}")
@@ -193,8 +221,7 @@ def plan_run(experiment: Experiment, config: str, method: str, seed: int, max_it
     folder = experiment.output / config_label(config) / method / f"seed{seed}"
     name = f"{config_label(config)} {method} seed {seed}"
     overrides += experiment.overrides
-    device = resolve_device(cfg.train.device).type
-    return Run(name, config, method, seed, folder, tuple(overrides), max_iter, cfg.train.best_metric, device)
+    return Run(name, config, method, seed, folder, tuple(overrides), max_iter, settings.metric, settings.device)
 
 
 def plan_runs(experiment: Experiment) -> list[Run]:

@@ -79,10 +79,11 @@ def evaluate_student(cfg: DictConfig, checkpoint: str | Path) -> Metrics:
     return _evaluate(cfg, load_student(cfg, checkpoint))
 
 
-def _evaluate_run(cfg: DictConfig, folder: Path) -> Metrics:
+def _evaluate_run(run: Run, overrides: Sequence[str] = ()) -> Metrics:
     """The same of a run's last weights and, with ``train.ema``, of their average."""
-    metrics = evaluate_student(cfg, folder / "model_final.pth")
-    averaged = evaluate_student(cfg, folder / EMA_FILE) if cfg.train.get("ema") else {}
+    cfg = run.load_config(*overrides)
+    metrics = evaluate_student(cfg, run.folder / "model_final.pth")
+    averaged = evaluate_student(cfg, run.folder / EMA_FILE) if cfg.train.get("ema") else {}
     return metrics | {f"{EMA_PREFIX}{name}": value for name, value in averaged.items()}
 
 
@@ -121,13 +122,12 @@ def train_result(run: Run) -> dict[str, Any]:
     Raises:
         JobError: the evaluator does not return ``train.best_metric``.
     """
-    cfg, logged = run.load_config(), run.folder / "metrics.json"
-    metric = run.metric
+    logged, metric = run.folder / "metrics.json", run.metric
     costs = _costs(logged, run.max_iter, run.device)
     points = curve(read_metrics(logged, run.max_iter), metric, COSTS[run.device])
     metrics = _without_nan(final_metrics(logged, run.max_iter))
     if not metrics:  # killed between its last checkpoint and its last evaluation
-        metrics = _checked(_evaluate_run(cfg, run.folder), metric)
+        metrics = _checked(_evaluate_run(run), metric)
         value = metrics[metric]
         points.append(CurvePoint(run.max_iter, costs["cost_seconds"], math.nan if value is None else value))
     return {
@@ -139,7 +139,7 @@ def train_result(run: Run) -> dict[str, Any]:
         "metric": metric,
         "metrics": _checked(metrics, metric),
         "reported": {},
-        "parameters": _parameters(instantiate(cfg.model)),
+        "parameters": _parameters(instantiate(run.load_config().model)),
         **costs,
         "curve": points,
         "request": request(run),
@@ -182,8 +182,7 @@ def collect(experiment: Experiment) -> tuple[list[dict[str, Any]], int]:
         if run is None or (result["metric"], result["device"]) != kind:
             left_out += 1
             continue
-        evaluated = partial(_evaluate_run, run.load_config(*experiment.report), run.folder)
-        results.append(_reported(result, file, experiment, evaluated))
+        results.append(_reported(result, file, experiment, partial(_evaluate_run, run, experiment.report)))
     taught = {r["config"]: r for r in results if r["method"] != ALONE and not stretched_for(r["method"])}
     results += filter(None, (_teacher_result(experiment, result) for result in taught.values()))
     rank = {TEACHER: 0, ALONE: 1}
@@ -238,7 +237,7 @@ def _teacher_result(experiment: Experiment, taught: Mapping[str, Any]) -> dict[s
             "versions": versions(),
         }
         write_json(file, result)
-    return _reported(result, file, experiment, partial(evaluate_teacher, student.load_config(*experiment.report)))
+    return _reported(result, file, experiment, lambda: evaluate_teacher(student.load_config(*experiment.report)))
 
 
 def _reported(

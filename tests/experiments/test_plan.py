@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from d2kd.config import ALONE, CONFIG, config_path
+from d2kd.config import ALONE, CONFIG, config_path, load_config
 from d2kd.experiments import plan_run, plan_teacher
 from d2kd.experiments.plan import plan_runs, teacher_is_ready
 from tests.experiments.small import STUDENT, experiment
@@ -28,6 +28,19 @@ def test_plan_pairs_seeds_and_evaluates_at_three_quarters(tmp_path):
         assert run.overrides[:3] == (f"train.seed={run.seed}", "train.max_iter=800", "train.eval_period=100")
         folder = tmp_path / Path(run.config).stem / run.method / f"seed{run.seed}"
         assert run.overrides[-1] == "optimizer.lr=1" and run.folder == folder
+
+
+def test_a_config_is_read_once_a_method_whatever_the_number_of_seeds(tmp_path, monkeypatch):
+    read: list[str] = []
+
+    def counted(file, overrides, *, method):
+        read.append(method)
+        return load_config(file, overrides, method=method)
+
+    monkeypatch.setattr("d2kd.experiments.plan.load_config", counted)
+    experiment_of_five = experiment(tmp_path, seeds=(0, 1, 2, 3, 4))
+    assert len(plan_runs(experiment_of_five)) == 10 and experiment_of_five.device == "cpu"
+    assert read == [ALONE, CONFIG]
 
 
 def test_plan_takes_the_configs_schedule(tmp_path):
