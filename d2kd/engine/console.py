@@ -165,15 +165,16 @@ def log_summary(cfg: DictConfig, model: nn.Module) -> None:
     """What a run is, in a few lines; the teacher and the training data say so themselves."""
     train = cfg.train
     detector = model.student if isinstance(model, DistilledDetector) else model
+    losses = model.losses if isinstance(model, DistilledDetector) else {}
     logger.info(
         "%s: %s, %.2f M parameters, %.2f M of them trained",
-        "Student" if isinstance(model, DistilledDetector) else "Model",
+        "Student" if losses else "Model",
         type(detector).__name__,
         sum(x.numel() for x in detector.parameters()) / 1e6,
         sum(x.numel() for x in detector.parameters() if x.requires_grad) / 1e6,
     )
     if isinstance(model, DistilledDetector):
-        logger.info("Distillation: %s", ", ".join(model.losses) or "none, the student is trained alone")
+        logger.info("Distillation: %s", ", ".join(losses) or "none, it is trained alone")
     evaluation = f"every {train.eval_period} iterations" if train.eval_period else "at the end"
     logger.info(
         "Schedule: %d iterations, %s, learning rate %s; evaluation on %s %s; a checkpoint every %d",

@@ -81,6 +81,13 @@ def _differences(before: yaml.Node | None, after: yaml.Node | None, path: str) -
         ours, theirs = ({key.value: value for key, value in node.value} for node in (before, after))
         for key in [*ours, *(key for key in theirs if key not in ours)]:
             yield from _differences(ours.get(key), theirs.get(key), f"{path}.{key}" if path else str(key))
+    elif (
+        isinstance(before, yaml.SequenceNode)
+        and isinstance(after, yaml.SequenceNode)
+        and len(before.value) == len(after.value)
+    ):
+        for index, pair in enumerate(zip(before.value, after.value)):
+            yield from _differences(*pair, f"{path}[{index}]")
     elif not _IRRELEVANT.match(path) and _text(before) != _text(after):
         yield f"{path} was {_short(before)}, is {_short(after)}"
 

@@ -71,6 +71,7 @@ def prepare_digits(root: str | Path | None = None, sizes: Mapping[str, int] | No
     if root.exists() and any(root.iterdir()):
         _refuse_unknown_files(root)
         logger.warning("The digits dataset in %s is made again: %s.", root, fault)
+    logger.info("Making the digits dataset in %s: once, for a minute or some.", root)
     start = time.perf_counter()
     root.parent.mkdir(parents=True, exist_ok=True)
     # A sibling: the same filesystem, so that the finished folder is moved into place in one step.
@@ -80,7 +81,7 @@ def prepare_digits(root: str | Path | None = None, sizes: Mapping[str, int] | No
         _install(workspace, root, sizes)
     finally:
         shutil.rmtree(workspace)
-    logger.info("Made the digits dataset in %s (%.1f s).", root, time.perf_counter() - start)
+    logger.info("Made it in %.1f s.", time.perf_counter() - start)
     return root
 
 

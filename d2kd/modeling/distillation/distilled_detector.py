@@ -159,9 +159,12 @@ class DistilledDetector(AdoptedStudent):
         )
 
     def twin(self) -> DistilledDetector:
-        """A deep copy that the same teacher teaches: whatever is done with it leaves this model as it is."""
+        """
+        A deep copy that the same teacher teaches: whatever is done with it leaves this model as it is. It measures and
+        logs no gradient shares, which would be read as the training's.
+        """
         copied = deepcopy(self)
-        copied._teacher = self._teacher
+        copied._teacher, copied._health = self._teacher, Health(measures_shares=False)
         return copied
 
     def _held_teacher(self) -> Teacher:

@@ -45,9 +45,13 @@ class Health:
     """
     Watches one distilled model while it trains. Nothing here changes a weight, a mode or the random state, and what is
     counted rides in the step's one transfer; what is found is the same on all ranks.
+
+    Args:
+        measures_shares: of the terms in the gradient, now and then.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, measures_shares: bool = True) -> None:
+        self._measures_shares = measures_shares
         self.forget()
         self._zero: Counter[str] = Counter()  # term -> steps in a row in which it was exactly zero
         self._empty: Counter[str] = Counter()  # and in which its region was empty
@@ -146,7 +150,7 @@ class Health:
         they cannot be measured.
         """
         due = iteration >= FIRST_SHARE and (iteration - FIRST_SHARE) % SHARE_PERIOD == 0
-        if not due or iteration == self._measured_at or not torch.is_grad_enabled():
+        if not (due and self._measures_shares) or iteration == self._measured_at or not torch.is_grad_enabled():
             return {}
         self._measured_at = iteration
         try:

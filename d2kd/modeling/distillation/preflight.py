@@ -69,7 +69,7 @@ class Preflight:
         for warning in verdict.warnings:
             logger.warning(warning)
         if verdict.stop is not None:
-            raise ValueError(verdict.stop)
+            raise ValueError(f"{verdict.stop} d2kd check shows more.")
 
 
 def pick_images(batched_inputs: Sequence[Mapping[str, Any]], wanted: int, batches: int) -> list[Mapping[str, Any]]:

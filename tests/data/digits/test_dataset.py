@@ -139,11 +139,11 @@ class TestReuse:
         assert (copy / "manifest.json").stat().st_ino == inode
         assert not caplog.records
 
-    def test_making_is_one_line(self, tmp_path, caplog):
+    def test_making_is_said_before_and_after(self, tmp_path, caplog):
         caplog.set_level(logging.INFO)
         digits.prepare_digits(tmp_path / "deep" / "digits")
-        (record,) = caplog.records
-        assert "Made the digits dataset" in record.getMessage()
+        before, after = (record.getMessage() for record in caplog.records)
+        assert before.startswith("Making the digits dataset in ") and after.startswith("Made it in ")
 
     @pytest.mark.parametrize("file", ["annotations/digits_val.json", "train/000007.jpg", "test/000004.jpg"])
     @pytest.mark.parametrize("how", ["altered", "missing"])

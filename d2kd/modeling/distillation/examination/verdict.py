@@ -162,7 +162,7 @@ def _nothing(examination: Examination, initial_norms: int) -> str | None:
     return (
         f"The teacher is about as good as chance on this data: it {_describe(teacher, examination)}."
         f"{_norms(initial_norms)} See that "
-        "model.teacher.checkpoint is the trained file, trained on these classes and such images; d2kd check shows more."
+        "model.teacher.checkpoint is the trained file, trained on these classes and such images."
     )
 
 
