@@ -121,6 +121,8 @@ def _plot(panels: Sequence[Axes], quantity: _Quantity, runs: Mapping[str, Record
             panel.yaxis.set_minor_formatter(NullFormatter())
             panel.axhline(1, color="black", linewidth=0.8)
         else:
+            panel.update_datalim([(0, 0)])  # for a margin above the largest value, however little it differs
+            panel.autoscale_view()
             panel.set_ylim(bottom=0)
         panel.set_xlim(left=0)
         panel.grid(alpha=0.3)

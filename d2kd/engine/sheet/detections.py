@@ -57,7 +57,7 @@ def make_sheet(
     columns: dict[str, Sequence[Box]] = {"labels" if "instances" in item else "no labels": truth}
     for name, detector in detectors.items():
         found = _detections(detector([plain])[0]["instances"].to("cpu"), names)
-        columns[name] = mark(found, truth) if "instances" in item else found
+        columns[name if found else f"{name}: nothing"] = mark(found, truth) if "instances" in item else found
     return draw_sheet(pixels, columns, view, title, legend=f"detections with scores of {LEAST_SCORE} or more")
 
 
