@@ -28,7 +28,9 @@ def local_path(source: str) -> str:
     try:
         path = PathManager.get_local_path(source)
     except OSError as error:
-        raise FileNotFoundError(f"{source} cannot be downloaded ({error}): correct the URL, or try again.") from error
+        raise FileNotFoundError(
+            f"{source} cannot be downloaded ({error}): correct the URL, try again, or give a file."
+        ) from error
     if path == source and "://" in source:
         kind = source.partition("://")[0]
         raise FileNotFoundError(
