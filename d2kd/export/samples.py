@@ -24,15 +24,20 @@ def images_of_files(paths: Sequence[Path], input_format: str) -> list[Tensor]:
     (C, H, W) images of 0 to 255, in their own size.
 
     Raises:
-        ExportError: a file is no image.
-        FileNotFoundError: it is not there.
+        ExportError: a file is no image, or not a whole one.
+        OSError: it cannot be opened.
     """
     images = []
     for path in paths:
         try:
             pixels = read_image(str(path), format=input_format)
-        except UnidentifiedImageError as error:
-            raise ExportError(f"--images {path} is no image that Pillow reads.") from error
+        except OSError as error:
+            if error.errno is not None:  # of the file system, which names the file
+                raise
+            cut = not isinstance(error, UnidentifiedImageError)
+            raise ExportError(
+                f"--images {path} {f'cannot be read: {error}' if cut else 'is no image that Pillow reads'}."
+            ) from error
         images.append(torch.as_tensor(pixels.transpose(2, 0, 1).astype("float32")))
     return images
 

@@ -58,6 +58,8 @@ def test_an_onnx_file_is_a_detectron2_model(student, images, tmp_path):
     torch.testing.assert_close(
         found["instances"].pred_boxes.tensor, expected["instances"].pred_boxes.tensor, atol=1e-3, rtol=0
     )
+    with pytest.raises(ExportError, match="x.onnx fails on an image of 1x96x128: "):  # such as one of another size
+        OnnxDetector(tmp_path / "x.onnx")([{"image": images[0][:1]}])
 
 
 def test_other_files_are_refused(student, images, tmp_path):
