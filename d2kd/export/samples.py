@@ -59,8 +59,8 @@ def test_images(cfg: DictConfig, count: int) -> list[Tensor]:
 
 def train_images(cfg: DictConfig, count: int) -> list[Tensor]:
     """
-    ``count`` images of ``cfg.dataloader.train.dataset``, spread evenly over it, without its augmentations: as the
-    mapper of ``cfg.dataloader.test`` makes them.
+    ``count`` images of ``cfg.dataloader.train.dataset``, or all if it has fewer, spread evenly over it, without its
+    augmentations: as the mapper of ``cfg.dataloader.test`` makes them.
 
     Raises:
         ExportError: the config has no such nodes.
@@ -71,5 +71,5 @@ def train_images(cfg: DictConfig, count: int) -> list[Tensor]:
     if None in nodes:
         raise ExportError(f"The config has no {keys[nodes.index(None)]}, which --int8 takes its images from.")
     dataset, mapper = (made(node, key) for node, key in zip(nodes, keys))
-    chosen = [dataset[i * len(dataset) // count] for i in range(min(count, len(dataset)))]
-    return [mapper(item)["image"] for item in chosen]
+    count = min(count, len(dataset))
+    return [mapper(dataset[i * len(dataset) // count])["image"] for i in range(count)]

@@ -256,6 +256,20 @@ def test_a_file_that_detects_something_else_is_not_written(fcos, change, said):
     assert fcos.written() == []
 
 
+@pytest.mark.parametrize("differs", [3, 4])
+def test_each_image_of_a_batch_counts(tmp_path, monkeypatch, differs):
+    """After the image twice and one of another size, a batch of two is compared."""
+    calls = []
+
+    def spoiled(expected, found):
+        calls.append(expected.image_size)
+        return compare(expected, found[:-1] if len(calls) == 1 + differs else found)
+
+    monkeypatch.setattr("d2kd.export.files.compare", spoiled)
+    proof = write_file(trained("FCOS"), tmp_path / "x", "torchscript", [random_image(3, (64, 64), 0)])
+    assert proof.any_size and not proof.any_batch and len(calls) == 5
+
+
 @pytest.mark.parametrize("kind", ["torchscript", "onnx"])
 def test_a_full_disk_is_said(tmp_path, kind):
     """By a limit on the size of a file; torch says that it failed, not why."""
