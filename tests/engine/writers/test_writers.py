@@ -12,10 +12,12 @@ import pytest
 from detectron2.utils.events import EventStorage, EventWriter, get_event_storage
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from omegaconf import OmegaConf
 from PIL import Image
 from wandb.proto import wandb_internal_pb2
 
 from d2kd.engine import ConfigError, default_writers
+from d2kd.engine.defaults import own_writers
 from d2kd.engine.writers import RunWriter, run_writer
 from d2kd.engine.writers.mlflow import MLflowWriter
 from d2kd.engine.writers.wandb import WandbWriter
@@ -307,6 +309,23 @@ def test_images_reach_further_writers_and_do_not_pile_up(tmp_path, monkeypatch, 
                 writer.write()
             assert not storage._vis_data
     assert seen.images == [("sheet/0", 0), ("sheet/0", 1)]
+
+
+class Closing(EventWriter):
+    closed = 0
+
+    def write(self):
+        pass
+
+    def close(self):
+        type(self).closed += 1
+
+
+def test_those_before_a_refused_one_are_closed():
+    nodes = [{"_target_": f"{__name__}.Closing"}, {"_target_": "torch.nn.Identity"}]
+    with pytest.raises(ConfigError, match=r"^train.writers\[1\] makes a Identity"):
+        own_writers(OmegaConf.create({"train": {"writers": nodes}}))
+    assert Closing.closed == 1
 
 
 @pytest.mark.parametrize(
