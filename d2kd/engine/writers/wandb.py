@@ -70,6 +70,8 @@ class WandbWriter(RunWriter):
 
     def log_config(self, values: dict[str, str], file: Path) -> None:
         self._run.config.update(values)
+        if self._run.disabled:  # it has no folder
+            return
         # A copy by another name: W&B writes a config.yaml of its own, through a link to this one.
         copy = shutil.copyfile(file, Path(self._run.dir, "training_config.yaml"))
         self._run.save(str(copy), base_path=self._run.dir, policy="now")

@@ -208,6 +208,16 @@ def test_wandb_says_how_far_it_got(tmp_path, monkeypatch):
     assert asked["settings"].finish_timeout == 300  # else a server that has gone would never let the run end
 
 
+def test_wandb_disabled(tmp_path, caplog):
+    (tmp_path / "config.yaml").write_text("train: {seed: 3}\n")
+    for step in (0, 1):
+        writer = WandbWriter(str(tmp_path), mode="disabled")
+        log(writer, step, picture=True, total_loss=1.0)
+        writer.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "wandb_run.txt"]
+    assert not any(record.levelname == "WARNING" for record in caplog.records)
+
+
 class Tracker(RunWriter):
     """Keeps what it gets."""
 
