@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import logging
 import os
 import platform
@@ -30,7 +31,8 @@ from d2kd.experiments import write_json
 from d2kd.export import OnnxDetector, load_student, random_image, test_images
 from d2kd.export.analysis import count_bytes, count_flops, count_parameters, time_images
 from d2kd.modeling import DistilledDetector
-from d2kd.modeling.detectors.interface import pixel_statistics
+from d2kd.modeling.adapters import input_format_of
+from d2kd.modeling.detectors.interface import num_classes_of, pixel_statistics
 from d2kd.modeling.distillation import student
 
 COMMAND = "d2kd analyze"
@@ -100,8 +102,19 @@ def _detector_row(name: str, detector: DenseDetector, model: Callable | None, im
     )
 
 
-def _onnx_row(path: Path, threads: int | None) -> _Row:
+def _onnx_row(path: Path, threads: int | None, detector: DenseDetector, input_format: str) -> _Row:
+    """
+    Raises:
+        ConfigError: the file is of a detector with other classes, or for images of other channels, than the student.
+    """
     model = OnnxDetector(path, threads)
+    found = model.notes.get("input_format", input_format), len(json.loads(model.notes.get("classes", "[]")))
+    own = input_format, num_classes_of(detector)
+    if found not in (own, (input_format, 0)):
+        raise ConfigError(
+            f"{path} is of a detector of {found[1]} classes for {found[0]} images, but the config's student has "
+            f"{own[1]} classes and takes {own[0]} images: analyze it with its own config."
+        )
     return _Row(str(path), lambda x: model([{"image": x}]), model, os.path.getsize(path))
 
 
@@ -158,15 +171,18 @@ def analyze(args: argparse.Namespace) -> dict[str, Any]:
         torch.set_num_threads(args.threads)
     notes: list[str] = []
     if args.weights:
-        detector = load_student(cfg, args.weights).detector
+        loaded = load_student(cfg, args.weights)
+        detector, input_format = loaded.detector, loaded.input_format
     else:
-        detector = student(made(cfg.model, "model")).cpu().eval()
+        model = made(cfg.model, "model")
+        detector = student(model).cpu().eval()
+        input_format = getattr(model, "input_format", None) or input_format_of(detector, None, "model.input_format")
         notes.append("the student has random weights (--weights)")
     images, what = _images(cfg, len(pixel_statistics(detector)[0]), notes)
     rows = [
         *_teacher_rows(cfg, images[0], notes),
         _detector_row("student", detector, detector if args.weights else None, images[0]),
-        *(_onnx_row(path, args.threads) for path in args.onnx),
+        *(_onnx_row(path, args.threads, detector, input_format) for path in args.onnx),
     ]
     print(f"Measuring {args.config} ...", file=sys.stderr)
     seconds = time_images({row.name: row.run for row in rows}, images, args.rounds)

@@ -108,12 +108,17 @@ def own_writers(cfg: DictConfig) -> list[EventWriter]:
         ConfigError: one is no ``EventWriter``.
         ValueError: one cannot be made.
     """
-    writers = []
-    for index, node in enumerate(cfg.train.get("writers") or ()):
-        writer = made(node, f"train.writers[{index}]")
-        if not isinstance(writer, EventWriter):
-            raise ConfigError(
-                f"train.writers[{index}] makes a {type(writer).__name__}, expected an EventWriter of Detectron2."
-            )
-        writers.append(writer)
+    writers: list[EventWriter] = []
+    try:
+        for index, node in enumerate(cfg.train.get("writers") or ()):
+            writer = made(node, f"train.writers[{index}]")
+            if not isinstance(writer, EventWriter):
+                raise ConfigError(
+                    f"train.writers[{index}] makes a {type(writer).__name__}, expected an EventWriter of Detectron2."
+                )
+            writers.append(writer)
+    except Exception:
+        for writer in writers:  # a tracker that was told that a run begins
+            writer.close()
+        raise
     return writers

@@ -60,6 +60,7 @@ def write_format(
 
     Raises:
         ExportError: the detector cannot be traced.
+        OSError: the disk is full.
         ImportError: onnx is not installed.
     """
     writers: dict[str, Callable[..., None]] = {
@@ -78,6 +79,8 @@ def write_format(
         except (ImportError, OSError):
             raise
         except Exception as error:  # the detector's own code can raise anything
+            with open(path, "ab") as more:  # and torch does not say that the disk is full
+                more.write(bytes(1 << 20))
             found = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             raise ExportError(
                 f"{type(graph.detector).__name__} cannot be traced, nothing was written: {found}"

@@ -26,6 +26,9 @@ class OnnxDetector:
         path: the file.
         threads: of an operator; None: those of torch.
 
+    Attributes:
+        notes: what the file says of itself, by :func:`d2kd.export.write_file`'s ``notes``.
+
     Raises:
         ExportError: it is no such file, or it gives locations, from which an NMS outside would make detections.
         FileNotFoundError, ImportError: see :func:`open_session`.
@@ -40,15 +43,26 @@ class OnnxDetector:
                 f"{path} takes {', '.join(inputs)} and gives {', '.join(outputs)}, expected images and "
                 f"{', '.join(DETECTIONS)}: a file of d2kd export --to onnx, without --locations."
             )
+        self._path = path
+        self.notes: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
 
     def __call__(self, batch: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """As of a Detectron2 model in eval mode; one image at a time, since those of a batch differ in size."""
+        """
+        As of a Detectron2 model in eval mode; one image at a time, since those of a batch differ in size.
+
+        Raises:
+            ExportError: the file does not take an image.
+        """
         return [{"instances": self._detect(item)} for item in batch]
 
     def _detect(self, item: Mapping[str, Any]) -> Any:
         image: Tensor = item["image"]
         size = (image.shape[1], image.shape[2])
-        found = self._session.run(list(DETECTIONS), {"images": image[None].float().numpy()})
+        try:
+            found = self._session.run(list(DETECTIONS), {"images": image[None].float().numpy()})
+        except Exception as error:  # onnxruntime's own
+            shape = "x".join(map(str, image.shape))
+            raise ExportError(f"{self._path} fails on an image of {shape}: {' '.join(str(error).split())}") from error
         instances = instances_of([torch.from_numpy(x) for x in found], 0, size)
         return detector_postprocess(instances, item.get("height", size[0]), item.get("width", size[1]))
 

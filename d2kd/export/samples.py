@@ -24,15 +24,20 @@ def images_of_files(paths: Sequence[Path], input_format: str) -> list[Tensor]:
     (C, H, W) images of 0 to 255, in their own size.
 
     Raises:
-        ExportError: a file is no image.
-        FileNotFoundError: it is not there.
+        ExportError: a file is no image, or not a whole one.
+        OSError: it cannot be opened.
     """
     images = []
     for path in paths:
         try:
             pixels = read_image(str(path), format=input_format)
-        except UnidentifiedImageError as error:
-            raise ExportError(f"--images {path} is no image that Pillow reads.") from error
+        except OSError as error:
+            if error.errno is not None:  # of the file system, which names the file
+                raise
+            cut = not isinstance(error, UnidentifiedImageError)
+            raise ExportError(
+                f"--images {path} {f'cannot be read: {error}' if cut else 'is no image that Pillow reads'}."
+            ) from error
         images.append(torch.as_tensor(pixels.transpose(2, 0, 1).astype("float32")))
     return images
 
@@ -54,8 +59,8 @@ def test_images(cfg: DictConfig, count: int) -> list[Tensor]:
 
 def train_images(cfg: DictConfig, count: int) -> list[Tensor]:
     """
-    ``count`` images of ``cfg.dataloader.train.dataset``, spread evenly over it, without its augmentations: as the
-    mapper of ``cfg.dataloader.test`` makes them.
+    ``count`` images of ``cfg.dataloader.train.dataset``, or all if it has fewer, spread evenly over it, without its
+    augmentations: as the mapper of ``cfg.dataloader.test`` makes them.
 
     Raises:
         ExportError: the config has no such nodes.
@@ -66,5 +71,5 @@ def train_images(cfg: DictConfig, count: int) -> list[Tensor]:
     if None in nodes:
         raise ExportError(f"The config has no {keys[nodes.index(None)]}, which --int8 takes its images from.")
     dataset, mapper = (made(node, key) for node, key in zip(nodes, keys))
-    chosen = [dataset[i * len(dataset) // count] for i in range(min(count, len(dataset)))]
-    return [mapper(item)["image"] for item in chosen]
+    count = min(count, len(dataset))
+    return [mapper(dataset[i * len(dataset) // count])["image"] for i in range(count)]

@@ -27,6 +27,20 @@ def run(tmp_path, monkeypatch):
     return config, detector
 
 
+def multiply_adds_of_convolutions(detector):
+    """By hand, of an image of 64 x 64."""
+    found = []
+
+    def count(module, _, output):
+        found.append(output.numel() * module.weight[0].numel())
+
+    for module in detector.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(count)
+    detector.eval()([{"image": torch.zeros(3, 64, 64)}])
+    return sum(found)
+
+
 def test_the_table(run, capsys):
     config, detector = run
     export = ["export", config, "student.pth", "--to", "onnx", "model.student.test_score_thresh=0.0"]
@@ -40,7 +54,10 @@ def test_the_table(run, capsys):
     rows = result["rows"]
     assert list(rows) == ["teacher", "student", "x.onnx", "int8.onnx"]
     parameters = sum(p.numel() for p in detector.parameters())
-    assert rows["student"]["parameters"] == parameters and rows["student"]["multiply_adds"] > parameters
+    assert rows["student"]["parameters"] == parameters
+    assert rows["student"]["bytes"] == sum(x.nbytes for x in detector.state_dict().values())
+    convolutions = multiply_adds_of_convolutions(detector)
+    assert convolutions < rows["student"]["multiply_adds"] < 1.2 * convolutions  # the rest are norms
     assert rows["x.onnx"]["bytes"] == Path("x.onnx").stat().st_size
     assert rows["x.onnx"]["AP"] == pytest.approx(rows["student"]["AP"], abs=1e-6)
     assert all(row["seconds"] > 0 and 0 <= row["AP"] <= 100 for row in rows.values())

@@ -9,6 +9,7 @@ import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyConfig, instantiate
+from detectron2.engine import HookBase
 
 import d2kd.engine.train
 from d2kd.engine import ConfigError, WeightEMA
@@ -61,6 +62,16 @@ def test_parameters_and_statistics_are_averaged_and_counts_copied(tmp_path):
     assert ema.model.statistics.item() == pytest.approx(expected, abs=1e-6)
     assert ema.model.steps.item() == model.steps.item() == 4
     assert not ema.model.training and model.training
+
+
+def test_a_run_that_fails_has_no_final_average(tmp_path):
+    class Failing(HookBase):
+        def after_step(self):
+            raise FloatingPointError("not finite")
+
+    with pytest.raises(FloatingPointError):
+        train_steps(4, WeightEMA(Steps(), 0.3, str(tmp_path)), Failing(), model=Steps())
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_average_is_of_the_plain_student(trained):

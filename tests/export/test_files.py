@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import subprocess
 import sys
 
@@ -253,6 +254,33 @@ def test_a_file_that_detects_something_else_is_not_written(fcos, change, said):
     with pytest.raises(ExportError, match=said):
         fcos(to="onnx")
     assert fcos.written() == []
+
+
+@pytest.mark.parametrize("differs", [3, 4])
+def test_each_image_of_a_batch_counts(tmp_path, monkeypatch, differs):
+    """After the image twice and one of another size, a batch of two is compared."""
+    calls = []
+
+    def spoiled(expected, found):
+        calls.append(expected.image_size)
+        return compare(expected, found[:-1] if len(calls) == 1 + differs else found)
+
+    monkeypatch.setattr("d2kd.export.files.compare", spoiled)
+    proof = write_file(trained("FCOS"), tmp_path / "x", "torchscript", [random_image(3, (64, 64), 0)])
+    assert proof.any_size and not proof.any_batch and len(calls) == 5
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "onnx"])
+def test_a_full_disk_is_said(tmp_path, kind):
+    """By a limit on the size of a file; torch says that it failed, not why."""
+    detector, before = trained("FCOS"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_file(detector, tmp_path / "x", kind, [random_image(3, (64, 64), 0)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_difference_of_the_optimised_model_counts(fcos, monkeypatch):

@@ -39,8 +39,6 @@ class MLflowWriter(RunWriter):
         MlflowException: the server does not answer, or the store cannot be used.
     """
 
-    errors = (MlflowException,)
-
     def __init__(
         self, output_dir: str, *, tracking_uri: str | None = None, experiment: str = "d2kd", window_size: int = 20
     ) -> None:
@@ -51,9 +49,12 @@ class MLflowWriter(RunWriter):
         if run_id is not None:
             try:
                 self._client.update_run(run_id, status="RUNNING")
-                self._run = run_id
+                steps = [x.step for x in self._client.get_metric_history(run_id, "total_loss")]
+                self.written, self._run = max(steps, default=-1), run_id
                 return run_id
             except MlflowException as error:
+                if error.get_http_status_code() >= 500:  # the server's trouble, not the run's
+                    raise
                 logger.warning("MLflow has no run %s to go on with, a new one begins: %s", run_id, error)
         known = self._client.get_experiment_by_name(self._experiment)
         number = known.experiment_id if known else self._client.create_experiment(self._experiment)
@@ -78,8 +79,8 @@ class MLflowWriter(RunWriter):
     def log_image(self, name: str, image: np.ndarray, iteration: int) -> None:
         self._client.log_image(self._run, image, f"{name}/{iteration:07d}.png")
 
-    def finish(self) -> None:
-        self._client.set_terminated(self._run)
+    def finish(self, *, failed: bool) -> None:
+        self._client.set_terminated(self._run, "FAILED" if failed else "FINISHED")
 
 
 def _name(name: str) -> str:

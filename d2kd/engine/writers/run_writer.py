@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+import time
 from abc import abstractmethod
 from collections import defaultdict
 from pathlib import Path
@@ -25,8 +27,11 @@ _COMPARED = ("train.", "optimizer.", "lr_multiplier.", "dataloader.train.total_b
 class RunWriter(EventWriter):
     """
     Writes a run to a tracker: its config, what the preflight says of the teacher, all scalars, and the sheets of
-    ``train.vis_period``. A run that is resumed goes on in the tracker, too: its id there is kept in ``output_dir``. A
-    tracker that does not answer is logged, and does not stop training.
+    ``train.vis_period``. A run that is resumed goes on in the tracker, too: its id there is kept in ``output_dir``.
+    Iterations after its checkpoint that the tracker has are not written again.
+
+    A tracker that fails is logged, and does not stop training. Nor does one that keeps training waiting: it is left
+    alone for ten times as long as it took to fail.
 
     Args:
         tracker: its name.
@@ -34,17 +39,16 @@ class RunWriter(EventWriter):
         window_size: scalars are the median of as many iterations.
     """
 
-    #: What a tracker raises when it does not answer.
-    errors: tuple[type[Exception], ...] = ()
-
     def __init__(self, tracker: str, output_dir: str, window_size: int = 20) -> None:
         self._tracker, self._output, self._window = tracker, Path(output_dir), window_size
-        self._last_write = -1
-        self._heard = _Heard()
-        preflight.logger.addHandler(self._heard)
+        #: The last iteration that the tracker has.
+        self.written = -1
+        self._next_try = 0.0
         record = self._output / f"{tracker}_run.txt"
         before = record.read_text().strip() if record.is_file() else None
         run_id = self.begin(before)
+        self._heard = _Heard()
+        preflight.logger.addHandler(self._heard)
         if run_id != before:
             with whole_file(record) as partial:
                 partial.write_text(run_id)
@@ -56,7 +60,10 @@ class RunWriter(EventWriter):
 
     @abstractmethod
     def begin(self, run_id: str | None) -> str:
-        """Begin a run, or go on with the run ``run_id`` if the tracker still has it; returns its id."""
+        """
+        Begin a run, or go on with the run ``run_id`` if the tracker still has it, and set ``written`` if it is known;
+        returns its id.
+        """
 
     @abstractmethod
     def log_config(self, values: dict[str, str], file: Path) -> None:
@@ -80,15 +87,22 @@ class RunWriter(EventWriter):
         """
 
     @abstractmethod
-    def finish(self) -> None: ...
+    def finish(self, *, failed: bool) -> None:
+        """
+        Args:
+            failed: an error or a signal ended the run.
+        """
 
     def write(self) -> None:
-        storage = get_event_storage()
+        begun = time.monotonic()
+        if begun < self._next_try:
+            return
+        storage, before = get_event_storage(), self.written
         scalars: dict[int, dict[str, float]] = defaultdict(dict)
         for name, (value, iteration) in storage.latest_with_smoothing_hint(self._window).items():
-            if iteration > self._last_write:
+            if iteration > before:
                 scalars[iteration][name] = float(value)
-        self._last_write = max([self._last_write, *scalars])
+        self.written = max([before, *scalars])
         try:
             if self._heard.messages:
                 self.log_text("preflight", "\n".join(self._heard.messages))
@@ -96,15 +110,21 @@ class RunWriter(EventWriter):
             for iteration, values in sorted(scalars.items()):
                 self.log_scalars(values, iteration)
             for name, image, iteration in storage._vis_data:  # which it does not tell otherwise
-                self.log_image(name, np.asarray(image).transpose(1, 2, 0), iteration)
-        except self.errors as error:
-            logger.warning("%s has not got all of iteration %d: %s", self._tracker, storage.iter, error)
+                if iteration > before:
+                    self.log_image(name, np.asarray(image).transpose(1, 2, 0), iteration)
+        except Exception as error:  # each tracker has errors of its own, beside those of files and connections
+            ended = time.monotonic()
+            self._next_try = ended + 10 * (ended - begun)
+            logger.warning(
+                "%s has not got all of iteration %d, and gets nothing for the next %.0f s: %s",
+                *(self._tracker, storage.iter, self._next_try - ended, error),
+            )
 
     def close(self) -> None:
         preflight.logger.removeHandler(self._heard)
         try:
-            self.finish()
-        except self.errors as error:
+            self.finish(failed=sys.exc_info()[0] is not None)
+        except Exception as error:
             logger.warning("%s does not know that the run has ended: %s", self._tracker, error)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,8 @@ except ImportError as error:
 __all__ = ["WandbWriter"]
 
 logger = logging.getLogger(f"detectron2.{__name__}")
+
+_LONGEST = 300  # seconds that the end of a run waits for W&B; what it has not got then is on the disk
 
 
 class WandbWriter(RunWriter):
@@ -35,8 +38,6 @@ class WandbWriter(RunWriter):
     Raises:
         wandb.Error: nobody is logged in, or the server does not answer.
     """
-
-    errors = (wandb.Error,)
 
     def __init__(
         self,
@@ -57,17 +58,23 @@ class WandbWriter(RunWriter):
             id=run_id,
             resume="allow",
             mode=self._mode,
-            settings=wandb.Settings(console="off", silent=True),  # the console is the run's own
+            # The console is the run's own.
+            settings=wandb.Settings(console="off", silent=True, finish_timeout=_LONGEST),
         )
         # Not W&B's own step, which a run that goes on from a checkpoint cannot repeat.
         self._run.define_metric("iteration")
         self._run.define_metric("*", step_metric="iteration")
-        logger.info("Weights & Biases: %s", self._run.url or self._run.dir)
+        self.written = int(self._run.summary.get("iteration", -1))
+        logger.info("Weights & Biases: %s", self._run.dir if self._run.offline else self._run.url)
         return str(self._run.id)
 
     def log_config(self, values: dict[str, str], file: Path) -> None:
         self._run.config.update(values)
-        self._run.save(str(file), base_path=str(file.parent), policy="now")
+        if self._run.disabled:  # it has no folder
+            return
+        # A copy by another name: W&B writes a config.yaml of its own, through a link to this one.
+        copy = shutil.copyfile(file, Path(self._run.dir, "training_config.yaml"))
+        self._run.save(str(copy), base_path=self._run.dir, policy="now")
 
     def log_text(self, name: str, text: str) -> None:
         self._run.summary[name] = text
@@ -78,5 +85,5 @@ class WandbWriter(RunWriter):
     def log_image(self, name: str, image: np.ndarray, iteration: int) -> None:
         self._run.log({"iteration": iteration, name: wandb.Image(image)})
 
-    def finish(self) -> None:
-        self._run.finish()
+    def finish(self, *, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))

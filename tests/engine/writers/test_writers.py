@@ -4,17 +4,23 @@ import json
 import struct
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 from detectron2.utils.events import EventStorage, EventWriter, get_event_storage
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from omegaconf import OmegaConf
 from PIL import Image
 from wandb.proto import wandb_internal_pb2
 
 from d2kd.engine import ConfigError, default_writers
+from d2kd.engine.defaults import own_writers
+from d2kd.engine.writers import RunWriter, run_writer
 from d2kd.engine.writers.mlflow import MLflowWriter
+from d2kd.engine.writers.wandb import WandbWriter
 from d2kd.modeling.distillation import preflight
 from tests.engine.test_train import run, write_distilled
 
@@ -106,8 +112,8 @@ def test_wandb_offline(folder, tmp_path):
     assert any(row.get("bbox/AP") == 0.0 for row in history)
     assert any("sheet/0" in row or any(key.startswith("sheet/0") for key in row) for row in history)
     said = str(found)
-    assert "Preflight: " in said and "optimizer.lr" in said and "config.yaml" in said
-    assert list(path.parent.glob("files/media/images/**/*.png")) and (path.parent / "files" / "config.yaml").exists()
+    assert "Preflight: " in said and "optimizer.lr" in said and "training_config.yaml" in said
+    assert list(path.parent.glob("files/media/images/**/*.png"))
     assert (output / "wandb_run.txt").read_text() in path.name
 
 
@@ -120,27 +126,174 @@ def test_an_overwritten_run_is_another_one(folder, tmp_path):
     assert (output / "mlflow_run.txt").read_text() != first
 
 
-def test_a_run_that_the_tracker_has_forgotten(folder, tmp_path, caplog):
-    (tmp_path / "mlflow_run.txt").write_text("0123456789abcdef0123456789abcdef")
-    writer = MLflowWriter(str(tmp_path), tracking_uri=f"file:{folder}/mlruns")
+def test_a_run_that_the_tracker_has_forgotten(folder, tmp_path, caplog, monkeypatch):
+    forgotten = "0123456789abcdef0123456789abcdef"
+    (tmp_path / "mlflow_run.txt").write_text(forgotten)
+    uri = f"file:{folder}/mlruns"
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "update_run", raising(MlflowException("no answer")))
+        with pytest.raises(MlflowException, match="no answer"):  # it may be there
+            MLflowWriter(str(tmp_path), tracking_uri=uri)
+    assert (tmp_path / "mlflow_run.txt").read_text() == forgotten
+    MLflowWriter(str(tmp_path), tracking_uri=uri).close()
+    assert f"MLflow has no run {forgotten}" in caplog.text
+    assert (tmp_path / "mlflow_run.txt").read_text() != forgotten
+
+
+def test_names_and_values_that_mlflow_does_not_take(folder, tmp_path, monkeypatch):
+    sizes, log_batch = [], MlflowClient.log_batch
+
+    def counted(self, run_id, **given):
+        sizes.extend(len(x) for x in given.values())
+        log_batch(self, run_id, **given)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", counted)
+    values = "".join(f"  a{i}: {'x' * 7000}\n" for i in range(101))
+    (tmp_path / "config.yaml").write_text(f"train:\n{values}  b,c: 1\n")
+    uri = f"file:{folder}/mlruns"
+    writer = MLflowWriter(str(tmp_path), tracking_uri=uri)
+    log(writer, 0, **{f"bbox/AP-dog, {i} (big)": 1.0 for i in range(101)})
     writer.close()
-    assert "MLflow has no run 0123456789abcdef" in caplog.text
-    assert (tmp_path / "mlflow_run.txt").read_text() != "0123456789abcdef0123456789abcdef"
+    data = MlflowClient(uri).get_run((tmp_path / "mlflow_run.txt").read_text()).data
+    assert len(data.params) == 102 and data.params["train.b_c"] == "1" and data.params["train.a100"] == "x" * 500
+    assert len(data.metrics) == 101 and data.metrics["bbox/AP-dog_ 100 _big_"] == 1.0
+    assert sizes == [100, 2, 100, 1]
 
 
-def test_a_tracker_that_no_longer_answers_stops_nothing(folder, tmp_path, caplog, monkeypatch):
-    writer = MLflowWriter(str(tmp_path), tracking_uri=f"file:{folder}/mlruns")
+def test_what_the_tracker_has_is_not_written_again(folder, tmp_path):
+    """A run that was killed goes on from a checkpoint before the last iteration that the tracker got."""
+    uri = f"file:{folder}/mlruns"
+    for first, end in ((0, 5), (3, 7)):
+        writer = MLflowWriter(str(tmp_path), tracking_uri=uri)
+        for step in range(first, end):
+            log(writer, step, total_loss=float(step))
+        log(writer, end, **{"bbox/AP": 1.0})  # after the last step, whose successor has that number when it goes on
+        writer.close()
+    client, number = MlflowClient(uri), (tmp_path / "mlflow_run.txt").read_text()
+    assert [x.step for x in client.get_metric_history(number, "total_loss")] == list(range(7))
+    assert [x.step for x in client.get_metric_history(number, "bbox/AP")] == [5, 7]
 
-    def fail(*args, **kwargs):
-        raise MlflowException("no answer")
 
-    monkeypatch.setattr(MlflowClient, "log_batch", fail)
-    with EventStorage(7) as storage:
-        storage.put_scalar("total_loss", 1.0)
+def test_wandb_goes_on_with_a_run(tmp_path):
+    (tmp_path / "config.yaml").write_text("train: {seed: 3}\n")
+    for step in (0, 1):
+        writer = WandbWriter(str(tmp_path), mode="offline")
+        log(writer, step, total_loss=float(step))
+        if step == 0:
+            try:
+                raise ValueError
+            except ValueError:
+                writer.close()
+    writer.close()
+    number = (tmp_path / "wandb_run.txt").read_text()
+    paths = sorted(tmp_path.glob(f"wandb/offline-run-*/run-{number}.wandb"))
+    assert len(paths) == 2
+    assert [x.exit.exit_code for x in records(paths[0]) if x.WhichOneof("record_type") == "exit"] == [1]
+    # W&B writes its own config.yaml in the same folder, and follows links.
+    assert not any(path.is_symlink() for path in paths[0].parent.glob("files/*"))
+    assert (paths[0].parent / "files/training_config.yaml").read_text() == "train: {seed: 3}\n"
+
+
+def test_wandb_says_how_far_it_got(tmp_path, monkeypatch):
+    asked = {}
+
+    def init(**options):
+        asked.update(options)
+        return MagicMock(id=options["id"], summary={"iteration": 4})
+
+    monkeypatch.setattr("wandb.init", init)
+    (tmp_path / "wandb_run.txt").write_text("abc")
+    assert WandbWriter(str(tmp_path), mode="online").written == 4
+    assert (asked["id"], asked["resume"], asked["mode"], asked["name"]) == ("abc", "allow", "online", tmp_path.name)
+    assert asked["settings"].finish_timeout == 300  # else a server that has gone would never let the run end
+
+
+def test_wandb_disabled(tmp_path, caplog):
+    (tmp_path / "config.yaml").write_text("train: {seed: 3}\n")
+    for step in (0, 1):
+        writer = WandbWriter(str(tmp_path), mode="disabled")
+        log(writer, step, picture=True, total_loss=1.0)
+        writer.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "wandb_run.txt"]
+    assert not any(record.levelname == "WARNING" for record in caplog.records)
+
+
+class Tracker(RunWriter):
+    """Keeps what it gets."""
+
+    error = None
+
+    def begin(self, run_id):
+        self.got = []
+        return run_id or "7"
+
+    def log_scalars(self, values, iteration):
+        if self.error is not None:
+            raise self.error
+        self.got.append((iteration, values))
+
+    def finish(self, *, failed):
+        self.got.append(failed)
+        self.log_scalars({}, 0)
+
+    log_config = log_text = log_image = None
+
+
+def log(writer, step, picture=False, **scalars):
+    with EventStorage(step) as storage:
+        storage.put_scalars(**scalars, smoothing_hint=False)
+        if picture:
+            storage.put_image("sheet/0", np.zeros((3, 4, 4), dtype=np.uint8))
         writer.write()
+
+
+def raising(error):
+    def fail(*args, **kwargs):
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("error", [MlflowException("no answer"), OSError("disk full"), TypeError("of the tracker's")])
+def test_a_tracker_that_fails_stops_nothing_and_is_not_waited_for(tmp_path, caplog, monkeypatch, error):
+    clock = [0.0]
+    monkeypatch.setattr(run_writer, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    writer = Tracker("mine", str(tmp_path))
+
+    def slow_failure(values, iteration):
+        clock[0] += 60
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "log_scalars", slow_failure)
+        log(writer, 0, total_loss=1.0)
+    assert f"mine has not got all of iteration 0, and gets nothing for the next 600 s: {error}" in caplog.text
+    for clock[0], step in ((659, 1), (660, 2)):
+        log(writer, step, total_loss=1.0)
+    assert writer.got == [(2, {"total_loss": 1.0})]
+    writer.error = error
     writer.close()
-    assert "mlflow has not got all of iteration 7: no answer" in caplog.text
+    assert f"mine does not know that the run has ended: {error}" in caplog.text
     assert not any(handler.__class__.__name__ == "_Heard" for handler in preflight.logger.handlers)
+
+
+def test_pictures_that_the_tracker_has_are_not_written_again(tmp_path, monkeypatch):
+    writer, pictures = Tracker("mine", str(tmp_path)), []
+    monkeypatch.setattr(writer, "log_image", lambda name, image, iteration: pictures.append(iteration))
+    writer.written = 4
+    for step in (4, 5):
+        log(writer, step, picture=True)
+    assert pictures == [5]
+
+
+def test_a_tracker_is_told_how_the_run_ended(tmp_path):
+    writer = Tracker("mine", str(tmp_path))
+    writer.close()
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        writer.close()
+    assert [x for x in writer.got if isinstance(x, bool)] == [False, True]
 
 
 class Seen(EventWriter):
@@ -166,6 +319,23 @@ def test_images_reach_further_writers_and_do_not_pile_up(tmp_path, monkeypatch, 
                 writer.write()
             assert not storage._vis_data
     assert seen.images == [("sheet/0", 0), ("sheet/0", 1)]
+
+
+class Closing(EventWriter):
+    closed = 0
+
+    def write(self):
+        pass
+
+    def close(self):
+        type(self).closed += 1
+
+
+def test_those_before_a_refused_one_are_closed():
+    nodes = [{"_target_": f"{__name__}.Closing"}, {"_target_": "torch.nn.Identity"}]
+    with pytest.raises(ConfigError, match=r"^train.writers\[1\] makes a Identity"):
+        own_writers(OmegaConf.create({"train": {"writers": nodes}}))
+    assert Closing.closed == 1
 
 
 @pytest.mark.parametrize(
