@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def read_coco(
             "image_id": image["id"],
             "annotations": by_image[image["id"]],
         }
-        for image in sorted(content["images"], key=_id)
+        for image in sorted(content["images"], key=itemgetter("id"))
     ]
     return dataset, numbers
 
@@ -81,12 +82,7 @@ def category_names(path: str | Path) -> list[str]:
     Raises:
         OSError, DatasetError: see :func:`read_coco`.
     """
-    return [str(category["name"]) for category in sorted(coco_content(path)["categories"], key=_id)]
-
-
-def _id(entry: Mapping[str, Any]) -> tuple[bool, int | str]:
-    """Numbers first."""
-    return isinstance(entry["id"], str), entry["id"]
+    return [str(category["name"]) for category in sorted(coco_content(path)["categories"], key=itemgetter("id"))]
 
 
 def coco_json(dataset: Sequence[dict], classes: Sequence[str], description: str) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def register_labelled(
         ignore_difficult: for an evaluation: objects that their labels mark as difficult become crowd regions, which are
             neither missed nor wrong. Otherwise they are objects as the others, as in Detectron2's reader of VOC.
     """
-    source = {
+    labelled = {
         "format": format,
         "images": str(images),
         "annotations": str(annotations),
@@ -59,7 +59,7 @@ def register_labelled(
         "ignore_difficult": ignore_difficult,
     }
     if name in DatasetCatalog:
-        if MetadataCatalog.get(name).get("source") == source:
+        if MetadataCatalog.get(name).get("labelled") == labelled:
             return
         DatasetCatalog.remove(name)
     MetadataCatalog.pop(name, None)
@@ -72,7 +72,7 @@ def register_labelled(
 
     DatasetCatalog.register(name, read)
     MetadataCatalog.get(name).set(
-        source=source, image_root=str(images), thing_classes=list(classes), evaluator_type="coco"
+        labelled=labelled, image_root=str(images), thing_classes=list(classes), evaluator_type="coco"
     )
 
 

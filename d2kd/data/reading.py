@@ -127,4 +127,6 @@ def _fault_of_entries(kind: str, entries: Sequence[Any], fields: Mapping[str, tu
         if found["id"] in seen:
             return f"has two {kind} of id {found['id']!r}: number them"
         seen.add(found["id"])
+    if len({isinstance(each, str) for each in seen}) > 1:
+        return f"has {kind} whose ids are numbers and text: take one kind"
     return None

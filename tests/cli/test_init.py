@@ -189,22 +189,50 @@ def test_what_it_says_of_the_data(folder, capsys):
     out = capsys.readouterr().out.splitlines()
     assert out[:7] == [
         f"train: 3 images in {folder}/photos/train/images, coco, 64 x 64 pixels (median)",
-        "  1 boxes: heron 0, tern 1",
+        "  1 boxes: tern 1",
         "  by size: 0 small (under 32 pixels, the root of the area), 1 medium, 0 large (from 96); half are under 39",
+        "  1 of 2 classes without a box: heron",
         "  1 images without a box",
-        "  1 crowd regions, which are not learnt from",
-        "  1 boxes reach over the edge of their image and are cut there",
+        "  1 crowd regions, not learnt from",
+        "  1 boxes reach over the edge of their image, cut there",
         f"  1 further boxes without area, left out in training (first in {folder}/photos/train/images/a.jpg)",
     ]
+    assert "  3 of these images are in train, too, as equal files: AP on them says little of others" in out
+
+
+def test_what_it_says_of_many_classes(folder, capsys):
+    options = paths("yolo", folder / "photos")
+    for split in ("train", "val"):
+        Path(f"photos/{split}/labels/classes.txt").write_text("\n".join(f"bird {i}" for i in range(30)))
+    assert init(*options, *SMALL) == 0
+    names = ", ".join(f"bird {i}" for i in range(2, 22))
+    assert f"\n  28 of 30 classes without a box: {names} and 8 more\n" in capsys.readouterr().out
+
+
+def test_difficult_objects_are_ignored_in_an_evaluation(folder, capsys):
+    options = paths("voc", folder / "photos")
+    for split in ("train", "val"):
+        file = Path(f"photos/{split}/labels/a.xml")
+        file.write_text(file.read_text().replace("<bndbox>", "<difficult>1</difficult><bndbox>", 1))
+    assert init(*options, *SMALL) == 0
+    out = capsys.readouterr().out
+    for fate in ("learnt from as the others are", "ignored in an evaluation"):
+        assert f"\n  1 objects that their labels mark as difficult, {fate}\n" in out
+    load_config("birds/teacher.py")
+    for split, crowds in (("train", 0), ("val", 1)):
+        dataset = DatasetCatalog.get(f"birds_{split}")
+        assert sum(x["iscrowd"] for item in dataset for x in item["annotations"]) == crowds
 
 
 @pytest.mark.parametrize(("format", "says"), [("yolo", "without objects"), ("voc", "left out")])
-def test_images_without_labels_are_counted(format, says, folder, capsys):
+def test_images_without_labels_are_counted_and_labels_without_images(format, says, folder, capsys):
     options = paths(format, folder / "photos")
     suffix = {"yolo": ".txt", "voc": ".xml"}[format]
-    Path(f"photos/train/labels/b{suffix}").unlink()
+    Path(f"photos/train/labels/b{suffix}").rename(f"photos/train/labels/d{suffix}")
     assert init(*options, *SMALL) == 0
-    assert f"\n  1 images have no {suffix} file of their name: {says}\n" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"\n  1 images have no {suffix} file of their name: {says}\n" in out
+    assert f"\n  1 {suffix} files have no image of their name, and are not read\n" in out
 
 
 def test_the_lines_are_short(folder):
