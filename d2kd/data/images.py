@@ -27,7 +27,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
         with Image.open(path) as image:
             return upright_size(image)
     except UnidentifiedImageError as error:
-        raise ValueError(f"{path} is no image that Pillow can read.") from error
+        raise ValueError(f"{path} is no image that Pillow reads.") from error
     except Exception as error:  # Pillow's readers of formats raise many kinds
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -37,5 +37,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """(width, height) of an opened image, the camera's rotation (EXIF) applied."""
     width, height = image.size
+    if image.format == "PNG" and not {"exif", "Raw profile type exif"} & image.info.keys():
+        return width, height  # getexif() would decode the image, to look for EXIF data behind its pixels
     turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
     return (height, width) if turned else (width, height)
