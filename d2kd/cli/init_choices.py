@@ -58,7 +58,7 @@ def choose(found: Survey) -> Choices:
     tenth = float(np.quantile(found.shares, 0.1))
     wanted = _WANTED / tenth
     long_by_short = float(np.quantile(found.sizes.max(axis=1) / short_sides, 0.95))
-    largest = _LARGEST * min(1.0, np.sqrt(_LONGEST / long_by_short))
+    largest = _LARGEST * min(1.0, float(np.sqrt(_LONGEST / long_by_short)))
     short_side = _rounded(min(max(wanted, _SMALLEST), median, largest))
     smallest = tenth * short_side
     size_reason = f"the smallest tenth of the boxes is up to {smallest:.0f} pixels then"
