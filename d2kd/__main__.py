@@ -69,9 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         module = importlib.import_module(f"d2kd.cli.{COMMANDS[name][0]}")
     except ModuleNotFoundError as error:
-        if error.name != "detectron2":
+        package = (error.name or "d2kd").partition(".")[0]
+        if package == "d2kd":
             raise
-        print(f"d2kd: {GET_DETECTRON2}", file=sys.stderr)
+        missing = f"The package {package} is not installed, and d2kd needs it: install d2kd again, which brings it."
+        print(f"d2kd: {GET_DETECTRON2 if package == 'detectron2' else missing}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nd2kd {name}: interrupted.", file=sys.stderr)

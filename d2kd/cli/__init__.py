@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import re
 import sys
@@ -113,6 +114,8 @@ def run_command(command: str, function: Callable[[argparse.Namespace], int | Non
     """
     # It logs which class refused its arguments, which the sentence says, too.
     logging.getLogger("detectron2.config.instantiate").setLevel(logging.CRITICAL)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may have bytes or letters that it cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return function(args) or 0
     except KeyboardInterrupt as error:

@@ -52,7 +52,7 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--config-file", nargs="+", required=True, metavar="FILE", help="one config or several")
     add("--methods", nargs="+", default=[ALONE, CONFIG], metavar="METHOD", help="default: alone config")
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="default: 0 1 2")
-    add("--teacher-config", metavar="FILE", help="trains a missing teacher (default: a *_teacher.py beside FILE)")
+    add("--teacher-config", metavar="FILE", help="trains a missing teacher (default: a *teacher.py beside FILE)")
     add("--output", type=Path, default=Path("output/compare"), help="default: output/compare")
     add("--max-iter", type=int, help="iterations of the students (default: their configs')")
     add("--processes", type=int, default=1, help="trainings side by side; each has one thread, or a GPU")

@@ -10,9 +10,9 @@ import re
 import shlex
 import tempfile
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
-import numpy as np
 from detectron2.config import instantiate
 from omegaconf import OmegaConf
 
@@ -21,9 +21,10 @@ from d2kd.cli import Parser, check_folder, run_command
 from d2kd.cli.init_backbones import find_backbone
 from d2kd.cli.init_choices import Choices, choose
 from d2kd.cli.init_files import DETECTORS, Project, TrainedTeacher, config_files
+from d2kd.cli.init_report import report
 from d2kd.config import load_config
 from d2kd.config.teacher_file import build_teacher
-from d2kd.data.formats import FORMATS, class_names, find_format, label_files, read_labelled
+from d2kd.data.formats import FORMATS, class_names, find_format, read_labelled
 from d2kd.data.survey import Survey, survey
 from d2kd.methods import METHODS, get_losses
 
@@ -83,8 +84,9 @@ def run(args: argparse.Namespace) -> None:
     is_backbone = args.teacher.startswith("timm:") or not ("/" in args.teacher or "." in args.teacher)
     teacher = find_backbone(args.teacher, "--teacher") if is_backbone else _trained(Path(args.teacher), len(classes))
     found = {split: _survey(split, format, *data[split], classes) for split in data}
-    print("\n".join(_report(split, found[split], data[split], format, classes) for split in found))
-    project = Project(folder, format, data, classes, args.detector, args.method, student, teacher)
+    print(report(format, data, found, classes))
+    difficult = found["val"].difficult > 0
+    project = Project(folder, format, data, classes, difficult, args.detector, args.method, student, teacher)
     choices = choose(found["train"])
     files = config_files(project, choices)
     print(_chosen(choices))
@@ -107,19 +109,19 @@ def _one_format(data: dict[str, tuple[Path, Path]]) -> str:
 def _classes(format: str, data: dict[str, tuple[Path, Path]]) -> list[str]:
     """
     Raises:
-        ValueError: the classes of train and val are not the same, in the same order.
+        ValueError: there is none, val has one that train lacks, or, in YOLO's format, whose labels have numbers, they
+            are not the same in the same order.
     """
     train, val = (class_names(format, *paths) for paths in data.values())
     if not train:
         raise ValueError(f"--train has no boxes: {data['train'][1]} names no class.")
-    if format == "voc":  # named by the objects that happen to be there
-        if unknown := [name for name in val if name not in train]:
-            raise ValueError(f"--val has objects of the class {unknown[0]!r}, which --train does not have.")
-    elif train != val:
-        raise ValueError(
-            f"--train has the classes {', '.join(train[:6])}, --val {', '.join(val[:6])}: they must be the same, in "
-            "one order."
-        )
+    if format == "yolo":
+        for number, names in enumerate(zip_longest(train, val)):
+            if len(set(names)) > 1:
+                first, second = (repr(name) if name else "missing" for name in names)
+                raise ValueError(f"Class {number} of --train is {first}, of --val {second}: make the names the same.")
+    elif unknown := [name for name in val if name not in train]:
+        raise ValueError(f"--val has the class {unknown[0]!r}, which --train does not have.")
     return train
 
 
@@ -127,37 +129,9 @@ def _survey(split: str, format: str, images: Path, annotations: Path, classes: S
     found = survey(read_labelled(format, images, annotations, classes))
     if not len(found.boxes):
         raise ValueError(f"--{split} has {len(found.sizes)} images and no box that can be learnt from: {annotations}.")
+    if (found.boxes[:, 2:] - found.boxes[:, :2]).max() <= 1:
+        raise ValueError(f"--{split} has no box larger than a pixel: {annotations} gives shares of the image, perhaps.")
     return found
-
-
-def _report(split: str, found: Survey, data: tuple[Path, Path], format: str, classes: Sequence[str]) -> str:
-    counts = np.bincount(found.labels, minlength=len(classes))
-    areas = found.box_sizes
-    small, large = int((areas < 32).sum()), int((areas >= 96).sum())
-    width, height = (int(x) for x in np.median(found.sizes, axis=0))
-    lines = [
-        f"{split}: {len(found.sizes)} images in {data[0]}, {format}, {width} x {height} pixels (median)",
-        f"  {len(areas)} boxes: {', '.join(f'{name} {count}' for name, count in zip(classes, counts))}",
-        f"  by size: {small} small (under 32 pixels, the root of the area), {len(areas) - small - large} medium, "
-        f"{large} large (from 96); half are under {np.median(areas):.0f}",
-    ]
-    if format != "coco":
-        missing = sum(labels is None for labels in label_files(format, *data).values())
-        fate = "left out" if format == "voc" else "without objects"
-        lines += [f"  {missing} images have no {FORMATS[format]} file of their name: {fate}"] * (missing > 0)
-    if found.empty:
-        lines.append(f"  {found.empty} images without a box")
-    if found.crowds:
-        lines.append(f"  {found.crowds} crowd regions, which are not learnt from")
-    if found.over_edge:
-        lines.append(f"  {found.over_edge} boxes reach over the edge of their image and are cut there")
-    for kind, (count, first) in found.broken.items():
-        lines.append(f"  {count} further boxes {kind}, left out in training (first in {first})")
-    if found.grey:
-        lines.append(f"  {found.grey} grey images, read with three equal channels")
-    if found.turned:
-        lines.append(f"  {found.turned} images that their EXIF rotates, read upright")
-    return "\n".join(lines)
 
 
 def _chosen(choices: Choices) -> str:
@@ -210,8 +184,9 @@ def _trained(file: Path, num_classes: int) -> TrainedTeacher:
 def _write(folder: Path, files: dict[str, str]) -> None:
     """Put the files into the folder, once the detectors of a copy could be built."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as workspace:
-        new = Path(workspace, folder.name)
+    place = folder if folder.exists() else folder.parent
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=place) as workspace:
+        new = Path(workspace, "new")
         new.mkdir()
         for name, text in files.items():
             (new / name).write_text(text, encoding="utf-8")

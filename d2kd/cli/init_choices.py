@@ -13,6 +13,7 @@ from d2kd.data.survey import Survey
 __all__ = ["Choices", "choose"]
 
 _SMALLEST, _LARGEST = 160, 800  # of the short side
+_LONGEST = 2.4  # long side by short, from which on images of the largest short side would be too many pixels
 _WANTED = 24  # pixels that the smallest tenth of the boxes should have: three cells of stride 8
 _BYTES = 2000  # that a pixel of the batch costs a training step; measured, ResNet-50 with GFL: 1400
 _SAMPLES = (8_000, 1_440_000)  # of images that a training sees: few, and Detectron2's 1x schedule of COCO
@@ -56,15 +57,16 @@ def choose(found: Survey) -> Choices:
     median = int(np.median(short_sides))
     tenth = float(np.quantile(found.shares, 0.1))
     wanted = _WANTED / tenth
-    short_side = _rounded(min(max(wanted, _SMALLEST), median, _LARGEST))
+    long_by_short = float(np.quantile(found.sizes.max(axis=1) / short_sides, 0.95))
+    largest = _LARGEST * min(1.0, float(np.sqrt(_LONGEST / long_by_short)))
+    short_side = _rounded(min(max(wanted, _SMALLEST), median, largest))
     smallest = tenth * short_side
     size_reason = f"the smallest tenth of the boxes is up to {smallest:.0f} pixels then"
     if wanted > short_side:
-        limit = "the images are no larger" if median < _LARGEST else "more would be slow"
+        limit = "the images are no larger" if median < largest else "more would be slow"
         size_reason += f"; {_WANTED} would be better, but {limit}"
-    long_by_short = float(np.quantile(found.sizes.max(axis=1) / short_sides, 0.95))
     low, high = (float(x) * short_side for x in np.quantile(found.shares, (0.05, 0.95)))
-    # A level answers for boxes of 4 to 8 times its stride: FCOS's ranges, RetinaNet's anchors.
+    # RetinaNet's anchors are 4 to 8 times the stride, GFL's and ATSS's 8 times; FCOS's levels take larger boxes, too.
     finest = 8 if low < 64 else 16
     coarsest = next((stride for stride in (32, 64) if high <= 8 * stride), 128)
     strides = tuple(2**i for i in range(finest.bit_length() - 1, coarsest.bit_length()))
@@ -77,7 +79,7 @@ def choose(found: Survey) -> Choices:
     iterations = max(100, round(samples / batch, -2))
     return Choices(
         short_side=short_side,
-        max_size=_rounded(short_side * min(max(long_by_short, 1.0), 2.0) * 1.2),
+        max_size=_rounded(short_side * long_by_short * 1.2),
         size_reason=size_reason,
         strides=strides,
         strides_reason=f"nine tenths of the boxes are {low:.0f} to {high:.0f} pixels at that size",

@@ -13,20 +13,26 @@ __all__ = ["comment", "data_file", "path_text"]
 
 
 def data_file(
-    folder: Path, format: str, data: Mapping[str, tuple[Path, Path]], classes: Sequence[str], choices: Choices
+    folder: Path,
+    format: str,
+    data: Mapping[str, tuple[Path, Path]],
+    classes: Sequence[str],
+    difficult: bool,
+    choices: Choices,
 ) -> str:
     """
     Args:
         folder: of the project.
         format, classes: see :func:`d2kd.data.register_labelled`.
         data: images and annotations of "train" and "val".
+        difficult: whether objects of val are marked so.
     """
     name = folder.name
     inside = all(path.is_relative_to(folder) for paths in data.values() for path in paths)
     register = "\n".join(
         f'register_labelled(\n    "{name}_{split}",\n    format="{format}",\n'
         f"    images={path_text(images, folder)},\n    annotations={path_text(annotations, folder)},\n"
-        "    classes=_classes,\n)"
+        f"    classes=_classes,\n{_DIFFICULT if difficult and split == 'val' else ''})"
         for split, (images, annotations) in data.items()
     )
     moved = (
@@ -34,13 +40,6 @@ def data_file(
         if inside
         else "# The data lie elsewhere, at absolute paths: this folder can be moved. Where the data move, change these."
     )
-    evaluator = f'L(COCOEvaluator)(dataset_name="{name}_val", tasks=["bbox"])'
-    if format != "coco":  # Detectron2 converts the labels
-        evaluator = (
-            f'L(COCOEvaluator)(\n        dataset_name="{name}_val",\n        tasks=["bbox"],\n'
-            '        output_dir="${train.output_dir}",  # where Detectron2 writes the labels in the format of COCO\n'
-            "        allow_cached_coco=False,  # anew each time: they may have been corrected\n    )"
-        )
     sides = [round(0.8 * choices.short_side), round(1.2 * choices.short_side)]
     in_training = f'short_edge_length={sides}, sample_style="range", max_size={choices.max_size}'
     in_evaluation = f"short_edge_length={choices.short_side}, max_size={choices.max_size}"
@@ -89,7 +88,12 @@ dataloader = dict(
         batch_size=1,  # in a larger batch an image is padded to the others' size, which moves AP a little
         num_workers={0 if choices.device == "cpu" else 4},
     ),
-    evaluator={evaluator},
+    evaluator=L(COCOEvaluator)(
+        dataset_name="{name}_val",
+        tasks=["bbox"],
+        output_dir="${{train.output_dir}}",  # where Detectron2 writes the boxes that it evaluates on
+        allow_cached_coco=False,  # anew in each run: they may have been corrected
+    ),
 )
 
 optimizer = d2kd.get_config("common/optim.py").adamw  # weight decay 0.01, none for norms
@@ -109,6 +113,7 @@ train = dict(  # docs: configs/common/train.py of d2kd
 '''
 
 
+_DIFFICULT = "    ignore_difficult=True,  # objects marked so are neither missed nor wrong, as in Pascal VOC\n"
 _WORKERS = {"cpu": "; 0: the process that trains, which needs the cores", "cuda": " beside the one that trains"}
 
 

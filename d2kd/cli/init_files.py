@@ -25,6 +25,13 @@ _MODULES = {
     "TimmBackbone": "d2kd.modeling.backbones",
     "efficientnet_lite_weights": "d2kd.modeling.backbones",
 }
+#: Which boxes a level is for, by detector.
+_LEVELS = {
+    "gfl": "Each has anchors of 8 times its stride, and boxes of about that size",
+    "atss": "Each has anchors of 8 times its stride, and boxes of about that size",
+    "retinanet": "Each answers for boxes of about 4 to 8 times its stride",
+    "fcos": "Each answers for boxes of about 8 to 16 times its stride",
+}
 _BLOCKS = 2  # of the heads of configs/common/models/*_timm.py
 
 
@@ -45,12 +52,19 @@ class TrainedTeacher:
 
 @dataclass(frozen=True)
 class Project:
-    """What the command line asks for: ``data`` has the images and annotations of "train" and "val"."""
+    """
+    What the command line asks for.
+
+    Attributes:
+        data: images and annotations of "train" and "val".
+        difficult: whether objects of val are marked so.
+    """
 
     folder: Path
     format: str
     data: dict[str, tuple[Path, Path]]
     classes: list[str]
+    difficult: bool
     detector: str
     method: str
     student: Backbone
@@ -59,7 +73,8 @@ class Project:
 
 def config_files(project: Project, choices: Choices) -> dict[str, str]:
     """File name -> text: ``data.py``, ``teacher.py`` (without a trained teacher) and ``student.py``."""
-    files = {"data.py": data_file(project.folder, project.format, project.data, project.classes, choices)}
+    text = data_file(project.folder, project.format, project.data, project.classes, project.difficult, choices)
+    files = {"data.py": text}
     if isinstance(project.teacher, Backbone):
         files["teacher.py"] = _teacher(project, choices, project.teacher)
     files["student.py"] = _student(project, choices)
@@ -144,8 +159,7 @@ def _detector(project: Project, choices: Choices) -> str:
         f'model = d2kd.get_config("common/models/{project.detector}_timm.py").model',
         f"model.num_classes = {len(project.classes)}",
         comment(
-            f"The levels: {choices.strides_reason}. Each answers for boxes of 4 to 8 times its stride, the first and "
-            "the last for all beyond."
+            f"The levels: {choices.strides_reason}. {_LEVELS[project.detector]}, the first and the last all beyond."
         ),
         f"model.head_in_features = {_list(levels)}",
         f"model.backbone.in_features = {_list(inputs)}",

@@ -2,53 +2,77 @@
 
 from __future__ import annotations
 
-import io
-import json
+import re
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
-import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
 
-from d2kd.data.images import image_size
-from d2kd.data.reading import fault_of_file
-from d2kd.data.voc import read_voc
-from d2kd.data.yolo import read_yolo
+from d2kd.data.coco import category_names, read_coco
+from d2kd.data.images import IMAGE_SUFFIXES, image_size
+from d2kd.data.voc import read_voc, voc_root
+from d2kd.data.yolo import name_files, read_yolo, yolo_names
 
-__all__ = ["FORMATS", "class_names", "find_format", "label_files", "read_labelled", "register_labelled"]
+__all__ = [
+    "FORMATS",
+    "class_names",
+    "find_format",
+    "label_files",
+    "read_labelled",
+    "register_labelled",
+    "unused_labels",
+]
 
 #: How a label file ends, by format.
 FORMATS = {"coco": ".json", "yolo": ".txt", "voc": ".xml"}
-_IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-#: Where YOLO's tools keep the names of classes: in the folder of the labels, or above it.
-_NAMES = ("classes.txt", "obj.names", "*.yaml", "*.yml")
 
 
 def register_labelled(
-    name: str, *, format: str, images: str | Path, annotations: str | Path, classes: Sequence[str]
+    name: str,
+    *,
+    format: str,
+    images: str | Path,
+    annotations: str | Path,
+    classes: Sequence[str],
+    ignore_difficult: bool = False,
 ) -> None:
     """
     Register images and their labels with Detectron2 under a name; they are read when the dataset is loaded. To be
     called in a config, which may be read several times: the same call again changes nothing, another one replaces the
     dataset.
 
+    The metadata have no ``json_file``, in COCO's format neither: Detectron2's ``COCOEvaluator`` then evaluates on the
+    boxes that are read here, and wants an ``output_dir``. Given the file itself, it fails where an annotation has no
+    "area" or "iscrowd".
+
     Args:
         format, images, annotations, classes: see :func:`read_labelled`.
+        ignore_difficult: for an evaluation: objects that their labels mark as difficult become crowd regions, which are
+            neither missed nor wrong. Otherwise they are objects as the others, as in Detectron2's reader of VOC.
     """
-    source = {"format": format, "images": str(images), "annotations": str(annotations), "classes": list(classes)}
+    labelled = {
+        "format": format,
+        "images": str(images),
+        "annotations": str(annotations),
+        "classes": list(classes),
+        "ignore_difficult": ignore_difficult,
+    }
     if name in DatasetCatalog:
-        if MetadataCatalog.get(name).get("source") == source:
+        if MetadataCatalog.get(name).get("labelled") == labelled:
             return
         DatasetCatalog.remove(name)
     MetadataCatalog.pop(name, None)
-    DatasetCatalog.register(name, lambda: read_labelled(format, images, annotations, classes, name))
-    files = {"json_file": str(annotations)} if format == "coco" else {}
+
+    def read() -> list[dict[str, Any]]:
+        dataset = read_labelled(format, images, annotations, classes, name)
+        for annotation in (x for item in dataset for x in item["annotations"] if ignore_difficult):
+            annotation["iscrowd"] = int(annotation["iscrowd"] or annotation.get("difficult", False))
+        return dataset
+
+    DatasetCatalog.register(name, read)
     MetadataCatalog.get(name).set(
-        source=source, image_root=str(images), thing_classes=list(classes), evaluator_type="coco", **files
+        labelled=labelled, image_root=str(images), thing_classes=list(classes), evaluator_type="coco"
     )
 
 
@@ -66,16 +90,21 @@ def read_labelled(
             images, in the same folders below. An image without a file has no objects in YOLO's format; in VOC's, it has
             no labels and is left out.
         classes: names by class id.
-        name: of the registered dataset that is loaded; COCO's ids are put into its metadata.
+        name: of the registered dataset that is loaded; COCO's category ids are put into its metadata, if they are
+            numbers and no class is missing.
 
     Raises:
         FileNotFoundError: a file or folder is missing.
         ValueError: a file is not what it should be, or there is no image.
     """
     images, annotations = Path(images), Path(annotations)
+    dataset: list[dict[str, Any]]
     if format == "coco":
-        return _read_coco(images, annotations, classes, name)
-    dataset: list[dict[str, Any]] = []
+        dataset, ids = read_coco(annotations, images, classes)
+        if name and len(ids) == len(classes) and all(isinstance(own, int) for own in ids):
+            MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id = ids
+        return dataset
+    dataset = []
     for image, labels in label_files(format, images, annotations).items():
         if labels is None:
             if format == "voc":
@@ -90,23 +119,6 @@ def read_labelled(
     return dataset
 
 
-def _read_coco(images: Path, annotations: Path, classes: Sequence[str], name: str | None) -> list[dict[str, Any]]:
-    found = class_names("coco", images, annotations)
-    if found != list(classes):
-        raise ValueError(f"{annotations} has the categories {_quoted(found)}, expected {_quoted(classes)}.")
-    try:
-        with redirect_stdout(io.StringIO()):  # pycocotools'
-            dataset = load_coco_json(str(annotations), str(images), name)
-    except AssertionError as error:
-        raise ValueError(f"{annotations} cannot be read: {error}") from error
-    if name is None:  # Detectron2 numbers the categories for a registered dataset only
-        ids = sorted(category["id"] for category in json.loads(annotations.read_bytes())["categories"])
-        for item in dataset:
-            for annotation in item["annotations"]:
-                annotation["category_id"] = ids.index(annotation["category_id"])
-    return dataset
-
-
 def label_files(format: str, images: Path, annotations: Path) -> dict[Path, Path | None]:
     """
     Each image and its label file, in the order of the images' paths; None: it has none.
@@ -116,24 +128,45 @@ def label_files(format: str, images: Path, annotations: Path) -> dict[Path, Path
 
     Raises:
         FileNotFoundError: the folder of images or labels, or an image that the list names, is missing.
-        ValueError: there is no image.
+        ValueError: there is no image, or two have one label file.
     """
     if not annotations.is_dir():
         raise FileNotFoundError(f"{annotations} is no folder, expected that of the {FORMATS[format]} files.")
     if images.is_dir():
-        found = sorted(path for path in images.rglob("*") if path.suffix.lower() in _IMAGES)
-        pairs = {path: annotations / path.relative_to(images).with_suffix(FORMATS[format]) for path in found}
-    elif images.is_file():
-        lines = [line.strip() for line in images.read_text(errors="replace").splitlines()]
+        found = sorted(path for path in images.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
         pairs = {
-            path: annotations / f"{path.stem}{FORMATS[format]}"
-            for path in (_listed(line, images) for line in lines if line)
+            path: annotations / path.relative_to(images).with_suffix(FORMATS[format])
+            for path in found
+            if not path.name.startswith(".") and not path.is_dir()
         }
+    elif images.is_file():
+        lines = [line.strip() for line in images.read_text("utf-8-sig", errors="surrogateescape").splitlines()]
+        listed = [_listed(line, images) for line in lines if line]
+        pairs = {path: _label_of_listed(path, annotations, FORMATS[format]) for path in listed}
     else:
         raise FileNotFoundError(f"{images} is not there, expected the folder of the images, or a list of them.")
     if not pairs:
-        raise ValueError(f"{images} has no images ({', '.join(_IMAGES)}).")
-    return {path: labels if labels.is_file() else None for path, labels in pairs.items()}
+        raise ValueError(f"{images} has no images ({', '.join(IMAGE_SUFFIXES)}).")
+    labelled = {path: labels if labels.is_file() else None for path, labels in pairs.items()}
+    image_of: dict[Path, Path] = {}
+    for path, labels in labelled.items():
+        if labels is not None and (other := image_of.setdefault(labels, path)) != path:
+            raise ValueError(f"{other} and {path} have one label file, {labels}: rename one of the images.")
+    return labelled
+
+
+def unused_labels(format: str, images: Path, annotations: Path) -> int:
+    """How many label files have no image of their name: see :func:`label_files`; ``images`` is a folder."""
+    used = set(label_files(format, images, annotations).values())
+    found = {*annotations.rglob(f"*{FORMATS[format]}")} - name_files(annotations)
+    return len(found - used)
+
+
+def _label_of_listed(image: Path, annotations: Path, suffix: str) -> Path:
+    """Of an image that a list names: in the same folders below ``annotations`` as it is in, if it is there."""
+    parts = image.with_suffix(suffix).parts
+    tails = (annotations.joinpath(*parts[start:]) for start in range(1, len(parts)))
+    return next((path for path in tails if path.is_file()), annotations / parts[-1])
 
 
 def _listed(line: str, file: Path) -> Path:
@@ -142,7 +175,8 @@ def _listed(line: str, file: Path) -> Path:
     if path.is_file():
         return path
     folder = file.parent.parent.parent / "JPEGImages"
-    found = [folder / f"{line.split()[0]}{suffix}" for suffix in _IMAGES]
+    names = dict.fromkeys((line, re.sub(r"\s+-?[01]$", "", line)))  # the list of a class has a flag behind each name
+    found = [folder / f"{name}{suffix}" for name in names for suffix in IMAGE_SUFFIXES]
     existing = [path for path in found if path.is_file()]
     if not existing:
         raise FileNotFoundError(
@@ -162,7 +196,7 @@ def find_format(annotations: Path) -> str:
     if annotations.is_file():
         kinds = ["coco"] if annotations.suffix == FORMATS["coco"] else []
     elif annotations.is_dir():
-        named = {path for pattern in _NAMES for path in annotations.glob(pattern)}
+        named = name_files(annotations)
         endings = {path.suffix for path in annotations.rglob("*") if path.is_file() and path not in named}
         kinds = [format for format, suffix in FORMATS.items() if suffix in endings]
         if kinds == ["coco"]:
@@ -185,48 +219,13 @@ def class_names(format: str, images: Path, annotations: Path) -> list[str]:
         ValueError: a file is not what it should be, or a name occurs twice.
     """
     if format == "coco":
-        if fault := fault_of_file(str(annotations)):
-            raise ValueError(f"{annotations} {fault}.")
-        categories = json.loads(annotations.read_bytes())["categories"]
-        names = [str(each["name"]) for each in sorted(categories, key=lambda each: each["id"])]
+        names = category_names(annotations)
     elif format == "voc":
         files = [path for path in label_files(format, images, annotations).values() if path is not None]
-        names = sorted({name for path in files for name in _voc_names(path)} - {""})
+        objects = (found for path in files for found in voc_root(path).findall("object"))
+        names = sorted({found.findtext("name", "").strip() for found in objects} - {""})
     else:
-        names = _yolo_names(annotations)
+        names = yolo_names(annotations)
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise ValueError(f"{annotations} has two classes named {twice[0]!r}: rename one.")
     return names
-
-
-def _voc_names(path: Path) -> list[str]:
-    try:
-        root = ElementTree.parse(path).getroot()
-    except ElementTree.ParseError as error:
-        raise ValueError(f"{path} is no XML: {error}.") from error
-    return [found.findtext("name", "").strip() for found in root.findall("object")]
-
-
-def _yolo_names(labels: Path) -> list[str]:
-    for folder in (labels, *labels.resolve().parents[:2]):
-        for file in (path for pattern in _NAMES for path in sorted(folder.glob(pattern))):
-            if file.suffix in (".yaml", ".yml"):
-                try:
-                    content = yaml.safe_load(file.read_text())
-                except (yaml.YAMLError, UnicodeDecodeError):
-                    continue
-                names = content.get("names") if isinstance(content, dict) else None
-                if isinstance(names, dict) and sorted(names) == list(range(len(names))):
-                    names = [names[number] for number in range(len(names))]
-                if isinstance(names, list) and names:
-                    return [str(name) for name in names]
-            elif names := [line.strip() for line in file.read_text(errors="replace").splitlines() if line.strip()]:
-                return names
-    raise FileNotFoundError(
-        f"{labels} and the folders above it have no names of classes: write them into {labels / 'classes.txt'}, a name "
-        "a line, in the order of the class ids."
-    )
-
-
-def _quoted(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:6])) + (", ..." if len(names) > 6 else "")

@@ -10,14 +10,17 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-__all__ = ["DatasetError", "check_registered", "fault_of_datasets", "fault_of_file"]
+__all__ = ["DatasetError", "check_registered", "coco_content", "fault_of_datasets"]
 
-#: What Detectron2 reads of each entry of a COCO file's lists.
-_FIELDS = {
-    "categories": ("id", "name"),
-    "images": ("id", "file_name", "width", "height"),
-    "annotations": ("id", "image_id", "category_id", "bbox"),
+_ID, _NUMBER = (int, float, str), (int, float)
+#: What is read of each entry of a COCO file's lists, and its types.
+_FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
+    "categories": {"id": _ID, "name": _ID},
+    "images": {"id": _ID, "file_name": (str,), "width": _NUMBER, "height": _NUMBER},
+    "annotations": {"id": _ID, "image_id": _ID, "category_id": _ID, "bbox": (list,)},
 }
+#: What an annotation may have: 0 or 1.
+_FLAGS = ("iscrowd", "ignore")
 
 
 class DatasetError(ValueError):
@@ -64,22 +67,35 @@ def fault_of_datasets(names: str | Sequence[str] | None, key: str) -> str | None
     check_registered(names, key)
     for name in names:
         file = MetadataCatalog.get(name).get("json_file")
-        if file is not None and (fault := fault_of_file(file)):
-            return f"{key} has {name!r}, whose file {file} {fault}."
+        if file is None or "://" in file:
+            continue
+        if not Path(file).is_file():
+            return f"{key} has {name!r}, whose file {file} is not there: correct the path that it was registered with."
+        try:
+            coco_content(file)
+        except DatasetError as error:
+            return f"{key} has {name!r}, whose file {error}"
     return None
 
 
-def fault_of_file(file: str) -> str | None:
-    """What is wrong with a file in COCO's format, the end of a sentence; None: nothing was found."""
-    path = Path(file)
-    if "://" in file:
-        return None
-    if not path.is_file():
-        return "is not there: correct the path that it was registered with"
+def coco_content(file: str | Path) -> dict[str, Any]:
+    """
+    What a file in COCO's format holds.
+
+    Raises:
+        OSError: it cannot be opened.
+        DatasetError: it is no JSON, or not of that format; the message begins with the file's name.
+    """
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(Path(file).read_bytes())
     except ValueError as error:
-        return f"is no JSON ({error})"
+        raise DatasetError(f"{file} is no JSON ({error}).") from error
+    if fault := _fault_of_content(content):
+        raise DatasetError(f"{file} {fault}.")
+    return content
+
+
+def _fault_of_content(content: Any) -> str | None:
     if not isinstance(content, dict):
         return f"holds a {type(content).__name__}, expected a mapping of images, annotations and categories"
     for kind, fields in _FIELDS.items():
@@ -95,16 +111,22 @@ def fault_of_file(file: str) -> str | None:
     return None
 
 
-def _fault_of_entries(kind: str, entries: Sequence[Any], fields: Sequence[str]) -> str | None:
+def _fault_of_entries(kind: str, entries: Sequence[Any], fields: Mapping[str, tuple[type, ...]]) -> str | None:
     one, seen = {"categories": "category"}.get(kind, kind[:-1]), set()
     for place, entry in enumerate(entries):
         found: Mapping[str, Any] = entry if isinstance(entry, Mapping) else {}
-        for field in fields:
-            if found.get(field) is None:
-                return (
-                    f"has {one} {found.get('id', f'at place {place}')} without {field!r}: add it, or remove the {one}"
-                )
+        for field, types in fields.items():
+            value = found.get(field)
+            if not isinstance(value, types):
+                fault = f"without {field!r}" if value is None else f"whose {field!r} is {value!r}"
+                remedy = "add" if value is None else "correct"
+                return f"has {one} {found.get('id', f'at place {place}')} {fault}: {remedy} it, or remove the {one}"
+        for flag in _FLAGS if kind == "annotations" else ():
+            if found.get(flag) not in (None, 0, 1):
+                return f"has annotation {found['id']} whose {flag!r} is {found[flag]!r}, expected 0 or 1"
         if found["id"] in seen:
             return f"has two {kind} of id {found['id']!r}: number them"
         seen.add(found["id"])
+    if len({isinstance(each, str) for each in seen}) > 1:
+        return f"has {kind} whose ids are numbers and text: take one kind"
     return None

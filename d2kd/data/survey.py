@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from detectron2.structures import BoxMode
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from d2kd.data.annotations import box_fault
+from d2kd.data.images import upright_size
 
 __all__ = ["Survey", "survey"]
 
@@ -26,9 +30,11 @@ class Survey:
         of_image: (N,): the row of ``sizes`` that each is in.
         empty: how many images have no box at all.
         crowds: regions of many objects (COCO's ``iscrowd``), which are not learnt from.
+        difficult: how many of ``boxes`` their labels mark so.
         over_edge: how many of ``boxes`` reached over the edge.
         broken: how many further boxes are useless, by kind, and the file of the first.
         grey, turned: how many images have no colour, or are rotated by their EXIF.
+        digests: of the images' files: equal files have equal ones.
     """
 
     sizes: np.ndarray
@@ -37,10 +43,12 @@ class Survey:
     of_image: np.ndarray
     empty: int
     crowds: int
+    difficult: int
     over_edge: int
     broken: Mapping[str, tuple[int, str]]
     grey: int
     turned: int
+    digests: Sequence[bytes]
 
     @property
     def box_sizes(self) -> np.ndarray:
@@ -67,11 +75,11 @@ def survey(dataset: Sequence[Mapping[str, Any]]) -> Survey:
     boxes: list[list[float]] = []
     labels: list[int] = []
     of_image: list[int] = []
-    empty = crowds = over_edge = grey = turned = 0
+    looks: list[_Look] = []
+    empty = crowds = difficult = over_edge = 0
     for index, item in enumerate(dataset):
-        fault, is_grey, is_turned = _look_at(item)
-        unreadable.add(fault, item)
-        grey, turned = grey + is_grey, turned + is_turned
+        looks.append(_look_at(item))
+        unreadable.add(looks[-1].fault, item)
         annotations = item["annotations"]
         empty += not annotations
         for annotation in annotations:
@@ -85,6 +93,7 @@ def survey(dataset: Sequence[Mapping[str, Any]]) -> Survey:
             clipped = [min(max(value, 0.0), float(limit)) for value, limit in zip(box, limits)]
             over_edge += any(abs(a - b) > 1 for a, b in zip(box, clipped))  # a pixel: tools that count from 1
             boxes.append(clipped)
+            difficult += annotation.get("difficult", False)
             labels.append(annotation["category_id"])
             of_image.append(index)
     if unreadable.counts:
@@ -99,10 +108,12 @@ def survey(dataset: Sequence[Mapping[str, Any]]) -> Survey:
         of_image=np.array(of_image, dtype=int),
         empty=empty,
         crowds=crowds,
+        difficult=difficult,
         over_edge=over_edge,
         broken={kind: (count, broken.first[kind]) for kind, count in broken.counts.items()},
-        grey=grey,
-        turned=turned,
+        grey=sum(look.grey for look in looks),
+        turned=sum(look.turned for look in looks),
+        digests=[look.digest for look in looks],
     )
 
 
@@ -122,24 +133,38 @@ class _Kinds:
         return ", ".join(f"{count} {kind} (first {self.first[kind]})" for kind, count in self.counts.items())
 
 
-def _look_at(item: Mapping[str, Any]) -> tuple[str | None, bool, bool]:
-    """Why an image cannot be trained on, or None; whether it is grey, and whether its EXIF rotates it."""
+class _Look(NamedTuple):
+    """Why an image cannot be trained on, or None; whether it is grey; whether its EXIF rotates it; of its file."""
+
+    fault: str | None
+    grey: bool = False
+    turned: bool = False
+    digest: bytes = b""
+
+
+def _look_at(item: Mapping[str, Any]) -> _Look:
     try:
-        with Image.open(item["file_name"]) as image:
-            size, mode = image.size, image.mode
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        content = Path(item["file_name"]).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return _Look("missing")
+    except OSError:
+        return _Look("that cannot be opened")
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            size, mode = upright_size(image), image.mode
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+            if turned and image.format == "TIFF":
+                return _Look("that a TIFF's tag rotates, which Pillow and Detectron2 would both do")
             image.draft("RGB", (size[0] // 8, size[1] // 8))  # of a JPEG: every byte is read, few pixels are computed
             image.load()
-    except FileNotFoundError:
-        return "missing", False, False
     except UnidentifiedImageError:
-        return "that are no images", False, False
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return "cut or damaged", False, False
+        return _Look("that are no images")
+    except Image.DecompressionBombError:
+        return _Look("with more pixels than Pillow reads")
+    except Exception:  # Pillow's readers of formats raise many kinds
+        return _Look("cut or damaged")
     if mode.startswith(("I", "F")):
-        return "with more than 8 bits a channel", False, False
-    if orientation > 4:
-        size = size[::-1]
+        return _Look("with more than 8 bits a channel")
     if size != (item["width"], item["height"]):
-        return "of another size than their labels state", False, False
-    return None, mode in ("1", "L", "LA"), orientation > 1
+        return _Look("of another size than their labels state")
+    return _Look(None, mode in ("1", "L", "LA"), turned, hashlib.blake2b(content, digest_size=16).digest())

@@ -14,10 +14,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image, UnidentifiedImageError
 
 from d2kd.checkpoint import load_strictly, whole_file
 from d2kd.config.nodes import dataset_names, made
+from d2kd.data.images import IMAGE_SUFFIXES, image_size
 from d2kd.data.mapping import map_entry
 from d2kd.engine.check_data import check_image_format
 from d2kd.engine.defaults import ConfigError, resolve_device
@@ -72,8 +72,8 @@ class Prediction(NamedTuple):
 
 def find_images(paths: Sequence[str]) -> list[str]:
     """
-    The files among ``paths``, and of each folder its images, by name; those in its folders, and hidden ones, are left
-    out. A file that is given twice is taken once.
+    The files among ``paths``, and of each folder its images (``d2kd.data.images.IMAGE_SUFFIXES``), by name; those in
+    its folders, and hidden ones, are left out. A file that is given twice is taken once.
 
     Raises:
         ConfigError: one is neither a file nor a folder, is no image, or is a folder without images.
@@ -82,9 +82,9 @@ def find_images(paths: Sequence[str]) -> list[str]:
     for path in paths:
         if os.path.isdir(path):
             inside = sorted(x for x in Path(path).iterdir() if x.is_file() and not x.name.startswith("."))
-            images = [str(x) for x in inside if x.suffix.lower() in Image.registered_extensions()]
+            images = [str(x) for x in inside if x.suffix.lower() in IMAGE_SUFFIXES]
             if not images:
-                raise ConfigError(f"The folder {path} has no images: name files, or a folder of images.")
+                raise ConfigError(f"The folder {path} has no images ({', '.join(IMAGE_SUFFIXES)}).")
             found += images
         elif os.path.isfile(path):
             found.append(path)
@@ -92,10 +92,9 @@ def find_images(paths: Sequence[str]) -> list[str]:
             raise ConfigError(f"There is no image or folder {path!r}.")
     for file in found:
         try:
-            with Image.open(file):  # its first bytes, so that nothing is predicted before a refusal
-                pass
-        except UnidentifiedImageError as error:
-            raise ConfigError(f"{file} is no image that Pillow reads.") from error
+            image_size(file)  # of its first bytes, so that nothing is predicted before a refusal
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
     once: dict[str, str] = {}
     for file in found:
         once.setdefault(os.path.realpath(file), file)

@@ -97,7 +97,7 @@ class Experiment:
         max_iter: iterations of the students; None for what their configs say.
         stretch: add the student alone, trained for as long as each method takes.
         report: overrides for the evaluation that is reported on; none: the one of the training.
-        teacher_config: what trains a teacher whose checkpoint does not exist; None: a ``*_teacher.py`` beside the
+        teacher_config: what trains a teacher whose checkpoint does not exist; None: a ``*teacher.py`` beside the
             student's config, whose ``train.output_dir`` is the checkpoint's folder.
         teacher_overrides: for that training.
 
@@ -267,7 +267,7 @@ def plan_teacher(experiment: Experiment, config: str) -> tuple[str, Run | None]:
         if ready:
             return checkpoint, None
         raise ValueError(
-            f"{_CHECKPOINT} of {config} is {checkpoint}, which does not exist, and no *_teacher.py "
+            f"{_CHECKPOINT} of {config} is {checkpoint}, which does not exist, and no *teacher.py "
             "beside that config writes to its folder: correct it, or add --teacher-config FILE to train the teacher."
         )
     if not ready and Path(checkpoint).name != "model_final.pth":
@@ -286,11 +286,11 @@ def plan_teacher(experiment: Experiment, config: str) -> tuple[str, Run | None]:
 
 
 def _teacher_config(config: str, checkpoint: str) -> str | None:
-    """The ``*_teacher.py`` beside a config that writes to where this expects its teacher, overridden or not."""
+    """The ``*teacher.py`` beside a config that writes to where this expects its teacher, overridden or not."""
     own = OmegaConf.select(load_config(config), _CHECKPOINT, default=None)
     folders = {os.path.abspath(Path(place).parent) for place in (checkpoint, own) if place}
     # Not by its name: several students may share a teacher.
-    for path in map(str, sorted(Path(config_path(config)).parent.glob("*_teacher.py"))):
+    for path in map(str, sorted(Path(config_path(config)).parent.glob("*teacher.py"))):
         folder = OmegaConf.select(load_config(path), "train.output_dir", default=None)
         if folder and os.path.abspath(folder) in folders:
             return path

@@ -13,6 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import DictConfig, OmegaConf
 
 from d2kd.config.nodes import dataset_names
+from d2kd.data.formats import FORMATS
 from d2kd.experiments.files import read_json
 from d2kd.experiments.jobs import JobError
 from d2kd.experiments.plan import TEACHER, Run
@@ -40,13 +41,27 @@ def _name_of(value: Any) -> str:
 
 
 def _annotations(cfg: DictConfig) -> dict[str, str | None]:
-    """Dataset -> digest of its COCO json, for the datasets of the config that are registered with one."""
+    """
+    Dataset -> digest of its labels, for the datasets of the config that are registered with a COCO json or by
+    ``d2kd.data.register_labelled``, whose ``json_file`` is what an evaluation has written.
+    """
     found = {}
-    for split in ("train", "test"):
-        for name in dataset_names(cfg, split):
-            if name in DatasetCatalog and (file := MetadataCatalog.get(name).get("json_file")):
-                found[name] = sha256(file)
+    for name in (name for split in ("train", "test") for name in dataset_names(cfg, split) if name in DatasetCatalog):
+        metadata = MetadataCatalog.get(name)
+        if labelled := metadata.get("labelled"):
+            found[name] = _labels_sha256(Path(labelled["annotations"]), FORMATS[labelled["format"]])
+        elif file := metadata.get("json_file"):
+            found[name] = sha256(file)
     return found
+
+
+def _labels_sha256(path: Path, suffix: str) -> str | None:
+    """Digest of a label file, or of those in a folder, by name."""
+    if not path.is_dir():
+        return sha256(str(path))
+    files = sorted(file for file in path.rglob(f"*{suffix}") if file.is_file())
+    lines = (f"{file.relative_to(path)} {sha256(str(file))}\n" for file in files)
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def request(run: Run) -> dict[str, Any]:

@@ -58,6 +58,13 @@ def yolo(*lines: str, names: str = "tern\nheron\n") -> Callable[[Path], None]:
     return prepare
 
 
+def names(folder: Path, text: str) -> None:
+    """Names of classes, and no labels."""
+    folder.mkdir()
+    (folder / "classes.txt").write_text(text)
+    (folder / "0.txt").write_text("")
+
+
 def voc(name: str) -> Callable[[Path], None]:
     """Labels of one image for train and for val, in VOC's format; in the latter an object of the class ``name``."""
 
@@ -140,13 +147,38 @@ CASES = [
     case(
         "with other classes in val",
         "--train images birds.json --val images other.json",
-        "--train has the classes tern, heron, plover, --val tern, heron, gull: they must be the same, in one order.",
+        "--val has the class 'gull', which --train does not have.",
         changed(lambda content: content["categories"][2].update(name="gull")),
+    ),
+    case(
+        "with boxes that are shares of the image",
+        "--train images other.json --val images birds.json",
+        "--train has no box larger than a pixel: {folder}/other.json gives shares of the image, perhaps.",
+        changed(lambda content: [entry.update(bbox=[0.1, 0.1, 0.5, 0.5]) for entry in content["annotations"]]),
+    ),
+    case(
+        "with other names in val, in YOLO's format",
+        "--train images labels --val images val",
+        "Class 0 of --train is 'tern', of --val 'heron': make the names the same.",
+        lambda folder: (yolo("0 0.5 0.5 0.5 0.5")(folder), names(folder / "val", "heron\ntern\n")),
+    ),
+    case(
+        "with an empty line between YOLO's names",
+        "--train images labels --val images labels",
+        "{folder}/labels/classes.txt has an empty line between the names of classes: delete it.",
+        yolo("0 0.5 0.5 0.5 0.5", names="tern\n\nheron\n"),
+    ),
+    case(
+        "with two images of one label file",
+        "--train images labels --val images labels",
+        "{folder}/images/0.jpg and {folder}/images/0.png have one label file, {folder}/labels/0.txt: rename one of the "
+        "images.",
+        lambda folder: (yolo("0 0.5 0.5 0.5 0.5")(folder), Image.new("RGB", (8, 8)).save(folder / "images/0.jpg")),
     ),
     case(
         "with a class in val that train lacks",
         "--train images train --val images val",
-        "--val has objects of the class 'gull', which --train does not have.",
+        "--val has the class 'gull', which --train does not have.",
         voc("gull"),
     ),
     case(

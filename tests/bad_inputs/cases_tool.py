@@ -79,7 +79,7 @@ CASES = [
         "`d2kd compare` without the teacher",
         "compare --config-file mine.py model.teacher.checkpoint=none.pth",
         "d2kd compare: model.teacher.checkpoint of mine.py is none.pth, which does not exist, and no "
-        "*_teacher.py beside that config writes to its folder: correct it, or add --teacher-config FILE "
+        "*teacher.py beside that config writes to its folder: correct it, or add --teacher-config FILE "
         "to train the teacher.",
     ),
     case(

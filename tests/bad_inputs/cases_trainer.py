@@ -58,7 +58,7 @@ CASES = [
     case(
         "`d2kd predict` of a folder without images",
         f"{PREDICT} none",
-        "d2kd predict: The folder none has no images: name files, or a folder of images.",
+        "d2kd predict: The folder none has no images (.jpg, .jpeg, .png, .bmp, .webp, .tif, .tiff).",
         empty,
     ),
     case(

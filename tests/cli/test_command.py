@@ -1,5 +1,6 @@
 """`d2kd` and `python -m d2kd`: the subcommands, and the errors that end them in a sentence."""
 
+import io
 import re
 import subprocess
 import sys
@@ -70,13 +71,20 @@ def test_an_unknown_command_is_a_sentence(name, hint, capsys):
     assert line.startswith(f"d2kd: there is no command {name!r}; ") and hint in line
 
 
-def test_without_detectron2_a_sentence_says_where_to_get_it(monkeypatch, capsys):
-    for name in [name for name in sys.modules if name == "d2kd.cli" or name.startswith(("d2kd.cli.", "detectron2"))]:
+@pytest.mark.parametrize(
+    ("package", "says"),
+    [
+        ("detectron2", "Detectron2 is not installed.*pip install"),
+        ("omegaconf", "The package omegaconf is not installed"),
+    ],
+)
+def test_without_a_package_a_sentence_says_where_to_get_it(package, says, monkeypatch, capsys):
+    for name in [name for name in sys.modules if name == "d2kd.cli" or name.startswith(("d2kd.cli.", package))]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(sys, "meta_path", [Missing("detectron2"), *sys.meta_path])
+    monkeypatch.setattr(sys, "meta_path", [Missing(package), *sys.meta_path])
     assert main(["train", "--help"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "Detectron2 is not installed" in line and "pip install" in line
+    assert re.search(says, line)
 
 
 class Missing:
@@ -109,6 +117,15 @@ def fails(error):
 def test_a_users_error_is_one_line(function, capsys):
     assert run_command("d2kd x", function, Namespace()) == 2
     assert re.fullmatch(r"(Error when instantiating .*\n)?d2kd x: .+\n", capsys.readouterr().err)
+
+
+def test_a_file_name_that_a_terminal_cannot_show(monkeypatch):
+    """Bytes that are no UTF-8, and letters of another alphabet than the terminal's."""
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert run_command("d2kd x", lambda args: print("gr\udcfcn", "鳥"), Namespace()) == 0
+    terminal.flush()
+    assert terminal.buffer.getvalue() == b"gr\\udcfcn \\u9ce5\n"
 
 
 def test_an_interrupt_is_one_line(capsys):

@@ -15,6 +15,7 @@ from PIL import Image
 
 from d2kd.__main__ import main
 from d2kd.config import load_config
+from d2kd.experiments import Experiment, plan_teacher
 from d2kd.modeling import DistilledDetector
 from tests.data.labelled import CLASSES, write_labelled
 from tests.foreign.projects import train
@@ -91,6 +92,15 @@ def test_detectron2s_own_script(folder):
     assert instantiate(cfg.dataloader.evaluator) is not None
 
 
+def test_compare_finds_the_teacher(folder):
+    """Which has not been trained."""
+    assert init(*paths("coco", folder / "photos"), *SMALL) == 0
+    experiment = Experiment(configs=("birds/student.py",), output=Path("compare"), methods=("config",), seeds=(0,))
+    checkpoint, run = plan_teacher(experiment, "birds/student.py")
+    assert run is not None and Path(run.config).name == "teacher.py"
+    assert checkpoint == str(folder / "birds/output/teacher/model_final.pth")
+
+
 def test_a_project_that_is_moved(folder):
     """Data inside it move along."""
     assert init(*paths("yolo", folder / "birds/data"), *SMALL) == 0
@@ -106,18 +116,19 @@ class TestChoices:
 
     @pytest.fixture
     def configs(self, folder):
-        def configs(side, image, *arguments):
-            """Square boxes of ``side`` pixels in square images of ``image``; names no network that is large."""
+        def configs(side, image, *arguments, image_width=None):
+            """Square boxes of ``side`` pixels in images of ``image``, square ones if no width is given."""
+            size = (image_width or image, image)
             options = paths("coco", folder / "photos")
             labels = Path(options[2])
             content = json.loads(labels.read_text())
             for entry in content["images"]:
-                entry.update(width=image, height=image)
+                entry.update(width=size[0], height=size[1])
             for entry in content["annotations"]:
                 entry["bbox"] = [0, 0, side, side]
             labels.write_text(json.dumps(content))
             for path in Path(options[1]).iterdir():
-                Image.new("RGB", (image, image)).save(path)
+                Image.new("RGB", size).save(path)
             assert init(*options, *SMALL, *arguments) == 0
             return load_config("birds/teacher.py")
 
@@ -138,6 +149,13 @@ class TestChoices:
         assert cfg.model.anchor_generator.strides == strides
         assert cfg.model.anchor_generator.sizes == [[8 * stride] for stride in strides]
         assert cfg.model.head_in_features == [f"p{stride.bit_length() - 1}" for stride in strides]
+
+    def test_long_images_keep_their_size(self, configs):
+        """As long as they are: a shorter long side would shrink the boxes."""
+        cfg = configs(20, 200, image_width=1600)
+        resize = cfg.dataloader.test.mapper.augmentations[0]
+        assert resize.short_edge_length == 192
+        assert resize.max_size >= 8 * 192
 
     def test_square_boxes_need_one_ratio(self, configs):
         cfg = configs(64, 320, "--detector", "retinanet")
@@ -187,24 +205,52 @@ def test_what_it_says_of_the_data(folder, capsys):
     labels.write_text(json.dumps(content))
     assert init(*options, *SMALL) == 0
     out = capsys.readouterr().out.splitlines()
-    assert out[:7] == [
+    assert out[:8] == [
         f"train: 3 images in {folder}/photos/train/images, coco, 64 x 64 pixels (median)",
-        "  1 boxes: heron 0, tern 1",
+        "  1 boxes: tern 1",
         "  by size: 0 small (under 32 pixels, the root of the area), 1 medium, 0 large (from 96); half are under 39",
+        "  1 of 2 classes without a box: heron",
         "  1 images without a box",
-        "  1 crowd regions, which are not learnt from",
-        "  1 boxes reach over the edge of their image and are cut there",
+        "  1 crowd regions, not learnt from",
+        "  1 boxes reach over the edge of their image, cut there",
         f"  1 further boxes without area, left out in training (first in {folder}/photos/train/images/a.jpg)",
     ]
+    assert "  3 of these images are in train, too, as equal files: AP on them says little of others" in out
+
+
+def test_what_it_says_of_many_classes(folder, capsys):
+    options = paths("yolo", folder / "photos")
+    for split in ("train", "val"):
+        Path(f"photos/{split}/labels/classes.txt").write_text("\n".join(f"bird {i}" for i in range(30)))
+    assert init(*options, *SMALL) == 0
+    names = ", ".join(f"bird {i}" for i in range(2, 22))
+    assert f"\n  28 of 30 classes without a box: {names} and 8 more\n" in capsys.readouterr().out
+
+
+def test_difficult_objects_are_ignored_in_an_evaluation(folder, capsys):
+    options = paths("voc", folder / "photos")
+    for split in ("train", "val"):
+        file = Path(f"photos/{split}/labels/a.xml")
+        file.write_text(file.read_text().replace("<bndbox>", "<difficult>1</difficult><bndbox>", 1))
+    assert init(*options, *SMALL) == 0
+    out = capsys.readouterr().out
+    for fate in ("learnt from as the others are", "ignored in an evaluation"):
+        assert f"\n  1 objects that their labels mark as difficult, {fate}\n" in out
+    load_config("birds/teacher.py")
+    for split, crowds in (("train", 0), ("val", 1)):
+        dataset = DatasetCatalog.get(f"birds_{split}")
+        assert sum(x["iscrowd"] for item in dataset for x in item["annotations"]) == crowds
 
 
 @pytest.mark.parametrize(("format", "says"), [("yolo", "without objects"), ("voc", "left out")])
-def test_images_without_labels_are_counted(format, says, folder, capsys):
+def test_images_without_labels_are_counted_and_labels_without_images(format, says, folder, capsys):
     options = paths(format, folder / "photos")
     suffix = {"yolo": ".txt", "voc": ".xml"}[format]
-    Path(f"photos/train/labels/b{suffix}").unlink()
+    Path(f"photos/train/labels/b{suffix}").rename(f"photos/train/labels/d{suffix}")
     assert init(*options, *SMALL) == 0
-    assert f"\n  1 images have no {suffix} file of their name: {says}\n" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"\n  1 images have no {suffix} file of their name: {says}\n" in out
+    assert f"\n  1 {suffix} files have no image of their name, and are not read\n" in out
 
 
 def test_the_lines_are_short(folder):

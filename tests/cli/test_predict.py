@@ -41,6 +41,8 @@ def folder(tmp_path_factory):
     (folder / "photos" / "notes.txt").write_text("no image")
     (folder / "photos" / ".hidden.png").write_text("no image")
     (folder / "broken.png").write_text("no image")
+    (folder / "photos" / "leaflet.pdf").write_text("no image, but of a format that Pillow writes")
+    (folder / "cut.jpg").write_bytes((folder / "photos" / "b.JPG").read_bytes()[:30])
     config = CONFIG.format(folder=folder)
     (folder / "mine.py").write_text(config + NAMES)
     (folder / "plain.py").write_text(config + PLAIN)
@@ -182,8 +184,9 @@ def test_overrides(folder, predict):
     "images, sentence",
     [
         (["{folder}/no.png"], "There is no image or folder '{folder}/no.png'."),
+        (["{folder}/cut.jpg"], "{folder}/cut.jpg cannot be read: Truncated File Read."),
         (["{folder}/0.png", "{folder}/broken.png"], "{folder}/broken.png is no image that Pillow reads."),
-        (["{tmp}/empty"], "The folder {tmp}/empty has no images: name files, or a folder of images."),
+        (["{tmp}/empty"], "The folder {tmp}/empty has no images (.jpg, .jpeg, .png, "),
         (["{tmp}/cut.png"], "dataloader.test.mapper cannot read {tmp}/cut.png: OSError: image file is truncated"),
         (["train.device=cpu"], "No image is given, expected files or folders of images."),
         (["{tmp}/out/0.jpg"], "The picture {tmp}/out/0.jpg would replace the image {tmp}/out/0.jpg: give another"),

@@ -50,6 +50,17 @@ def test_crowds_are_no_boxes(item):
     assert (len(found.boxes), found.crowds, found.empty) == (1, 1, 0)
 
 
+def test_difficult_objects_are_boxes(item):
+    marked = item("a.jpg", boxes=[(0, 0, 10, 10), (1, 1, 5, 5)])
+    marked["annotations"][0]["difficult"] = True
+    assert (len(survey([marked]).boxes), survey([marked]).difficult) == (2, 1)
+
+
+def test_equal_files_have_equal_digests(item):
+    first, second, third = survey([item("a.png"), item("b.png"), item("c.png", mode="L")]).digests
+    assert first == second != third
+
+
 def test_grey_and_turned_images_are_read(item):
     """Their sizes are those of the mapper's images."""
     turned = item("b.jpg", orientation=6, width=20, height=40)
@@ -73,14 +84,17 @@ def test_images_that_cannot_be_trained_on(item, tmp_path):
         text,
         item("other.jpg", width=41),
         item("turned.jpg", orientation=6),
+        item("turned.tif", orientation=6, width=20, height=40),
+        {**item("folder.jpg"), "file_name": str(tmp_path)},
         item("deep.png", mode="I;16"),
         {**item("gone.jpg"), "file_name": "gone.jpg"},
     ]
     with pytest.raises(ValueError) as refused:
         survey(dataset)
     assert str(refused.value) == (
-        f"6 of 7 images cannot be trained on: 1 cut or damaged (first {tmp_path}/cut.jpg), 1 that are no images (first "
-        f"{tmp_path}/text.jpg), 2 of another size than their labels state (first {tmp_path}/other.jpg), 1 with more "
-        f"than 8 bits a channel (first {tmp_path}/deep.png), 1 missing (first gone.jpg): mend them, or leave them and "
-        "their labels out."
+        f"8 of 9 images cannot be trained on: 1 cut or damaged (first {tmp_path}/cut.jpg), 1 that are no images (first "
+        f"{tmp_path}/text.jpg), 2 of another size than their labels state (first {tmp_path}/other.jpg), 1 that a "
+        f"TIFF's tag rotates, which Pillow and Detectron2 would both do (first {tmp_path}/turned.tif), 1 that cannot "
+        f"be opened (first {tmp_path}), 1 with more than 8 bits a channel (first {tmp_path}/deep.png), 1 missing "
+        "(first gone.jpg): mend them, or leave them and their labels out."
     )

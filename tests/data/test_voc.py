@@ -44,14 +44,27 @@ class TestReadVoc:
             ],
         }
 
-    def test_no_objects_and_no_size(self, read):
-        assert read(voc(size=""))["annotations"] == []
+    @pytest.mark.parametrize("width_height", [("", ""), (0, 0), ("40.0", 30)])
+    def test_no_objects_and_sizes_as_tools_write_them(self, read, width_height):
+        size = "<size><width>{}</width><height>{}</height></size>".format(*width_height)
+        assert read(voc(size=size))["annotations"] == read(voc(size=""))["annotations"] == []
+
+    def test_difficult_objects(self, read):
+        marks = ["1", " true ", "0", "Unspecified"]
+        objects = [an_object(1, 2, 11, 22).replace("<bnd", f"<difficult>{mark}</difficult><bnd") for mark in marks]
+        assert [x.get("difficult") for x in read(voc(*objects))["annotations"]] == [True, True, None, None]
 
     @pytest.mark.parametrize(
         ("text", "says"),
         [
             ("<annotation><object>", r"image\.xml is no XML: no element found"),
             ("", r"image\.xml is no XML: no element found"),
+            (
+                '<?xml version="1.0" encoding="gbk"?><annotation/>',
+                r"image\.xml is no XML: multi-byte encodings are not",
+            ),
+            ('<?xml version="1.0" encoding="none"?><annotation/>', r"image\.xml is no XML: unknown encoding: none"),
+            ("<html/>", r"image\.xml begins with <html>, expected the <annotation> of Pascal VOC"),
             (voc(an_object(1, 2, 3, 4, name="cow")), "object 1 is of class 'cow', expected one of 'dog', 'cat'"),
             (voc("<object/>"), "object 1 is of class '', expected one of"),
             (voc(an_object(1, 2, 3, 4), an_object(1, 2, "x", 4)), r"object 2 has the bndbox \['1', '2', 'x', '4'\]"),

@@ -31,6 +31,9 @@ class TestReadYolo:
             ],
         }
 
+    def test_a_byte_order_mark(self, read):
+        assert len(read("\ufeff1 0.5 0.5 0.5 0.25\r\n0 0.5 0.5 0.5 0.25\r\n")["annotations"]) == 2
+
     def test_rounding_of_other_tools(self, read):
         (annotation,) = read("0 0.5 0.5 1.0000001 1")["annotations"]
         assert annotation["bbox"] == pytest.approx([0, 0, 40, 20], abs=1e-4)

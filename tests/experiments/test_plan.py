@@ -86,7 +86,7 @@ def test_a_teacher_may_be_trained_by_any_config_or_be_there(tmp_path):
         "from d2kd import get_config\ncfg = get_config('digits/fcos_crosskd.py')\nmodel, train = cfg.model, cfg.train\n"
         f"model.teacher.checkpoint = '{tmp_path}/big/model_final.pth'\n"
     )
-    with pytest.raises(ValueError, match="no \\*_teacher.py beside that config writes to its folder.*--teacher-config"):
+    with pytest.raises(ValueError, match="no \\*teacher.py beside that config writes to its folder.*--teacher-config"):
         plan_teacher(experiment(tmp_path), str(mine))
     checkpoint, run = plan_teacher(experiment(tmp_path, teacher_config="digits/fcos_teacher.py"), str(mine))
     assert (run.config, run.folder, run.max_iter) == ("digits/fcos_teacher.py", tmp_path / "big", 5000)

@@ -6,11 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from d2kd.config import CONFIG
+from d2kd.data import register_labelled
 from d2kd.data.digits import dataset, prepare_digits, register_digits
 from d2kd.experiments import JobError, plan_run
 from d2kd.experiments.requests import check_request, request
+from tests.data.labelled import CLASSES, write_labelled
 from tests.experiments.small import STUDENT, experiment
 
 
@@ -57,6 +60,27 @@ def test_the_metric_of_the_best_checkpoint_may_change(tmp_path):
         for overrides in ((), ("train.best_metric=speed", "train.vis_period=10"))
     )
     assert first == second
+
+
+def test_other_labels_of_ones_own_are_another_run(tmp_path):
+    """Those that an evaluation has converted, and dated, are not looked at."""
+    run = plan_run(experiment(tmp_path), STUDENT, CONFIG, 0)
+    images, labels = write_labelled("yolo", tmp_path)
+    for name in ("digits_train", "digits_val"):
+        if name in DatasetCatalog.list():
+            DatasetCatalog.remove(name)
+        register_labelled(name, format="yolo", images=images, annotations=labels, classes=CLASSES)
+    try:
+        before = request(run)
+        MetadataCatalog.get("digits_val").json_file = str(labels / "classes.txt")
+        assert request(run) == before
+        (labels / "a.txt").write_text("0 0.5 0.5 0.1 0.1")
+        assert request(run)["annotations_sha256"].keys() == before["annotations_sha256"].keys()
+        assert request(run)["annotations_sha256"] != before["annotations_sha256"]
+    finally:
+        for name in ("digits_train", "digits_val"):
+            DatasetCatalog.remove(name)
+            MetadataCatalog.pop(name)
 
 
 def test_other_annotations_are_another_run(tmp_path, monkeypatch):
