@@ -5,16 +5,26 @@ from __future__ import annotations
 import argparse
 import io
 import logging
+import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from omegaconf.errors import OmegaConfBaseException
 
-__all__ = ["Parser", "check_file", "check_folder", "fail", "is_users_error", "run_command", "sentence"]
+__all__ = [
+    "Parser",
+    "check_file",
+    "check_folder",
+    "fail",
+    "is_users_error",
+    "run_command",
+    "sentence",
+    "without_overrides",
+]
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,6 +49,12 @@ class Parser(argparse.ArgumentParser):
         if number := re.fullmatch(r"(.*): invalid int value: '(.*)'", message):
             message = f"{number[1]}: {number[2]} is no whole number"
         self.exit(2, f"{self.prog}: {message.rstrip('.')} ({self.prog} --help).\n")
+
+
+def without_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Files and overrides (``key=value`` that is no file's name) out of what people type in any order."""
+    overrides = [word for word in words if "=" in word and not os.path.exists(word)]
+    return [word for word in words if word not in overrides], overrides
 
 
 def check_file(option: str, path: Path | None) -> None:

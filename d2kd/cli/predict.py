@@ -6,13 +6,12 @@ or plain, its averaged weights (model_final_ema.pth) and an exported student; th
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from d2kd.cli import Parser, check_folder, run_command
+from d2kd.cli import Parser, check_folder, run_command, without_overrides
 from d2kd.config import load_config
 from d2kd.engine import ConfigError
 from d2kd.engine.prediction import (
@@ -61,11 +60,11 @@ def run(args: argparse.Namespace) -> None:
             image.
         ValueError, OSError: weights or an image that cannot be used.
     """
-    overrides = [x for x in args.images if "=" in x and not os.path.exists(x)]
+    images, overrides = without_overrides(args.images)
     cfg = load_config(args.config_file, overrides)
     output = args.output or Path(OmegaConf.select(cfg, "train.output_dir", default="."), "predict")
     check_folder("--output", output)
-    files = find_images([x for x in args.images if x not in overrides])
+    files = find_images(images)
     if not files:
         raise ConfigError("No image is given, expected files or folders of images.")
     detector = load_detector(cfg, args.weights)
@@ -77,8 +76,8 @@ def run(args: argparse.Namespace) -> None:
         print(f"{file}: {count} {'object' if count == 1 else 'objects'}, {picture}", flush=True)
     if classes.names is None:
         print("The classes have numbers: their names are in the dataset's metadata, which cannot be read here.")
-    images = "image" if len(files) == 1 else "images"
-    print(f"{total} objects of {type(detector).__name__} on {len(files)} {images}: {output / PREDICTIONS}")
+    noun = "image" if len(files) == 1 else "images"
+    print(f"{total} objects of {type(detector).__name__} on {len(files)} {noun}: {output / PREDICTIONS}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

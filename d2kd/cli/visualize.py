@@ -13,7 +13,7 @@ from copy import deepcopy
 from pathlib import Path
 
 from d2kd.checkpoint import load_strictly
-from d2kd.cli import Parser, check_folder, run_command
+from d2kd.cli import Parser, check_folder, run_command, without_overrides
 from d2kd.config import CONFIG, load_config
 from d2kd.engine import ConfigError, resolve_device
 from d2kd.engine.sheet import class_names, file_names, look_at_step, make_sheet, save_sheets, test_images
@@ -54,7 +54,8 @@ def run(args: argparse.Namespace) -> None:
     """
     # Of files, which have no labels.
     logging.getLogger("detectron2.d2kd.modeling.distillation.monitors").setLevel(logging.ERROR)
-    cfg = load_config(args.config_file, args.overrides, method=args.method)
+    asked, overrides = without_overrides(args.images or ())
+    cfg = load_config(args.config_file, [*args.overrides, *overrides], method=args.method)
     output = args.output or Path(cfg.train.output_dir, "visualize")
     check_folder("--output", output)
     model = load_student(cfg, args.weights)
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
             refusal=f"{args.alone} (--alone) is no checkpoint of the student",
             absent=f"There is no checkpoint {args.alone} (--alone).",
         )
-    images = test_images(cfg, args.images or _FIRST)
+    images = test_images(cfg, asked or _FIRST)
     for (name, item), file in zip(images, file_names([name for name, _ in images])):
         view = look_at_step(model, item, cfg.train.max_iter)
         title = f"image {name} ({args.config_file})"

@@ -87,7 +87,8 @@ def test_a_sheet_for_each_of_the_first_images_with_objects(visualize, folder, ca
 
 
 def test_numbers_files_and_a_file_of_the_test_data(visualize, folder, tmp_path, capsys):
-    assert visualize("--output", tmp_path, "--images", 0, folder / "street.png", folder / "2.png") == 0
+    override = "dataloader.test.mapper.augmentations.0.short_edge_length=64"  # people type it last
+    assert visualize("--output", tmp_path, "--images", 0, folder / "street.png", folder / "2.png", override) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0_0.png", "2.png", "street.png"]
 
 

@@ -181,5 +181,10 @@ def test_differences():
     before = "a: {b: 1, c: [1, {h: 2, i: 3}]}\nd: x\ne: {f: 1}\ntrain: {output_dir: a, init_checkpoint: ''}"
     after = "a: {b: 1.5, c: [1, {h: 2, i: 4}]}\ne: null\ng: [1]\ntrain: {output_dir: b, init_checkpoint: x.pth}"
     assert differences(before, before) == []
-    assert differences(before, after) == ["a.b was 1, is 1.5", "a.c[1].i was 3, is 4", "d was x, is not set", "e was {f}, is null",
-                                          "g was not set, is [1]"]  # fmt: skip
+    assert differences(before, after) == [
+        "a.b was 1, is 1.5",
+        "a.c[1].i was 3, is 4",
+        "d was x, is not set",
+        "e was {f}, is null",
+        "g was not set, is [1]",
+    ]
