@@ -16,6 +16,8 @@ from tests.logs import logs_of_its_own
 
 # Without it cuBLAS refuses to run under torch.use_deterministic_algorithms(True).
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+# Of the processes that tests start: where other tests run beside them, threads spend their time waiting for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_finish() -> None:

@@ -9,7 +9,7 @@ import argparse
 import re
 import shlex
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
@@ -18,13 +18,13 @@ from omegaconf import OmegaConf
 
 from d2kd.checkpoint import check_whole
 from d2kd.cli import Parser, check_folder, run_command
-from d2kd.cli.init_backbones import find_backbone
+from d2kd.cli.init_backbones import Backbone, find_backbone
 from d2kd.cli.init_choices import Choices, choose
 from d2kd.cli.init_files import DETECTORS, Project, TrainedTeacher, config_files
 from d2kd.cli.init_report import report
 from d2kd.config import load_config
 from d2kd.config.teacher_file import build_teacher
-from d2kd.data.formats import FORMATS, class_names, find_format, read_labelled
+from d2kd.data.formats import FORMATS, class_names, find_format, label_files, read_labelled
 from d2kd.data.survey import Survey, survey
 from d2kd.methods import METHODS, get_losses
 
@@ -90,7 +90,12 @@ def run(args: argparse.Namespace) -> None:
     choices = choose(found["train"])
     files = config_files(project, choices)
     print(_chosen(choices))
-    _write(folder, files)
+    first_weights = {
+        role: backbone.weights_reason
+        for role, backbone in (("teacher", teacher), ("student", student))
+        if isinstance(backbone, Backbone)
+    }
+    _write(folder, files, first_weights)
     print(_next_steps(args.folder, files))
 
 
@@ -126,7 +131,14 @@ def _classes(format: str, data: dict[str, tuple[Path, Path]]) -> list[str]:
 
 
 def _survey(split: str, format: str, images: Path, annotations: Path, classes: Sequence[str]) -> Survey:
-    found = survey(read_labelled(format, images, annotations, classes))
+    dataset = read_labelled(format, images, annotations, classes)
+    print(f"Reading {len(dataset)} images of {split} ...", flush=True)
+    found = survey(dataset)
+    if format != "coco" and not any(label_files(format, images, annotations).values()):
+        raise ValueError(
+            f"--{split} has {len(dataset)} images, and none has a {FORMATS[format]} file of its name in {annotations}: "
+            "give the folder of the labels."
+        )
     if not len(found.boxes):
         raise ValueError(f"--{split} has {len(found.sizes)} images and no box that can be learnt from: {annotations}.")
     if (found.boxes[:, 2:] - found.boxes[:, :2]).max() <= 1:
@@ -181,8 +193,13 @@ def _trained(file: Path, num_classes: int) -> TrainedTeacher:
     return TrainedTeacher(config, checkpoint, input_format)
 
 
-def _write(folder: Path, files: dict[str, str]) -> None:
-    """Put the files into the folder, once the detectors of a copy could be built."""
+def _write(folder: Path, files: dict[str, str], first_weights: Mapping[str, str]) -> None:
+    """
+    Put the files into the folder, once the detectors of a copy could be built.
+
+    Args:
+        first_weights: where they come from, of each detector that is trained.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     place = folder if folder.exists() else folder.parent
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=place) as workspace:
@@ -190,14 +207,13 @@ def _write(folder: Path, files: dict[str, str]) -> None:
         new.mkdir()
         for name, text in files.items():
             (new / name).write_text(text, encoding="utf-8")
-        for role in ("teacher", "student"):
-            if f"{role}.py" not in files:
-                continue
+        for role, source in first_weights.items():
             cfg = load_config(str(new / f"{role}.py"))
             node = cfg.model.student if role == "student" else cfg.model
             for key in ("pretrained", "weights"):
                 node.backbone.bottom_up.pop(key, None)
-            print(f"{role}: {sum(x.numel() for x in instantiate(node).parameters()) / 1e6:.1f} M parameters")
+            millions = sum(x.numel() for x in instantiate(node).parameters()) / 1e6
+            print(f"{role}: {millions:.1f} M parameters; the backbone's first weights: {source}")
         if not folder.exists():
             new.rename(folder)
             return

@@ -71,7 +71,7 @@ def _resnet(depth: int) -> Backbone:
     return Backbone(
         node=node,
         node_without_weights=node,
-        weights_reason="ImageNet, by train.init_checkpoint below"
+        weights_reason="ImageNet, downloaded once by train.init_checkpoint; without a network set that to a file"
         if known
         else f"random, since Detectron2 has none of ImageNet for it; timm:resnet{depth} has",
         pixel_mean=(123.675, 116.28, 103.53),

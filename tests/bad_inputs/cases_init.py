@@ -169,6 +169,16 @@ CASES = [
         yolo("0 0.5 0.5 0.5 0.5", names="tern\n\nheron\n"),
     ),
     case(
+        "with a folder of labels of other images",
+        "--format yolo --train images other --val images labels",
+        "--train has 4 images, and none has a .txt file of its name in {folder}/other: give the folder of the labels.",
+        lambda folder: (
+            yolo("0 0.5 0.5 0.5 0.5")(folder),
+            names(folder / "other", "tern\nheron\n"),
+            (folder / "other/0.txt").rename(folder / "other/9.txt"),
+        ),
+    ),
+    case(
         "with two images of one label file",
         "--train images labels --val images labels",
         "{folder}/images/0.jpg and {folder}/images/0.png have one label file, {folder}/labels/0.txt: rename one of the "

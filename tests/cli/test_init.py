@@ -205,7 +205,9 @@ def test_what_it_says_of_the_data(folder, capsys):
     labels.write_text(json.dumps(content))
     assert init(*options, *SMALL) == 0
     out = capsys.readouterr().out.splitlines()
-    assert out[:8] == [
+    assert out[:10] == [
+        "Reading 3 images of train ...",
+        "Reading 3 images of val ...",
         f"train: 3 images in {folder}/photos/train/images, coco, 64 x 64 pixels (median)",
         "  1 boxes: tern 1",
         "  by size: 0 small (under 32 pixels, the root of the area), 1 medium, 0 large (from 96); half are under 39",

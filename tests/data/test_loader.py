@@ -16,6 +16,12 @@ DATASET = [{"image_id": i} for i in range(7)]
 MIXED = {"total_batch_size": 6, "unlabeled": [{"image_id": i} for i in range(100, 105)], "unlabeled_batch_size": 2}
 
 
+@pytest.fixture(autouse=True)
+def workers_end_at_once(monkeypatch):
+    """Torch waits as many seconds for a worker that has failed."""
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
+
+
 def draw(entry):
     """A mapper that uses all three generators."""
     return entry["image_id"], random.random(), np.random.rand(), torch.rand(()).item()

@@ -177,6 +177,7 @@ def _run(
     """The process of a run."""
     os.setsid()  # its ranks are killed with it
     os.environ.update(environ)
+    torch.set_num_threads(1)  # the server has imported torch without this environment
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(output, stream)
