@@ -105,7 +105,7 @@ train = dict(  # docs: configs/common/train.py of d2kd
     log_period=20,  # iterations between two lines of the log
     init_checkpoint="",  # what the detector starts from, beside its backbone's weights
     seed=0,  # of initial weights, order of images, augmentations
-    device="{choices.device}",  # "cuda" or "cpu"
+    device="{choices.device}",  # "cuda" or "cpu", as where d2kd init ran: so are batch and workers above
     amp=dict(enabled=False),  # mixed precision, for a GPU
     clip_grad=dict(max_norm=10.0, norm_type=2.0),  # of all gradients together; read by d2kd train only
     ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),  # for several GPUs
