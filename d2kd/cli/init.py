@@ -132,13 +132,14 @@ def _classes(format: str, data: dict[str, tuple[Path, Path]]) -> list[str]:
 
 def _survey(split: str, format: str, images: Path, annotations: Path, classes: Sequence[str]) -> Survey:
     dataset = read_labelled(format, images, annotations, classes)
-    print(f"Reading {len(dataset)} images of {split} ...", flush=True)
-    found = survey(dataset)
-    if format != "coco" and not any(label_files(format, images, annotations).values()):
+    unlabelled = format != "coco" and not any(item["annotations"] for item in dataset)
+    if unlabelled and not any(label_files(format, images, annotations).values()):
         raise ValueError(
             f"--{split} has {len(dataset)} images, and none has a {FORMATS[format]} file of its name in {annotations}: "
             "give the folder of the labels."
         )
+    print(f"Reading {len(dataset)} images of {split} ...", flush=True)
+    found = survey(dataset)
     if not len(found.boxes):
         raise ValueError(f"--{split} has {len(found.sizes)} images and no box that can be learnt from: {annotations}.")
     if (found.boxes[:, 2:] - found.boxes[:, :2]).max() <= 1:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +21,7 @@ __all__ = [
     "TEACHER",
     "Experiment",
     "Run",
+    "Settings",
     "config_label",
     "method_label",
     "plan_run",
@@ -73,7 +73,7 @@ def method_label(method: str) -> str:
     return {ALONE: "student alone", CONFIG: "the config's losses"}.get(method, method)
 
 
-class _Settings(NamedTuple):
+class Settings(NamedTuple):
     """What a plan needs of a config."""
 
     max_iter: int
@@ -115,7 +115,7 @@ class Experiment:
     report: tuple[str, ...] = ()
     teacher_config: str | None = None
     teacher_overrides: tuple[str, ...] = ()
-    _settings: dict[tuple[str, str], _Settings] = dataclasses.field(
+    _settings: dict[tuple[str, str], Settings] = dataclasses.field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -128,7 +128,7 @@ class Experiment:
     def distilled(self) -> tuple[str, ...]:
         return tuple(method for method in self.methods if method != ALONE)
 
-    @cached_property
+    @property
     def device(self) -> str:
         """
         "cpu" or "cuda": where the students train.
@@ -138,7 +138,7 @@ class Experiment:
         """
         return self._one("train.device", "device")
 
-    @cached_property
+    @property
     def metric(self) -> str:
         """
         ``train.best_metric`` of the configs.
@@ -155,7 +155,7 @@ class Experiment:
             raise ValueError(f"{key} means {each}, which cannot be compared: add {key}=VALUE for all.")
         return next(iter(found.values()))
 
-    def settings(self, config: str, losses: str) -> _Settings:
+    def settings(self, config: str, losses: str) -> Settings:
         """
         What a config says, read once.
 
@@ -167,7 +167,7 @@ class Experiment:
             cfg = load_config(config, self.overrides, method=losses)
             has_losses = target_of(cfg.model) is DistilledDetector and bool(cfg.model.get("losses"))
             device = resolve_device(cfg.train.device).type
-            self._settings[config, losses] = _Settings(cfg.train.max_iter, cfg.train.best_metric, device, has_losses)
+            self._settings[config, losses] = Settings(cfg.train.max_iter, cfg.train.best_metric, device, has_losses)
         return self._settings[config, losses]
 
 

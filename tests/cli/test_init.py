@@ -217,6 +217,8 @@ def test_what_it_says_of_the_data(folder, capsys):
         "  1 boxes reach over the edge of their image, cut there",
         f"  1 further boxes without area, left out in training (first in {folder}/photos/train/images/a.jpg)",
     ]
+    weights = "the backbone's first weights: "
+    assert [line.partition(":")[0] for line in out if weights in line] == ["teacher", "student"]
     assert "  3 of these images are in train, too, as equal files: AP on them says little of others" in out
 
 

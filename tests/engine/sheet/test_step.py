@@ -1,9 +1,12 @@
 """What is read off a training step: regions, the gap, the gradient."""
 
+import logging
+
 import pytest
 import torch
 
 from d2kd.engine.sheet import look_at_step, make_sheet
+from d2kd.modeling.distillation.health import FIRST_SHARE
 from tests.helpers import (
     FAMILIES,
     LEVELS,
@@ -43,6 +46,16 @@ def still(model):
 def map_of(view, title):
     (found,) = [x for x in view.maps if x.title.startswith(title)]
     return found
+
+
+def test_it_logs_no_gradient_shares(caplog):
+    """Where training logs its own."""
+    caplog.set_level(logging.INFO)
+    model = model_of()
+    look_at_step(model, item_of(), FIRST_SHARE)
+    assert "Gradient at the student's FPN outputs" not in caplog.text
+    run_step(model, [item_of()], iteration=FIRST_SHARE)
+    assert "Gradient at the student's FPN outputs" in caplog.text
 
 
 @pytest.mark.parametrize("losses", ["ld", "bckd", "crosskd", "tid"])
