@@ -126,9 +126,10 @@ def run(args: argparse.Namespace) -> int:
     experiment = experiment_of(args)
     jobs = build_jobs(experiment)
     failed = run_jobs(jobs, environments(experiment.device, args.processes))
-    report = write_report(experiment, args.command)
-    written = ["results.md", "results.json", *sorted(file.name for file in experiment.output.glob("*.png"))]
-    print(f"\n{report}\nWritten to {experiment.output}: {', '.join(written)}")
+    report, written = write_report(experiment, args.command)
+    print(f"\n{report}")
+    if written:
+        print(f"Written to {experiment.output}: {', '.join(written)}")
     if failed:
         print(f"{len(failed)} of {len(jobs)} runs failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

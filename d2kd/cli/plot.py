@@ -16,6 +16,7 @@ from d2kd.cli import Parser, check_file, run_command
 from d2kd.experiments.ceiling_figure import plot_ceiling
 from d2kd.experiments.curves import read_metrics
 from d2kd.experiments.figures import COST_LABELS
+from d2kd.experiments.metrics import TEST_DATA
 from d2kd.experiments.run_figure import plot_runs
 
 COMMAND = "d2kd plot"
@@ -40,8 +41,8 @@ def run(args: argparse.Namespace) -> None:
     """
     Raises:
         FileNotFoundError: a folder has neither metrics.json nor results.json.
-        ValueError: one run is named twice, runs and outputs of d2kd compare are mixed, a file is of neither, or there
-            is nothing to draw.
+        ValueError: one run is named twice, runs and outputs of d2kd compare are mixed, a file is of neither, results
+            share no axis, or there is nothing to draw.
     """
     files = [_file(name) for name in args.runs]
     if len({file.resolve() for file in files}) < len(files):
@@ -57,9 +58,9 @@ def run(args: argparse.Namespace) -> None:
             "run, expected one kind: the runs of d2kd compare are in its folders CONFIG/METHOD/seedN."
         )
     else:
-        names = [file.parent.resolve().name for file in files]
-        if len(set(names)) < len(names):
-            names = [str(file.parent) for file in files]
+        folders = [file.parent for file in files]
+        choices = [folder.resolve().name for folder in folders], [*map(str, folders)], [*map(str, files)]
+        names = next(choice for choice in choices if len(set(choice)) == len(files))
         plot_runs(output, {name: _metrics(file) for name, file in zip(names, files)})
     print(output)
 
@@ -86,7 +87,7 @@ def _metrics(file: Path) -> dict[int, dict[str, Any]]:
 
 
 def _results(file: Path) -> list[dict[str, Any]]:
-    """What d2kd compare found."""
+    """What d2kd compare found, each with ``values_on``: the data that its ``values`` are of."""
     try:
         content = json.loads(file.read_bytes(), parse_constant=lambda _: None)  # NaN: no value
     except ValueError as error:
@@ -96,14 +97,26 @@ def _results(file: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{file} is no results.json of d2kd compare, or of an earlier version: run it again there.")
     if not results:
         raise ValueError(f"{file} has no runs: there is nothing to draw.")
-    return results
+    where = content.get("values_on")
+    if not isinstance(where, str):
+        where = _values_on(results)
+    return [{**run, "values_on": where} for run in results]
+
+
+def _values_on(results: Sequence[dict[str, Any]]) -> str:
+    """The same, of a file that does not say it, as earlier versions wrote them."""
+    keys = dict.fromkeys(key for run in results for key in run["reported"])
+    same = (key for key in keys if all(run["reported"].get(key) == run["values"] for run in results))
+    return next(same, TEST_DATA)
 
 
 def _is_result(run: object) -> bool:
     if not (isinstance(run, dict) and _KEYS <= run.keys() and run["device"] in COST_LABELS):
         return False
-    values = [run[key].get(run["metric"]) if isinstance(run[key], dict) else "" for key in ("metrics", "values")]
-    return all(value is None or _is_number(value) for value in (*values, run["cost_seconds"]))
+    if not all(isinstance(run[key], dict) for key in ("metrics", "values", "reported")):
+        return False
+    numbers = run["metrics"].get(run["metric"]), run["values"].get(run["metric"]), run["cost_seconds"]
+    return all(number is None or _is_number(number) for number in numbers)
 
 
 def _is_number(value: object) -> bool:

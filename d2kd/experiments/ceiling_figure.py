@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from d2kd.checkpoint import whole_file
 from d2kd.config import ALONE
 from d2kd.experiments.figures import COST_LABELS, distilled_methods, line_style
-from d2kd.experiments.metrics import metric_name
+from d2kd.experiments.metrics import TEST_DATA, metric_name
 from d2kd.experiments.plan import TEACHER, method_label, stretched_for
-from d2kd.experiments.statistics import mean_std
+from d2kd.experiments.statistics import final_value, mean_std
 
 __all__ = ["LengthPoint", "by_length", "plot_ceiling"]
 
@@ -32,7 +33,7 @@ def by_length(runs: Sequence[Mapping[str, Any]], key: str = "values") -> dict[st
 
     Args:
         runs: of one config, of :func:`d2kd.experiments.collect`; those without cost or metric are left out.
-        key: of the metrics: "values" as reported, "metrics" on dataloader.test.
+        key: see :func:`d2kd.experiments.statistics.final_value`.
 
     Raises:
         ValueError: two runs of one method, seed and length.
@@ -47,7 +48,7 @@ def by_length(runs: Sequence[Mapping[str, Any]], key: str = "values") -> dict[st
                 f"{run['config']} has two runs of {method_label(run['method'])}, seed {run['seed']}, "
                 f"{run['max_iter']} iterations: draw results of other overrides in a figure of their own."
             )
-        value = run[key].get(run["metric"])
+        value = final_value(run, key)
         if value is not None and run["cost_seconds"] is not None:
             seeds[run["seed"]] = run["cost_seconds"], value
     points: dict[str, list[LengthPoint]] = {}
@@ -66,36 +67,52 @@ def plot_ceiling(path: str | Path, runs: Sequence[Mapping[str, Any]]) -> None:
 
     Args:
         path: the PNG to write.
-        runs: results of one or several ``d2kd compare``.
+        runs: results of one or several ``d2kd compare``, each with ``values_on``: the data that its ``values`` are of.
 
     Raises:
-        ValueError: two runs of one method, seed and length, or none with a cost.
+        ValueError: two runs of one method, seed and length, or none with a cost; or a config's runs differ in metric,
+            device or the data of their values.
     """
-    configs = list(dict.fromkeys(run["config"] for run in runs))
-    reported = any(run["reported"] for run in runs)
-    keys = {"metrics": "on dataloader.test", "values": "as reported"} if reported else {"values": "on dataloader.test"}
-    figure = Figure(figsize=(2 + 4.7 * len(keys), 3.9 * len(configs) + 0.7), dpi=120, layout="constrained")
+    rows: dict[str, list[Mapping[str, Any]]] = {}
+    for run in runs:
+        rows.setdefault(run["config"], []).append(run)
+    keys = {config: {TEST_DATA: "metrics", _only(x, "values_on", "--report"): "values"} for config, x in rows.items()}
+    columns = max(map(len, keys.values()))
+    figure = Figure(figsize=(2 + 4.7 * columns, 3.9 * len(rows) + 0.7), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(len(configs), len(keys), squeeze=False, sharex="row", sharey="row")
+    panels = figure.subplots(len(rows), columns, squeeze=False, sharex="row", sharey="row")
     methods = distilled_methods(runs)
     handles: dict[str, Artist] = {}
-    for row, config in zip(panels, configs):
-        of_config = [run for run in runs if run["config"] == config]
-        for panel, (key, where) in zip(row, keys.items()):
+    for row, (config, of_config) in zip(panels, rows.items()):
+        metric, device = _only(of_config, "metric", "train.best_metric"), _only(of_config, "device", "train.device")
+        for panel in row[len(keys[config]) :]:
+            panel.remove()
+        for panel, (where, key) in zip(row, keys[config].items()):
             _plot_lines(panel, by_length(of_config, key), methods)
             for run in of_config:
-                value = run[key].get(run["metric"])
+                value = final_value(run, key)
                 if run["method"] == TEACHER and value is not None:
                     panel.axhline(value, color="black", linestyle=":", linewidth=1.2, label=TEACHER)
-            panel.set_title(f"{config}, {where}", loc="left")
-            panel.set_xlabel(COST_LABELS[of_config[0]["device"]])
+            panel.set_title(textwrap.fill(f"{config}, on {where}", 60), loc="left", fontsize=10)
+            panel.set_xlabel(COST_LABELS[device])
             handles |= {label: handle for handle, label in zip(*panel.get_legend_handles_labels())}
-        row[0].set_ylabel(f"final {metric_name(of_config[0]['metric'])}")
+        row[0].set_ylabel(f"final {metric_name(metric)}")
     if not handles:
         raise ValueError("None of these runs has a cost and a final metric: there is nothing to draw.")
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(5, len(handles)))
     with whole_file(path) as partial:
         figure.savefig(partial, format="png")
+
+
+def _only(runs: Sequence[Mapping[str, Any]], key: str, field: str) -> str:
+    """What all runs of a config have there; ``field`` is how d2kd compare is told."""
+    found = list(dict.fromkeys(run[key] for run in runs))
+    if len(found) > 1:
+        raise ValueError(
+            f"{runs[0]['config']} has results with {key.replace('_', ' ')} {found[0]!r} and {found[1]!r}, expected "
+            f"one: draw a figure of each, or run d2kd compare again with one {field}."
+        )
+    return found[0]
 
 
 def _plot_lines(panel: Axes, lines: Mapping[str, Sequence[LengthPoint]], methods: Sequence[str]) -> None:

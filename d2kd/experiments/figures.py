@@ -18,6 +18,7 @@ from d2kd.engine.sheet import RIGHT, WRONG, Box, draw_boxes, font
 from d2kd.experiments.curves import CurvePoint, resample
 from d2kd.experiments.metrics import metric_name
 from d2kd.experiments.plan import TEACHER, method_label, stretched_for
+from d2kd.experiments.statistics import final_value
 
 __all__ = ["COST_LABELS", "PALETTE", "distilled_methods", "draw_sheet", "line_style", "plot_curves"]
 
@@ -94,8 +95,9 @@ def _plot_config(
     groups: dict[str, list[list[CurvePoint]]] = {}
     for run in runs:
         if run["method"] == TEACHER:
-            for panel in panels if (value := run["metrics"][run["metric"]]) is not None else ():
-                panel.axhline(value, color="black", linestyle=":", linewidth=1.2, label=TEACHER)
+            if (value := final_value(run, "metrics")) is not None:
+                for panel in panels:
+                    panel.axhline(value, color="black", linestyle=":", linewidth=1.2, label=TEACHER)
         else:
             groups.setdefault(run["method"], []).append([CurvePoint(*point) for point in run["curve"]])
     for method, curves in groups.items():

@@ -16,21 +16,9 @@ from d2kd.config import ALONE
 from d2kd.experiments.figures import COST_LABELS, distilled_methods, line_style
 from d2kd.experiments.metrics import metric_name
 from d2kd.experiments.plan import method_label, stretched, stretched_for
-from d2kd.experiments.statistics import mean_std
+from d2kd.experiments.statistics import final_value, mean_std, paired_gains
 
-__all__ = ["paired_gains", "plot_gains"]
-
-
-def paired_gains(runs: Sequence[Mapping[str, Any]], method: str) -> list[float]:
-    """
-    What a method's runs have above the student alone of the same seeds.
-
-    Args:
-        runs: of one config.
-    """
-    alone = {run["seed"]: run["values"][run["metric"]] for run in runs if run["method"] == ALONE}
-    pairs = [(run["values"][run["metric"]], alone.get(run["seed"])) for run in runs if run["method"] == method]
-    return [value - base for value, base in pairs if value is not None and base is not None]
+__all__ = ["plot_gains"]
 
 
 def plot_gains(path: str | Path, runs: Sequence[Mapping[str, Any]]) -> bool:
@@ -119,7 +107,7 @@ def _plot_costs(panel: Axes, runs: Sequence[Mapping[str, Any]], methods: Sequenc
 
 def _mean_point(runs: Sequence[Mapping[str, Any]], method: str) -> tuple[float, float, float] | None:
     """A method's mean cost, mean metric, and the metric's standard deviation; None where no cost is known."""
-    points = [(run["cost_seconds"], run["values"][run["metric"]]) for run in runs if run["method"] == method]
+    points = [(run["cost_seconds"], final_value(run)) for run in runs if run["method"] == method]
     known = [(cost, value) for cost, value in points if cost is not None and value is not None]
     costs, values = mean_std([x for x, _ in known]), mean_std([y for _, y in known])
     return None if costs is None or values is None else (costs[0], values[0], values[1] or 0.0)

@@ -10,10 +10,10 @@ from d2kd.experiments.curves import CurvePoint, last_quarter
 from d2kd.experiments.figures import plot_curves
 from d2kd.experiments.files import write_json, write_text
 from d2kd.experiments.gain_figure import plot_gains
-from d2kd.experiments.metrics import decimals, metric_name
+from d2kd.experiments.metrics import TEST_DATA, decimals, metric_name
 from d2kd.experiments.plan import TEACHER, Experiment, method_label
 from d2kd.experiments.results import collect
-from d2kd.experiments.statistics import MeanStd, mean_std, metric_columns, summarize
+from d2kd.experiments.statistics import MeanStd, Row, final_value, mean_std, metric_columns, summarize
 
 __all__ = ["cost_heading", "markdown_table", "notes", "to_markdown", "write_report"]
 
@@ -39,6 +39,9 @@ def notes(runs: Sequence[Mapping[str, Any]]) -> list[str]:
             f"gain: in {metric_name(metric)}, over the student alone of the same seed (same initial weights, same data "
             "in the same order); ± is the standard deviation over seeds, p that of a two-sided paired t-test."
         )
+    students = [run for run in runs if run["method"] != TEACHER]
+    if without := [f"{r['config']} {r['method']} seed {r['seed']}" for r in students if final_value(r) is None]:
+        found.append(f"Without {metric_name(metric)}, and left out of its means and gains: {', '.join(without)}.")
     made = [run["git"] for run in runs if run.get("git")]
     if made:
         dirty = " with uncommitted changes" if any(state["dirty"] for state in made) else ""
@@ -53,6 +56,13 @@ def _cell(pair: MeanStd | None, digits: int, sign: str = "") -> str:
         return "-"
     mean, std = pair
     return f"{mean:{sign}.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}")
+
+
+def _gain_cell(row: Row, digits: int) -> str:
+    text = _cell(row.gain, digits, "+")
+    if row.gain is None or row.paired_seeds == len(row.seeds):
+        return text
+    return f"{text} ({row.paired_seeds} pair{'' if row.paired_seeds == 1 else 's'})"
 
 
 def _p_cell(p: float | None) -> str:
@@ -79,7 +89,7 @@ def to_markdown(runs: Sequence[Mapping[str, Any]]) -> str:
                 str(len(row.seeds) or "-"),
                 "-" if least is None else str(least) if least == most else f"{least}-{most}",
                 _cell(row.values[metric], places[metric]),
-                _cell(row.gain, places[metric], "+"),
+                _gain_cell(row, places[metric]),
                 _p_cell(row.p_value),
                 *(_cell(row.values[key], places[key]) for key in others),
                 f"{row.parameters / 1e6:.2f} M",
@@ -108,28 +118,32 @@ def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str
     return "\n".join([render(header), render(rule), *map(render, lines)]) + "\n"
 
 
-def write_report(experiment: Experiment, command: str) -> str:
+def write_report(experiment: Experiment, command: str) -> tuple[str, list[str]]:
     """
-    Write ``results.json``, ``results.md``, ``curves.png`` and, if there are pairs, ``gains.png`` to the output folder.
+    Write ``results.md``, ``results.json``, ``curves.png`` and, if there are pairs, ``gains.png`` to the output folder.
 
     Args:
         experiment: finished runs of its overrides are reported, whichever configs, methods and seeds it names.
         command: what people type for it.
 
     Returns:
-        The content of ``results.md``.
+        (the content of ``results.md``, or that there is none; names of the files that were written)
     """
     results, left_out = collect(experiment)
     if not results:
-        return "No run is finished, so there is nothing to report."
-    where = " ".join(experiment.report) or "dataloader.test"
+        return "No run is finished, so there is nothing to report.", []
+    where = " ".join(experiment.report) or TEST_DATA
     said = [f"Metrics on {where}, of the weights after the last iteration.", *notes(results)]
     if left_out:
         said.append(f"{left_out} finished runs with other overrides or configs lie here too and are left out.")
     table = to_markdown(results)
     text = f"{table}\n" + "\n".join(f"- {note}" for note in said) + f"\n\nMade by `{command}`.\n"
     write_text(experiment.output / "results.md", text)
-    write_json(experiment.output / "results.json", {"command": command, "runs": results})
+    write_json(experiment.output / "results.json", {"command": command, "values_on": where, "runs": results})
     plot_curves(experiment.output / "curves.png", results)
-    plot_gains(experiment.output / "gains.png", results)
-    return text
+    written, gains = ["results.md", "results.json", "curves.png"], experiment.output / "gains.png"
+    if plot_gains(gains, results):
+        written.append(gains.name)
+    else:
+        gains.unlink(missing_ok=True)  # an earlier one, of pairs that are no longer there
+    return text, written

@@ -88,8 +88,12 @@ def _evaluate_run(run: Run, overrides: Sequence[str] = ()) -> Metrics:
 
 
 def evaluate_teacher(cfg: DictConfig) -> Metrics:
-    """The same of the teacher, on the student's data and with its evaluator."""
-    return _evaluate(cfg, load_teacher(cfg)[0])
+    """
+    The same of the teacher, on the student's data and with its evaluator. With ``train.ema`` also under the names of
+    averaged weights, with which the student's are compared.
+    """
+    metrics = _evaluate(cfg, load_teacher(cfg)[0])
+    return metrics | {f"{EMA_PREFIX}{name}": value for name, value in metrics.items() if cfg.train.get("ema")}
 
 
 def _evaluate(cfg: DictConfig, model: nn.Module | Callable) -> Metrics:

@@ -13,7 +13,7 @@ from d2kd.config import ALONE
 from d2kd.experiments.metrics import COCO_METRICS
 from d2kd.experiments.plan import TEACHER
 
-__all__ = ["MeanStd", "Row", "mean_std", "metric_columns", "paired_p_value", "summarize"]
+__all__ = ["MeanStd", "Row", "final_value", "mean_std", "metric_columns", "paired_gains", "paired_p_value", "summarize"]
 
 #: Mean and sample standard deviation, None of a single value.
 MeanStd = tuple[float, float | None]
@@ -32,7 +32,7 @@ class Row:
     values: Mapping[str, MeanStd | None]  # the metrics' columns, seconds_per_iteration, cost_seconds
     parameters: int
     gain: MeanStd | None  # of the metric, above the student alone of the same seeds; None for itself
-    paired_seeds: int
+    paired_seeds: int  # which the gain is of
     p_value: float | None
 
 
@@ -49,11 +49,34 @@ def metric_columns(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys([*metrics, *([key for key in COCO_METRICS if key in there] or there)]))
 
 
+def final_value(run: Mapping[str, Any], key: str = "values") -> float | None:
+    """
+    A run's metric in the end; None where it has none.
+
+    Args:
+        run: see :func:`summarize`.
+        key: of the metrics: "values" as reported, "metrics" on dataloader.test.
+    """
+    return run[key].get(run["metric"])
+
+
 def mean_std(values: Sequence[float]) -> MeanStd | None:
     """None of no values."""
     if not values:
         return None
     return fmean(values), stdev(values) if len(values) > 1 else None
+
+
+def paired_gains(runs: Sequence[Mapping[str, Any]], method: str) -> list[float]:
+    """
+    What a method's runs have above the student alone of the same seeds.
+
+    Args:
+        runs: of one config.
+    """
+    alone = {run["seed"]: final_value(run) for run in runs if run["method"] == ALONE}
+    pairs = [(final_value(run), alone.get(run["seed"])) for run in runs if run["method"] == method]
+    return [value - base for value, base in pairs if value is not None and base is not None]
 
 
 def paired_p_value(differences: Sequence[float]) -> float | None:
@@ -78,9 +101,8 @@ def summarize(runs: Sequence[Mapping[str, Any]]) -> list[Row]:
         groups.setdefault((run["config"], run["method"]), []).append(run)
     rows = []
     for (config, method), group in groups.items():
-        alone = {run["seed"]: _value(run) for run in groups.get((config, ALONE), [])}
-        pairs = [(_value(run), alone.get(run["seed"])) for run in group if method not in (ALONE, TEACHER)]
-        differences = [value - base for value, base in pairs if value is not None and base is not None]
+        of_config = [run for run in runs if run["config"] == config]
+        differences = [] if method in (ALONE, TEACHER) else paired_gains(of_config, method)
         iterations = [run["max_iter"] for run in group if run["max_iter"] is not None]
         costs = {key: [run[key] for run in group] for key in ("seconds_per_iteration", "cost_seconds")}
         values = {key: [run["values"].get(key) for run in group] for key in columns}
@@ -101,7 +123,3 @@ def summarize(runs: Sequence[Mapping[str, Any]]) -> list[Row]:
             )
         )
     return rows
-
-
-def _value(run: Mapping[str, Any]) -> float | None:
-    return run["values"].get(run["metric"])

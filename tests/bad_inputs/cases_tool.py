@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
+from d2kd.config import ALONE
 from d2kd.methods import METHODS
 from tests.bad_inputs.cases_command import case, nothing
+from tests.experiments.small import result
 
 __all__ = ["CASES"]
 
@@ -14,6 +18,18 @@ def metrics(folder: Path) -> None:
     """A run that logged nothing."""
     (folder / "run").mkdir()
     (folder / "run/metrics.json").write_text("")
+
+
+def outputs(**changes: str) -> Callable[[Path], None]:
+    """Outputs ``short`` and ``long`` of ``d2kd compare``; a result of the second has ``changes``."""
+
+    def write(folder: Path) -> None:
+        for name, own in ("short", {}), ("long", changes):
+            (folder / name).mkdir()
+            content = {"values_on": "dataloader.test", "runs": [{**result(ALONE, 0, 30.0), **own}]}
+            (folder / name / "results.json").write_text(json.dumps({**content, **own}))
+
+    return write
 
 
 CASES = [
@@ -101,6 +117,27 @@ CASES = [
     ),
     case(
         "`d2kd plot` of one run twice", "plot run run", "d2kd plot: A run is named twice, expected each once.", metrics
+    ),
+    case(
+        "`d2kd plot` of outputs with two metrics",
+        "plot short long",
+        "d2kd plot: fcos has results with metric 'bbox/AP' and 'bbox/AP50', expected one: draw a figure of each, or run "
+        "d2kd compare again with one train.best_metric.",
+        outputs(metric="bbox/AP50"),
+    ),
+    case(
+        "`d2kd plot` of outputs from a CPU and a GPU",
+        "plot short long",
+        "d2kd plot: fcos has results with device 'cpu' and 'cuda', expected one: draw a figure of each, or run d2kd "
+        "compare again with one train.device.",
+        outputs(device="cuda"),
+    ),
+    case(
+        "`d2kd plot` of outputs with and without `--report`",
+        "plot short long",
+        "d2kd plot: fcos has results with values on 'dataloader.test' and 'dataloader.test.dataset.names=birds_test', "
+        "expected one: draw a figure of each, or run d2kd compare again with one --report.",
+        outputs(values_on="dataloader.test.dataset.names=birds_test"),
     ),
     case(
         "`d2kd plot` into a folder",

@@ -249,10 +249,12 @@ def test_a_metric_that_the_evaluator_lacks_is_named_and_can_be_changed(workplace
     workplace.plan({"fcos_crosskd alone": {"metrics": metrics}, "fcos_crosskd config": {"metrics": metrics}})
     argv = ["--seeds", "0", "--methods", "alone"]
     assert workplace.run(*argv) == 1
+    output = capsys.readouterr().out
     assert (
         "fcos_crosskd alone seed 0: FAILED, train.best_metric is 'bbox/AP', but the evaluator returns found/share, "
         "found/speed: set it to one of these\n"
-    ) in capsys.readouterr().out
+    ) in output
+    assert output.endswith("\nNo run is finished, so there is nothing to report.\n")  # and no files are named
     assert workplace.run(*argv, "train.best_metric=found/share") == 0  # the same run
     assert workplace.calls()[1]["start"] == 16
     assert workplace.results()[ALONE, 0]["values"] == metrics

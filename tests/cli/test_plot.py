@@ -1,14 +1,18 @@
 """d2kd plot."""
 
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from d2kd.cli import plot
 from d2kd.cli.plot import main
 from d2kd.config import ALONE
 from d2kd.experiments.curves import read_metrics
 from tests.experiments.small import result
+
+REPORTED = "dataloader.test.dataset.names=fcos_test"
 
 
 def write(folder, *, terms=("a", "b"), cost=True, steps=100, period=20):
@@ -41,6 +45,16 @@ def test_several_runs_and_a_file(tmp_path):
     output = tmp_path / "new" / "both.png"
     assert main([str(runs[0]), str(runs[1] / "metrics.json"), "--output", str(output)]) == 0
     assert Image.open(output).size[0] > 1000  # four columns
+
+
+def test_two_files_of_one_folder_are_two_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(write(tmp_path / "run"))
+    other = write(tmp_path / "other")
+    Path("old.json").write_bytes(Path("metrics.json").read_bytes())
+    drawn = []
+    monkeypatch.setattr(plot, "plot_runs", lambda _, runs: drawn.append(list(runs)))
+    assert main(["metrics.json", "old.json"]) == main([".", str(other)]) == 0
+    assert drawn == [["metrics.json", "old.json"], ["run", "other"]]
 
 
 def test_without_costs_there_is_one_column_and_without_terms_there_are_fewer_rows(tmp_path):
@@ -78,6 +92,33 @@ def test_outputs_of_compare(tmp_path, capsys):
     (tmp_path / "x1" / "results.json").write_text(json.dumps({"runs": [{"detector": "gfl"}]}))
     assert main(folders) == 2
     assert f"{tmp_path / 'x1' / 'results.json'} is no results.json of d2kd compare" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "values", "expected"),
+    [
+        ({"values_on": REPORTED}, {"bbox/AP": 29.0}, REPORTED),
+        ({"values_on": "dataloader.test"}, {"bbox/AP": 30.0}, "dataloader.test"),  # --report was left out again
+        ({}, {"bbox/AP": 29.0}, REPORTED),
+        ({}, {"bbox/AP": 30.0}, "dataloader.test"),
+    ],
+)
+def test_what_the_values_of_an_output_are_of(content, values, expected, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plot, "plot_ceiling", lambda _, runs: drawn.extend(runs))
+    reported = {"dataloader.test.batch_size=3": {"bbox/AP": 28.0}, REPORTED: {"bbox/AP": 29.0}}
+    runs = [result(ALONE, seed, 30.0, values=values, reported=reported) for seed in (0, 1)]
+    (tmp_path / "results.json").write_text(json.dumps({**content, "runs": runs}))
+    assert main([str(tmp_path)]) == 0
+    assert [run["values_on"] for run in drawn] == [expected, expected]
+
+
+def test_the_ceiling_of_docs_is_drawn(tmp_path):
+    results = Path(__file__).parents[2] / "docs/results"
+    folders = [str(results / name) for name in ("cards", "cards_4000", "cards_8000")]
+    assert main([*folders, "--output", str(tmp_path / "ceiling.png")]) == 0
+    there = Image.open(results / "cards/ceiling.png")
+    assert Image.open(tmp_path / "ceiling.png").size == there.size
 
 
 def test_the_length_of_a_run_is_read_off_its_last_line(tmp_path):
@@ -122,6 +163,7 @@ def test_a_damaged_metrics_json(lines, said, tmp_path, capsys):
         (None, "has no runs: there is nothing to draw."),
         ({"device": "tpu"}, "is no results.json of d2kd compare"),
         ({"values": None}, "is no results.json of d2kd compare"),
+        ({"reported": None}, "is no results.json of d2kd compare"),
         ({"cost_seconds": "long"}, "is no results.json of d2kd compare"),
         ({"values": {"bbox/AP": float("nan")}}, "None of these runs has a cost and a final metric"),
     ],

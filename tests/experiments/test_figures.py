@@ -20,6 +20,13 @@ def test_curves_of_any_experiment_are_drawn(tmp_path):
     assert len(one.getcolors(one.width * one.height)) > 10
 
 
+def test_a_teacher_without_the_metric_has_no_line(tmp_path):
+    runs = [result(ALONE, 0, 30.0), result(TEACHER, 0, 60.0, metrics={"bbox/AP50": 80.0})]
+    plot_curves(tmp_path / "without.png", runs)
+    plot_curves(tmp_path / "alone.png", runs[:1])
+    assert (tmp_path / "without.png").read_bytes() == (tmp_path / "alone.png").read_bytes()
+
+
 def test_sheet_has_equal_panels(tmp_path):
     images = [np.full((96, 96, 3), value, np.uint8) for value in (50, 150)]
     boxes = [[Box((10, 10, 60, 60), "3", 0.8, True)], []]

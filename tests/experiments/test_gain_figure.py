@@ -1,12 +1,15 @@
 """Gains per method, and what each method reaches at its cost."""
 
+import re
+
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from d2kd.config import ALONE
 from d2kd.experiments import TEACHER, stretched
 from d2kd.experiments.ceiling_figure import by_length, plot_ceiling
-from d2kd.experiments.gain_figure import paired_gains, plot_gains
+from d2kd.experiments.gain_figure import plot_gains
 from tests.experiments.small import result
 
 
@@ -17,13 +20,6 @@ def runs_of(config="fcos", methods=("bckd", "crosskd")):
     return [*runs, result(stretched(methods[0]), 0, 33.5, config=config), result(TEACHER, 0, 60.0, config=config)]
 
 
-def test_gains_are_over_the_same_seed():
-    runs = [*runs_of(), result("bckd", 7, 90.0), result("crosskd", 1, 0.0, values={"bbox/AP": None})]
-    assert paired_gains(runs, "bckd") == [1.0, 2.0]  # seed 7 has no partner
-    assert paired_gains(runs, "crosskd") == [2.0, 4.0]
-    assert paired_gains(runs, stretched("bckd")) == [3.5]
-
-
 def test_a_row_for_each_config_with_pairs(tmp_path):
     heights = []
     for configs in (["fcos"], ["fcos", "gfl"]):
@@ -31,11 +27,17 @@ def test_a_row_for_each_config_with_pairs(tmp_path):
         assert plot_gains(tmp_path / "gains.png", runs)
         heights.append(Image.open(tmp_path / "gains.png").height)
     assert heights[1] > 1.7 * heights[0]
+    # A teacher of other metrics is in no panel.
+    assert plot_gains(tmp_path / "gains.png", [*runs_of()[:-1], result(TEACHER, 0, 0.0, values={"bbox/AP50": 80.0})])
     assert not plot_gains(tmp_path / "none.png", [result(ALONE, 0, 30.0), result("bckd", 1, 31.0)])
     assert not (tmp_path / "none.png").exists()
 
 
+TEST, REPORTED = "dataloader.test", "dataloader.test.dataset.names=fcos_test"
+
+
 def lengths(config="fcos", **changes):
+    changes = {"values_on": TEST, **changes}
     return [
         result(
             method, seed, 30.0 + count + seed, config=config, max_iter=400 * count, cost_seconds=50.0 * count, **changes
@@ -56,12 +58,41 @@ def test_the_points_of_a_line_are_means_over_seeds():
         by_length([*runs, result("bckd", 2, 50.0, max_iter=800)])
 
 
-def test_reported_data_have_a_panel_of_their_own(tmp_path):
-    sizes = []
-    for runs in (lengths(), lengths(reported={"bbox/AP": 1.0}), [*lengths(), *lengths("gfl")]):
+@pytest.fixture
+def titles(tmp_path, monkeypatch):
+    """Draws runs; returns the titles of its panels, a list for each row."""
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+
+    def draw(runs):
         plot_ceiling(tmp_path / "ceiling.png", runs)
-        sizes.append(Image.open(tmp_path / "ceiling.png").size)
-    assert sizes[1][0] > 1.5 * sizes[0][0] and sizes[1][1] == sizes[0][1]
-    assert sizes[2][0] == sizes[0][0] and sizes[2][1] > 1.5 * sizes[0][1]
+        rows = {}
+        for panel in figures[-1].axes:
+            rows.setdefault(panel.get_subplotspec().rowspan.start, []).append(panel.get_title(loc="left"))
+        return list(rows.values())
+
+    return draw
+
+
+def test_reported_data_have_a_panel_of_their_own(titles):
+    # A cached evaluation of other data says nothing of the values.
+    runs = [*lengths(reported={REPORTED: {"bbox/AP": 1.0}}), *lengths("gfl", values_on=REPORTED)]
+    assert titles(runs) == [[f"fcos, on {TEST}"], [f"gfl, on {TEST}", f"gfl, on {REPORTED}"]]
     with pytest.raises(ValueError, match="nothing to draw"):
-        plot_ceiling(tmp_path / "none.png", [result(ALONE, 0, 30.0, cost_seconds=None)])
+        titles([result(ALONE, 0, 30.0, cost_seconds=None, values_on=TEST)])
+
+
+@pytest.mark.parametrize(
+    ("changes", "found", "field"),
+    [
+        ({"metric": "bbox/AP50"}, "metric 'bbox/AP' and 'bbox/AP50'", "train.best_metric"),
+        ({"device": "cuda"}, "device 'cpu' and 'cuda'", "train.device"),
+        ({"values_on": REPORTED}, f"values on '{TEST}' and '{REPORTED}'", "--report"),
+    ],
+)
+def test_what_shares_no_axis_is_refused(titles, changes, found, field):
+    longer = [{**run, **changes, "max_iter": 10 * run["max_iter"]} for run in lengths()]
+    said = f"fcos has results with {found}, expected one: draw a figure of each, or run d2kd compare again with one "
+    with pytest.raises(ValueError, match=re.escape(f"{said}{field}.")):
+        titles([*lengths(), *longer])
+    titles([*lengths(), *({**run, "config": "gfl"} for run in longer)])

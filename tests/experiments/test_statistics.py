@@ -6,7 +6,8 @@ from statistics import stdev
 import pytest
 
 from d2kd.config import ALONE
-from d2kd.experiments.statistics import paired_p_value, summarize
+from d2kd.experiments import stretched
+from d2kd.experiments.statistics import paired_gains, paired_p_value, summarize
 from tests.experiments.small import result
 
 
@@ -24,6 +25,14 @@ def test_gains_are_paired_by_seed():
     t = 5 * math.sqrt(3)
     assert crosskd.p_value == pytest.approx(1 - t / math.sqrt(t**2 + 2))
     assert "bbox/APm" not in crosskd.values  # nobody has it
+
+
+def test_a_run_without_the_metric_is_in_no_pair():
+    runs = [result(ALONE, seed, 30.0 + seed) for seed in (0, 1)]
+    runs += [result("bckd", 0, 31.0), result("bckd", 1, 0.0, values={"bbox/AP": None}), result("bckd", 7, 90.0)]
+    runs += [result(stretched("bckd"), 0, 33.5), result(stretched("bckd"), 1, 0.0, values={"bbox/AP50": 1.0})]
+    assert paired_gains(runs, "bckd") == [1.0]
+    assert paired_gains(runs, stretched("bckd")) == [3.5]
 
 
 def test_one_seed_has_no_deviation_and_no_p_value():
