@@ -224,7 +224,8 @@ def _run_of(experiment: Experiment, result: Mapping[str, Any]) -> Run | None:
     max_iter = result["max_iter"] if stretched_for(result["method"]) else None
     try:
         run = plan_run(experiment, result["config_file"], result["method"], result["seed"], max_iter)
-        register_data(run.load_config(), run.config, "train", "test")
+        if run.config not in experiment.configs:  # whose data were loaded before they were trained
+            register_data(run.load_config(), run.config, "train", "test")
         check_request(run)
     except (ValueError, OSError, ImportError):
         return None

@@ -57,15 +57,16 @@ def _teacher_config(config: str, checkpoint: str) -> str | None:
     The ``*teacher.py`` beside a config that writes to where this expects its teacher; if none does, the one that writes
     to where it does without overrides.
     """
-    own = OmegaConf.select(load_config(config), _CHECKPOINT, default=None)
+    wanted = os.path.abspath(Path(checkpoint).parent)
+    folders: dict[str, str] = {}  # folder -> the first config that writes to it
     # Not by its name: several students may share a teacher.
-    beside = map(str, sorted(Path(config_path(config)).parent.glob("*teacher.py")))
-    folders = {path: OmegaConf.select(load_config(path), "train.output_dir", default=None) for path in beside}
-    for wanted in (os.path.abspath(Path(place).parent) for place in (checkpoint, own) if place):
-        for path, folder in folders.items():
-            if folder and os.path.abspath(folder) == wanted:
-                return path
-    return None
+    for path in map(str, sorted(Path(config_path(config)).parent.glob("*teacher.py"))):
+        if folder := OmegaConf.select(load_config(path), "train.output_dir", default=None):
+            folders.setdefault(os.path.abspath(folder), path)
+        if wanted in folders:
+            return path
+    own = OmegaConf.select(load_config(config), _CHECKPOINT, default=None)
+    return folders.get(os.path.abspath(Path(own).parent)) if own else None
 
 
 def teacher_is_ready(checkpoint: str) -> bool:
