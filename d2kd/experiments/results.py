@@ -36,7 +36,7 @@ from d2kd.experiments.plan import (
     stretched_length,
 )
 from d2kd.experiments.requests import check_request, request_file
-from d2kd.experiments.teachers import plan_teacher
+from d2kd.experiments.teachers import plan_teacher, teacher_is_ready
 
 __all__ = [
     "collect",
@@ -248,14 +248,15 @@ def _follows(result: Mapping[str, Any], kept: Mapping[tuple[str, str, int], Mapp
 def _teacher_result(experiment: Experiment, taught: Mapping[str, Any]) -> dict[str, Any] | None:
     """
     The metrics of a distilled student's teacher on the student's data, and the cost of its training where that is
-    known. None for a teacher of other classes, whose detections the student's evaluator cannot read.
+    known. None for a teacher that is not there any more, and for one of other classes, whose detections the student's
+    evaluator cannot read.
     """
     config = taught["config_file"]
-    checkpoint, run = plan_teacher(experiment, config)
     student = plan_run(experiment, config, taught["method"], taught["seed"])
     cfg = student.load_config()
-    if cfg.model.teacher.class_map is not None:
+    if cfg.model.teacher.class_map is not None or not teacher_is_ready(cfg.model.teacher.checkpoint):
         return None
+    checkpoint, run = plan_teacher(experiment, config)
     file = experiment.output / taught["config"] / TEACHER / "result.json"
     made_of = {
         "checkpoint": checkpoint,

@@ -75,7 +75,10 @@ class Finished:
     """Runs that have finished, with evaluations of no weights; ``evaluated`` are the datasets of these, in order."""
 
     def __init__(self, tmp_path, monkeypatch):
-        self.experiment = experiment(tmp_path / "out")
+        self.teacher = tmp_path / "teacher.pth"
+        self.teacher.touch()
+        overrides = (f"model.teacher.checkpoint={self.teacher}",)
+        self.experiment = experiment(tmp_path / "out", overrides=overrides)
         self.annotations = tmp_path / "digits/annotations"
         self.evaluated = []
         monkeypatch.setattr(dataset, "SIZES", {"train": 2, "val": 2, "test": 2})
@@ -84,7 +87,7 @@ class Finished:
         for name in ("evaluate_student", "evaluate_teacher"):
             monkeypatch.setattr(results, name, self.evaluate)
         monkeypatch.setattr(results, "load_teacher", lambda cfg: (None, 800_000))
-        monkeypatch.setattr(results, "plan_teacher", lambda *_: ("https://elsewhere/teacher.pth", None))
+        monkeypatch.setattr(results, "plan_teacher", lambda *_: (str(self.teacher), None))
 
     def evaluate(self, cfg, *_):
         self.evaluated.append(cfg.dataloader.test.dataset.names)
@@ -143,6 +146,8 @@ def test_a_teacher_is_evaluated_on_the_annotations_as_they_are(finished):
     for _ in range(2):
         assert finished.methods() == ([TEACHER, CONFIG], 0)
     assert finished.evaluated == ["digits_val"] * 2
+    finished.teacher.unlink()
+    assert finished.methods() == ([CONFIG], 0)
 
 
 def test_runs_of_data_that_are_registered_at_their_first_use_are_reported(finished):
