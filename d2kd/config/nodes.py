@@ -45,12 +45,13 @@ def target_of(node: DictConfig) -> Any:
     return locate(target) if isinstance(target, str) else target
 
 
-def dataset_names(cfg: DictConfig, split: str) -> list[str]:
+def dataset_names(cfg: DictConfig, split: str, part: str = "dataset") -> list[str]:
     """
     The names of the datasets that ``cfg.dataloader[split]`` reads, as Detectron2 registers them: ``names`` of its
-    ``dataset``, or of the one in it, where that is :func:`d2kd.data.subset`; empty if there are none.
+    ``dataset`` (or of its ``unlabeled``), or of the one in it, where that is :func:`d2kd.data.subset`; empty if there
+    are none.
     """
-    node = OmegaConf.select(cfg, f"dataloader.{split}.dataset", default=None)
+    node = OmegaConf.select(cfg, f"dataloader.{split}.{part}", default=None)
     while isinstance(node, DictConfig):
         names = node.get("names")
         if names:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-from functools import cache
 from pathlib import Path
 from typing import TypedDict
 
@@ -17,7 +16,6 @@ class GitState(TypedDict):
     dirty: bool
 
 
-@cache
 def git_state(folder: Path, *paths: str) -> GitState | None:
     """
     The commit of the repository that a folder is in; None if it is in none.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from d2kd.config import ALONE, CONFIG, config_path, load_config
+from d2kd.config import ALONE, CONFIG, load_config
 from d2kd.config.nodes import target_of
 from d2kd.engine import resolve_device
 from d2kd.experiments.files import read_json
@@ -27,16 +27,14 @@ __all__ = [
     "plan_run",
     "plan_runs",
     "plan_stretched",
-    "plan_teacher",
     "quoted",
     "stretched",
     "stretched_for",
-    "teacher_is_ready",
+    "stretched_length",
 ]
 
 TEACHER = "teacher"
 _STRETCHED = "alone_as_long_as_"
-_CHECKPOINT = "model.teacher.checkpoint"
 
 
 def stretched(method: str) -> str:
@@ -102,7 +100,7 @@ class Experiment:
         teacher_overrides: for that training.
 
     Raises:
-        ValueError: two configs of one name.
+        ValueError: two configs of one name, or a method of a name that results have for other trainings.
     """
 
     configs: tuple[str, ...]
@@ -123,6 +121,17 @@ class Experiment:
         names = [config_label(config) for config in self.configs]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"Two configs are named {twice[0]}.py, as the folder of their runs would be: rename one.")
+        for method in self.methods:
+            if method == TEACHER:
+                raise ValueError(
+                    f"Method {method!r} is what results call the teacher, which is evaluated without being named: name "
+                    f"another; the losses of the config are the method {CONFIG!r}."
+                )
+            if source := stretched_for(method):
+                raise ValueError(
+                    f"Method {method!r} is what results call a training that --stretch adds: name {source!r} instead, "
+                    "with --stretch."
+                )
 
     @property
     def distilled(self) -> tuple[str, ...]:
@@ -244,65 +253,10 @@ def plan_stretched(experiment: Experiment, alone: Run, distilled: Run) -> Run:
     for run in (alone, distilled):
         if not run.result_file.is_file():
             raise JobError(f"{run.name} is not finished")
-    costs = [read_json(run.result_file)["cost_seconds"] for run in (alone, distilled)]
-    iterations = max(1, round(alone.max_iter * costs[1] / costs[0]))
+    iterations = stretched_length(*(read_json(run.result_file) for run in (alone, distilled)))
     return plan_run(experiment, alone.config, stretched(distilled.method), alone.seed, max_iter=iterations)
 
 
-def plan_teacher(experiment: Experiment, config: str) -> tuple[str, Run | None]:
-    """
-    Where a config expects its teacher, a path or URL, and the training that puts it there (None: no config is known
-    for it).
-
-    Raises:
-        ValueError: the config names no checkpoint, or one that does not exist and that no config trains.
-    """
-    cfg = load_config(config, experiment.overrides)
-    checkpoint, device = OmegaConf.select(cfg, _CHECKPOINT, default=None), resolve_device(cfg.train.device).type
-    if not checkpoint:
-        raise ValueError(f"{_CHECKPOINT} of {config} is {checkpoint!r}, expected a path or URL.")
-    path = experiment.teacher_config or _teacher_config(config, checkpoint)
-    ready = teacher_is_ready(checkpoint)
-    if path is None:
-        if ready:
-            return checkpoint, None
-        raise ValueError(
-            f"{_CHECKPOINT} of {config} is {checkpoint}, which does not exist, and no *teacher.py "
-            "beside that config writes to its folder: correct it, or add --teacher-config FILE to train the teacher."
-        )
-    if not ready and Path(checkpoint).name != "model_final.pth":
-        raise ValueError(
-            f"{_CHECKPOINT} of {config} is {checkpoint}, which does not exist, expected a "
-            "model_final.pth if the teacher is to be trained."
-        )
-    name, folder, overrides = (
-        f"teacher of {config_label(config)}",
-        Path(checkpoint).parent,
-        experiment.teacher_overrides,
-    )
-    train = load_config(path, overrides).train
-    run = Run(name, path, TEACHER, train.seed, folder, overrides, train.max_iter, train.best_metric, device)
-    return checkpoint, run
-
-
-def _teacher_config(config: str, checkpoint: str) -> str | None:
-    """The ``*teacher.py`` beside a config that writes to where this expects its teacher, overridden or not."""
-    own = OmegaConf.select(load_config(config), _CHECKPOINT, default=None)
-    folders = {os.path.abspath(Path(place).parent) for place in (checkpoint, own) if place}
-    # Not by its name: several students may share a teacher.
-    for path in map(str, sorted(Path(config_path(config)).parent.glob("*teacher.py"))):
-        folder = OmegaConf.select(load_config(path), "train.output_dir", default=None)
-        if folder and os.path.abspath(folder) in folders:
-            return path
-    return None
-
-
-def teacher_is_ready(checkpoint: str) -> bool:
-    """Whether the checkpoint is there, and not the unfinished file of a training that was killed."""
-    if "://" in checkpoint:
-        return True
-    path = Path(checkpoint)
-    last = path.parent / "last_checkpoint"  # names a file when that is complete
-    if path.name != "model_final.pth" or not last.is_file():
-        return path.is_file()
-    return path.is_file() and last.read_text().strip() == path.name
+def stretched_length(alone: Mapping[str, Any], distilled: Mapping[str, Any]) -> int:
+    """How many iterations of the student alone cost what the distilled run of its seed did, from their results."""
+    return max(1, round(alone["max_iter"] * distilled["cost_seconds"] / alone["cost_seconds"]))

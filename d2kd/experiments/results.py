@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import io
 import math
-import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import instantiate
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation.testing import flatten_results_dict
 from omegaconf import DictConfig
 from torch import nn
@@ -22,18 +21,22 @@ from d2kd.checkpoint import load_strictly
 from d2kd.config import ALONE
 from d2kd.engine import EMA_FILE, EMA_PREFIX, evaluate, resolve_device, teacher_predictor
 from d2kd.experiments.curves import COSTS, CurvePoint, curve, final_metrics, read_metrics
+from d2kd.experiments.datasets import annotations_sha256, register_data
+from d2kd.experiments.digests import config_sha256, sha256
 from d2kd.experiments.files import read_json, write_json
 from d2kd.experiments.jobs import JobError
+from d2kd.experiments.libraries import versions
 from d2kd.experiments.plan import (
     TEACHER,
     Experiment,
     Run,
     config_label,
     plan_run,
-    plan_teacher,
     stretched_for,
+    stretched_length,
 )
-from d2kd.experiments.requests import check_request, request, sha256
+from d2kd.experiments.requests import check_request, request_file
+from d2kd.experiments.teachers import plan_teacher, teacher_is_ready
 
 __all__ = [
     "collect",
@@ -42,7 +45,6 @@ __all__ = [
     "load_student",
     "load_teacher",
     "train_result",
-    "versions",
 ]
 
 Metrics = dict[str, float | None]  # "task/metric" -> value, None for NaN
@@ -79,9 +81,8 @@ def evaluate_student(cfg: DictConfig, checkpoint: str | Path) -> Metrics:
     return _evaluate(cfg, load_student(cfg, checkpoint))
 
 
-def _evaluate_run(run: Run, overrides: Sequence[str] = ()) -> Metrics:
+def _evaluate_run(run: Run, cfg: DictConfig) -> Metrics:
     """The same of a run's last weights and, with ``train.ema``, of their average."""
-    cfg = run.load_config(*overrides)
     metrics = evaluate_student(cfg, run.folder / "model_final.pth")
     averaged = evaluate_student(cfg, run.folder / EMA_FILE) if cfg.train.get("ema") else {}
     return metrics | {f"{EMA_PREFIX}{name}": value for name, value in averaged.items()}
@@ -99,7 +100,18 @@ def evaluate_teacher(cfg: DictConfig) -> Metrics:
 def _evaluate(cfg: DictConfig, model: nn.Module | Callable) -> Metrics:
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints what the table says
         loader = instantiate(cfg.dataloader.test)  # registers the data that the evaluator needs
-        return _without_nan(flatten_results_dict(evaluate(model, loader, instantiate(cfg.dataloader.evaluator))))
+        with _same_json_files():
+            results = evaluate(model, loader, instantiate(cfg.dataloader.evaluator))
+    return _without_nan(flatten_results_dict(results))
+
+
+@contextlib.contextmanager
+def _same_json_files() -> Iterator[None]:
+    """Take away the ``json_file`` that ``COCOEvaluator`` gives a dataset without one: it is no file of its labels."""
+    before = {name for name in MetadataCatalog.list() if MetadataCatalog.get(name).get("json_file")}
+    yield
+    for name in set(MetadataCatalog.list()) - before:
+        vars(MetadataCatalog.get(name)).pop("json_file", None)
 
 
 def _without_nan(values: Mapping[str, float]) -> Metrics:
@@ -121,17 +133,20 @@ def _checked(metrics: Metrics, metric: str) -> Metrics:
 
 def train_result(run: Run) -> dict[str, Any]:
     """
-    The result of a finished run: metrics, cost, curve, its request and the versions of libraries.
+    The result of a finished run: metrics, cost, curve, its request, the commit that it was begun at and the versions of
+    libraries.
 
     Raises:
         JobError: the evaluator does not return ``train.best_metric``.
     """
     logged, metric = run.folder / "metrics.json", run.metric
+    request = read_json(request_file(run))
+    git = request.pop("git")
     costs = _costs(logged, run.max_iter, run.device)
     points = curve(read_metrics(logged, run.max_iter), metric, COSTS[run.device])
     metrics = _without_nan(final_metrics(logged, run.max_iter))
     if not metrics:  # killed between its last checkpoint and its last evaluation
-        metrics = _checked(_evaluate_run(run), metric)
+        metrics = _checked(_evaluate_run(run, run.load_config()), metric)
         value = metrics[metric]
         points.append(CurvePoint(run.max_iter, costs["cost_seconds"], math.nan if value is None else value))
     return {
@@ -146,7 +161,8 @@ def train_result(run: Run) -> dict[str, Any]:
         "parameters": _parameters(instantiate(run.load_config().model)),
         **costs,
         "curve": points,
-        "request": request(run),
+        "request": request,
+        "git": git,
         "versions": versions(),
     }
 
@@ -178,15 +194,21 @@ def collect(experiment: Experiment) -> tuple[list[dict[str, Any]], int]:
     Raises:
         JobError: the evaluator does not return the metric.
     """
-    results, left_out = [], 0
     kind = experiment.metric, experiment.device
-    for file in sorted(experiment.output.glob("*/*/seed*/result.json")):
+    files = sorted(experiment.output.glob("*/*/seed*/result.json"))
+    kept: list[tuple[Path, dict[str, Any], Run]] = []
+    for file in files:
         result = read_json(file)
         run = _run_of(experiment, result)
-        if run is None or (result["metric"], result["device"]) != kind:
-            left_out += 1
-            continue
-        results.append(_reported(result, file, experiment, partial(_evaluate_run, run, experiment.report)))
+        if run is not None and (result["metric"], result["device"]) == kind:
+            kept.append((file, result, run))
+    by_name = {_name(result): result for _, result, _ in kept}
+    results = [
+        _reported(result, file, run, experiment.report, partial(_evaluate_run, run))
+        for file, result, run in kept
+        if _follows(result, by_name)
+    ]
+    left_out = len(files) - len(results)
     taught = {r["config"]: r for r in results if r["method"] != ALONE and not stretched_for(r["method"])}
     results += filter(None, (_teacher_result(experiment, result) for result in taught.values()))
     rank = {TEACHER: 0, ALONE: 1}
@@ -199,29 +221,56 @@ def collect(experiment: Experiment) -> tuple[list[dict[str, Any]], int]:
 
 
 def _run_of(experiment: Experiment, result: Mapping[str, Any]) -> Run | None:
-    """The run of a result; None for another request than the experiment's, or a config that no longer exists."""
+    """
+    The run of a result; None for another request than the experiment's, a config that no longer exists, or data that
+    are not there.
+    """
     max_iter = result["max_iter"] if stretched_for(result["method"]) else None
     try:
         run = plan_run(experiment, result["config_file"], result["method"], result["seed"], max_iter)
+        if run.config not in experiment.configs:  # whose data were loaded before they were trained
+            register_data(run.load_config(), run.config, "train", "test")
         check_request(run)
-    except (JobError, ValueError, FileNotFoundError):
+    except (ValueError, OSError, ImportError):
         return None
     return run
+
+
+def _name(result: Mapping[str, Any], method: str = "") -> tuple[str, str, int]:
+    return result["config"], method or result["method"], result["seed"]
+
+
+def _follows(result: Mapping[str, Any], kept: Mapping[tuple[str, str, int], Mapping[str, Any]]) -> bool:
+    """Whether a stretched run has the length that follows from the costs of its seed's other runs, as they are now."""
+    source = stretched_for(result["method"])
+    if source is None:
+        return True
+    alone, distilled = (kept.get(_name(result, method)) for method in (ALONE, source))
+    return alone is not None and distilled is not None and result["max_iter"] == stretched_length(alone, distilled)
 
 
 def _teacher_result(experiment: Experiment, taught: Mapping[str, Any]) -> dict[str, Any] | None:
     """
     The metrics of a distilled student's teacher on the student's data, and the cost of its training where that is
-    known. None for a teacher of other classes, whose detections the student's evaluator cannot read.
+    known. None for a teacher that is not there any more, and for one of other classes, whose detections the student's
+    evaluator cannot read.
     """
     config = taught["config_file"]
-    checkpoint, run = plan_teacher(experiment, config)
     student = plan_run(experiment, config, taught["method"], taught["seed"])
     cfg = student.load_config()
-    if cfg.model.teacher.class_map is not None:
+    if cfg.model.teacher.class_map is not None or not teacher_is_ready(cfg.model.teacher.checkpoint):
         return None
+    checkpoint, run = plan_teacher(experiment, config)
     file = experiment.output / taught["config"] / TEACHER / "result.json"
-    made_of = {"checkpoint": checkpoint, "sha256": sha256(checkpoint), "metric": student.metric}
+    made_of = {
+        "checkpoint": checkpoint,
+        "sha256": sha256(checkpoint),
+        "metric": student.metric,
+        "annotations_sha256": annotations_sha256(cfg, "test"),
+        "config_sha256": [
+            config_sha256(node) for node in (cfg.model.teacher, cfg.dataloader.test, cfg.dataloader.evaluator)
+        ],
+    }
     result = read_json(file) if file.is_file() else {}
     if result.get("made_of") != made_of:
         logged = run.folder / "metrics.json" if run else None
@@ -241,28 +290,31 @@ def _teacher_result(experiment: Experiment, taught: Mapping[str, Any]) -> dict[s
             "versions": versions(),
         }
         write_json(file, result)
-    return _reported(result, file, experiment, lambda: evaluate_teacher(student.load_config(*experiment.report)))
+    return _reported(result, file, student, experiment.report, evaluate_teacher)
 
 
 def _reported(
-    result: dict[str, Any], file: Path, experiment: Experiment, evaluated: Callable[[], Metrics]
+    result: dict[str, Any],
+    file: Path,
+    run: Run,
+    report: Sequence[str],
+    evaluated: Callable[[DictConfig], Metrics],
 ) -> dict[str, Any]:
-    """The result with the metrics that are reported as ``values``; evaluated and kept in ``file`` where missing."""
-    if not experiment.report:
+    """
+    The result with the metrics that are reported as ``values``; evaluated and kept in ``file`` where they are missing,
+    or of other annotations.
+
+    Args:
+        run: whose config is evaluated with the overrides ``report``.
+    """
+    if not report:
         return {**result, "values": result["metrics"]}
-    key = " ".join(experiment.report)
-    if key not in result["reported"]:
-        result["reported"][key] = _checked(evaluated(), result["metric"])
+    key, cfg = " ".join(report), run.load_config(*report)
+    register_data(cfg, run.config, "test")
+    annotations = annotations_sha256(cfg, "test")
+    known = result.setdefault("reported_annotations_sha256", {})
+    if key not in result["reported"] or known.get(key) != annotations:
+        result["reported"][key] = _checked(evaluated(cfg), result["metric"])
+        known[key] = annotations
         write_json(file, result)
     return {**result, "values": result["reported"][key]}
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Of Python and the libraries that decide a run's numbers."""
-    names = ("d2kd", "torch", "torchvision", "detectron2", "numpy", "pycocotools")
-    found = {}
-    for name in names:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return {"python": platform.python_version(), **found}

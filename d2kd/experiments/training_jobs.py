@@ -14,9 +14,9 @@ import torch
 from omegaconf import OmegaConf
 
 from d2kd.config import ALONE, CONFIG, config_path
-from d2kd.config.nodes import made
 from d2kd.engine.metrics_file import cut_metrics
 from d2kd.experiments.curves import read_metrics
+from d2kd.experiments.datasets import load_data
 from d2kd.experiments.files import read_json, write_json
 from d2kd.experiments.git import git_state
 from d2kd.experiments.jobs import Command, Job, Progress
@@ -28,13 +28,12 @@ from d2kd.experiments.plan import (
     plan_run,
     plan_runs,
     plan_stretched,
-    plan_teacher,
     quoted,
     stretched,
-    teacher_is_ready,
 )
-from d2kd.experiments.requests import check_request
+from d2kd.experiments.requests import check_request, request_file
 from d2kd.experiments.results import train_result
+from d2kd.experiments.teachers import plan_teacher, teacher_is_ready
 
 __all__ = ["TRAIN", "build_jobs", "environments", "train_command"]
 
@@ -91,12 +90,9 @@ def _check_data(experiment: Experiment) -> None:
         for key in (override.removeprefix("+").split("=")[0] for override in experiment.report):
             if OmegaConf.select(cfg, key.rpartition(".")[0], default=None) is None:
                 raise ValueError(f"--report sets {key}, but {config} has nothing of that name.")
-        sources = [(cfg, "train"), (cfg, "test")]
+        load_data(cfg, config, "train", "test")
         if experiment.report:
-            sources.append((run.load_config(*experiment.report), "test"))
-        for source, loader in sources:
-            key = f"dataloader.{loader}.dataset"
-            made(OmegaConf.select(source, key, default=None), f"{config}: {key}")
+            load_data(run.load_config(*experiment.report), config, "test")
 
 
 def environments(device: str, processes: int) -> list[dict[str, str]]:
@@ -127,7 +123,10 @@ def _prepare(run: Run) -> Command | None:
     wanted = check_request(run)
     if is_finished(run):
         return None
-    write_json(run.folder / "request.json", wanted)
+    file = request_file(run)
+    git = git_state(Path(config_path(run.config)).resolve().parent)
+    # What was written when the run was begun stays.
+    write_json(file, {**wanted, "git": git, **(read_json(file) if file.is_file() else {})})
     _forget_abandoned(run)
     # One thread: a second gains little on small images, stalls where a core is busy, and would make CPU seconds depend
     # on the number of processes. What this process imports is what the training imports.
@@ -158,8 +157,7 @@ def _prepare_teacher(run: Run, checkpoint: str) -> Command | None:
 def _finish(run: Run) -> str:
     if not is_finished(run):
         command = shlex.join(train_command(run, "d2kd", "train"))
-        git = git_state(Path(config_path(run.config)).resolve().parent)
-        write_json(run.result_file, {**train_result(run), "command": command, "git": git})
+        write_json(run.result_file, {**train_result(run), "command": command})
     metrics = read_json(run.result_file)["metrics"]
     return metric_text(run.metric, metrics[run.metric])
 

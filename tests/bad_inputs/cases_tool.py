@@ -9,6 +9,7 @@ from pathlib import Path
 from d2kd.config import ALONE
 from d2kd.methods import METHODS
 from tests.bad_inputs.cases_command import case, nothing
+from tests.bad_inputs.tiny import write_run
 from tests.experiments.small import result
 
 __all__ = ["CASES"]
@@ -30,6 +31,13 @@ def outputs(**changes: str) -> Callable[[Path], None]:
             (folder / name / "results.json").write_text(json.dumps({**content, **own}))
 
     return write
+
+
+def unregistered(folder: Path) -> None:
+    """A run whose images without labels have a name that nothing is registered by."""
+    more = "unlabeled = L(get_detection_dataset_dicts)(names='birds_more')"
+    imports = "from detectron2.config import LazyCall as L\nfrom detectron2.data import get_detection_dataset_dicts\n"
+    write_run(folder, f"{imports}dataloader['train'].{more}\ndataloader['train'].unlabeled_batch_size = 1\n")
 
 
 CASES = [
@@ -74,6 +82,25 @@ CASES = [
         "compare --config-file mine.py --report dataloader.test.dataset.names=birds_tset",
         "d2kd compare: mine.py: dataloader.test.dataset.names names the dataset 'birds_tset', which is "
         "not registered. Register your own in the config.",
+    ),
+    case(
+        "`d2kd compare` of images without labels that are not registered",
+        "compare --config-file mine.py",
+        "d2kd compare: mine.py: dataloader.train.unlabeled.names names the dataset 'birds_more', which is not "
+        "registered. Register your own in the config.",
+        unregistered,
+    ),
+    case(
+        "`d2kd compare` of the teacher as a method",
+        "compare --config-file mine.py --methods alone teacher",
+        "d2kd compare: Method 'teacher' is what results call the teacher, which is evaluated without being named: name "
+        "another; the losses of the config are the method 'config'.",
+    ),
+    case(
+        "`d2kd compare` of a stretched run as a method",
+        "compare --config-file mine.py --methods alone alone_as_long_as_crosskd",
+        "d2kd compare: Method 'alone_as_long_as_crosskd' is what results call a training that --stretch adds: name "
+        "'crosskd' instead, with --stretch.",
     ),
     case(
         "`d2kd compare` with a misspelt method",

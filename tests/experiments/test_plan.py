@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from d2kd.config import ALONE, CONFIG, config_path, load_config
-from d2kd.experiments import plan_run, plan_teacher
-from d2kd.experiments.plan import plan_runs, teacher_is_ready
+from d2kd.experiments import TEACHER, plan_run, stretched
+from d2kd.experiments.plan import plan_runs
 from tests.experiments.small import STUDENT, experiment
 
 CONFIGS = Path(config_path(STUDENT)).parent
@@ -72,40 +72,14 @@ def test_configs_must_differ_in_name_and_agree_in_what_is_compared(tmp_path):
     assert one.metric == "speed"
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*_crosskd.py")), ids=lambda path: path.stem)
-def test_every_config_finds_its_teacher(tmp_path, path):
-    checkpoint, run = plan_teacher(experiment(tmp_path), str(path))
-    assert run.load_config().train.output_dir == str(Path(checkpoint).parent) == str(run.folder)
-    assert Path(run.config).stem.endswith("_teacher")
-    assert Path(run.config).stem.startswith(path.stem.split("_")[0])
-
-
-def test_a_teacher_may_be_trained_by_any_config_or_be_there(tmp_path):
-    mine = tmp_path / "mine.py"
-    mine.write_text(
-        "from d2kd import get_config\ncfg = get_config('digits/fcos_crosskd.py')\nmodel, train = cfg.model, cfg.train\n"
-        f"model.teacher.checkpoint = '{tmp_path}/big/model_final.pth'\n"
-    )
-    with pytest.raises(ValueError, match="no \\*teacher.py beside that config writes to its folder.*--teacher-config"):
-        plan_teacher(experiment(tmp_path), str(mine))
-    checkpoint, run = plan_teacher(experiment(tmp_path, teacher_config="digits/fcos_teacher.py"), str(mine))
-    assert (run.config, run.folder, run.max_iter) == ("digits/fcos_teacher.py", tmp_path / "big", 5000)
-    with pytest.raises(ValueError, match="expected a model_final.pth"):
-        elsewhere = (f"model.teacher.checkpoint={tmp_path}/weights.pkl",)
-        plan_teacher(experiment(tmp_path, teacher_config="digits/fcos_teacher.py", overrides=elsewhere), str(mine))
-    Path(checkpoint).parent.mkdir()
-    Path(checkpoint).touch()
-    assert plan_teacher(experiment(tmp_path), str(mine)) == (checkpoint, None)
-
-
-def test_teacher_is_ready_only_when_its_checkpoint_is_whole(tmp_path):
-    final, last = tmp_path / "model_final.pth", tmp_path / "last_checkpoint"
-    assert not teacher_is_ready(str(final))
-    final.write_bytes(b"half")
-    last.write_text("model_0000499.pth")
-    assert not teacher_is_ready(str(final))
-    last.write_text("model_final.pth")
-    assert teacher_is_ready(str(final))
-    last.unlink()  # copied here by a person
-    assert teacher_is_ready(str(final))
-    assert teacher_is_ready("https://somewhere/model_final.pth")
+@pytest.mark.parametrize(
+    "method, message",
+    [
+        (TEACHER, "Method 'teacher' is what results call the teacher.*'config'"),
+        (stretched("crosskd"), "Method 'alone_as_long_as_crosskd' is what .*name 'crosskd' instead, with --stretch"),
+    ],
+)
+def test_a_method_is_not_named_as_another_training(tmp_path, method, message):
+    """Its runs would be in that training's rows."""
+    with pytest.raises(ValueError, match=message):
+        experiment(tmp_path, methods=(ALONE, method))

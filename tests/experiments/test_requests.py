@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from d2kd.config import CONFIG
+from d2kd.config import ALONE, CONFIG
 from d2kd.data import register_labelled
 from d2kd.data.digits import dataset, prepare_digits, register_digits
 from d2kd.experiments import JobError, plan_run
@@ -83,6 +83,16 @@ def test_other_labels_of_ones_own_are_another_run(tmp_path):
             MetadataCatalog.pop(name)
 
 
+def test_annotations_of_images_without_labels_count(tmp_path, monkeypatch):
+    """Which images there are is in them."""
+    monkeypatch.setattr(dataset, "SIZES", {"train": 2, "val": 2, "test": 2})
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    register_digits(prepare_digits())
+    more = "+dataloader.train.unlabeled={_target_:d2kd.data.digits.get_digits,names:[digits_test]}"
+    run = plan_run(experiment(tmp_path, overrides=(more,)), STUDENT, CONFIG, 0)
+    assert set(request(run)["annotations_sha256"]) == {"digits_train", "digits_test", "digits_val"}
+
+
 def test_other_annotations_are_another_run(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "SIZES", {"train": 2, "val": 2, "test": 2})
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
@@ -97,3 +107,19 @@ def test_other_annotations_are_another_run(tmp_path, monkeypatch):
     file.write_text(file.read_text() + " ")
     with pytest.raises(JobError, match="annotations of digits_train.* have changed"):
         check_request(run)
+
+
+def test_other_files_that_a_run_starts_from_are_another_run(tmp_path):
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"some")
+    start = (f"train.init_checkpoint='{weights}?matching_heuristics=True'",)
+    run = plan_run(experiment(tmp_path, overrides=start), STUDENT, ALONE, 0)
+    run.folder.mkdir(parents=True)
+    wanted = check_request(run)
+    (run.folder / "request.json").write_text(json.dumps({**wanted, "git": None}))
+    assert check_request(run) == wanted
+    weights.write_bytes(b"others")
+    with pytest.raises(JobError, match="holds another run: the file of train.init_checkpoint has changed since"):
+        check_request(run)
+    weights.unlink()  # what is not there is not compared
+    assert check_request(run)["files_sha256"] == {}

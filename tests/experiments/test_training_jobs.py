@@ -1,5 +1,7 @@
 """The runs of an experiment as jobs."""
 
+import json
+import subprocess
 import sys
 
 import pytest
@@ -8,7 +10,7 @@ from detectron2.config import LazyConfig
 
 from d2kd.config import ALONE, CONFIG
 from d2kd.data.digits import dataset
-from d2kd.experiments import build_jobs, environments, plan_run, stretched
+from d2kd.experiments import build_jobs, environments, git_state, plan_run, stretched
 from d2kd.experiments.training_jobs import train_command
 from tests.experiments.small import STUDENT, experiment
 
@@ -70,3 +72,38 @@ def test_each_gpu_has_one_training(monkeypatch):
     assert environments("cuda", 2) == [{"CUDA_VISIBLE_DEVICES": "5"}, {"CUDA_VISIBLE_DEVICES": "3"}]
     with pytest.raises(ValueError, match="--processes is 3, but 2 GPUs"):
         environments("cuda", 3)
+
+
+def test_a_result_has_the_commit_that_its_run_was_begun_at(tmp_path):
+    """Each training is a new process, of the code as it is then."""
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "mine.py").write_text(
+        "from d2kd import get_config\ncfg = get_config('digits/fcos_crosskd.py')\n"
+        "model, train, dataloader = cfg.model, cfg.train, cfg.dataloader\n"
+    )
+
+    def git(*argv):
+        identity = ["-c", "user.name=a", "-c", "user.email=b", "-c", "commit.gpgsign=false"]
+        done = subprocess.run(["git", *identity, *argv], cwd=project, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    def commit():
+        git("add", ".")
+        git("commit", "--quiet", "--allow-empty", "--message", "another")
+        return git("rev-parse", "HEAD")
+
+    git("init", "--quiet")
+    commit()
+    (job,) = build_jobs(experiment(tmp_path, configs=(str(project / "mine.py"),), methods=(ALONE,), max_iter=8))
+    first = git_state(project)
+    begun = commit()
+    folder = job.prepare().folder
+    record = {"iteration": 8, "bbox/AP": 30.0, "cost/cpu_seconds": 1.0, "cost/wall_seconds": 1.0}
+    (folder / "metrics.json").write_text(json.dumps(record))
+    commit()
+    job.prepare()  # it goes on
+    assert job.finish() == "AP 30.0"
+    result = json.loads((folder / "result.json").read_text())
+    assert result["git"] == {"commit": begun, "dirty": False} != first
+    assert "git" not in result["request"]
