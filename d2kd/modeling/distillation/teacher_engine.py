@@ -11,6 +11,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import TypeGuard
 
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
@@ -34,8 +35,9 @@ ENGINES = ("eager", "folded", "compile")
 
 #: Largest difference from the plain teacher in fp32, as a share of the largest magnitude of the same kind of maps.
 _TOLERANCE = 1e-3
-_BatchNorm = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
 _Norm = nn.BatchNorm2d | nn.SyncBatchNorm | FrozenBatchNorm2d
+#: What frozen batch norms of Detectron2, torchvision and timm, three classes without a common base, have as buffers.
+_FROZEN = {"weight", "bias", "running_mean", "running_var"}
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,10 @@ class TeacherEngine:
         memory_format = torch.preserve_format if self.engine == "eager" else torch.channels_last
         for part in (detector.backbone, detector.head):
             for module in part.modules():
-                if not isinstance(module, _BatchNorm):
+                if not _is_batch_norm(module):
                     module._apply(partial(_cast, dtype=self.dtype), recurse=False)
+                elif self.dtype is not None:
+                    module.register_forward_hook(_in_its_dtype)
             if memory_format is torch.channels_last:
                 part.to(memory_format=memory_format)
         detector.backbone.register_forward_pre_hook(_Enter(self.dtype, memory_format))
@@ -135,6 +139,11 @@ class TeacherEngine:
 
 def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+
+def _in_its_dtype(norm: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+    """Forward hook of an fp32 norm among layers of half precision: frozen ones of torchvision and timm return fp32."""
+    return output.to(args[0].dtype)
 
 
 class _Enter:
@@ -216,8 +225,14 @@ def _rectify_in_place(detector: DenseDetector) -> None:
                     relu.inplace = True
 
 
-def _is_foldable(module: object) -> bool:
-    return isinstance(module, _BatchNorm) and module.running_var is not None
+def _is_batch_norm(module: object) -> TypeGuard[_Norm]:
+    if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
+        return True
+    return isinstance(module, nn.Module) and dict(module.named_buffers(recurse=False)).keys() >= _FROZEN
+
+
+def _is_foldable(module: object) -> TypeGuard[_Norm]:
+    return _is_batch_norm(module) and module.running_var is not None
 
 
 def _is_plain(conv: nn.Module) -> bool:
@@ -226,7 +241,7 @@ def _is_plain(conv: nn.Module) -> bool:
 
 
 def _merge(conv: nn.Conv2d, norm: _Norm) -> None:
-    # Of FrozenBatchNorm2d all are buffers; without affine parameters there are no weight and bias.
+    # Of frozen norms all are buffers; without affine parameters there are no weight and bias.
     tensors = dict(norm.named_parameters(recurse=False)) | dict(norm.named_buffers(recurse=False))
     mean, variance = tensors["running_mean"], tensors["running_var"]
     conv.weight, conv.bias = fuse_conv_bn_weights(
