@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 from d2kd.methods import METHODS
 from tests.bad_inputs.cases_command import case, nothing
+from tests.bad_inputs.tiny import write_run
 
 __all__ = ["CASES"]
 
@@ -14,6 +17,14 @@ def metrics(folder: Path) -> None:
     """A run that logged nothing."""
     (folder / "run").mkdir()
     (folder / "run/metrics.json").write_text("")
+
+
+def unlabelled(folder: Path) -> None:
+    """A run whose images have no objects."""
+    write_run(folder)
+    shutil.copy(folder / "teacher.pth", folder / "student.pth")
+    labels = json.loads((folder / "birds.json").read_text())
+    (folder / "birds.json").write_text(json.dumps({**labels, "annotations": []}))
 
 
 CASES = [
@@ -202,6 +213,12 @@ CASES = [
         "`d2kd visualize --output` with a file",
         "visualize --config-file mine.py --weights student.pth --output mine.py",
         "d2kd visualize: --output mine.py is a file, expected the name of a folder.",
+    ),
+    case(
+        "`d2kd visualize` where no image has objects",
+        "visualize --config-file mine.py --weights student.pth",
+        "d2kd visualize: No image of dataloader.test has objects: name some with --images.",
+        unlabelled,
     ),
     case(
         "`d2kd data get` of an unknown data set",
