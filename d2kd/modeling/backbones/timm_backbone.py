@@ -113,7 +113,8 @@ class TimmBackbone(Backbone):
         self._out_feature_channels = dict(zip(self._out_features, chosen.channels()))
         if weights is not None:
             with torch.random.fork_rng(devices=[]):
-                whole = timm.create_model(name, features_only=True, out_indices=[-1], **kwargs)
+                # Not only the features: some networks have layers behind their last output.
+                whole = timm.create_model(name, **{key: x for key, x in kwargs.items() if key != "feature_cls"})
             _load(self.body, weights, whole, name)
         if freeze_at:
             _freeze(self.body, freeze_at, name)
@@ -153,8 +154,7 @@ def import_timm() -> ModuleType:
 def _load(body: nn.Module, weights: str | Mapping[str, Any], whole: nn.Module, network: str) -> None:
     """
     Load all of the body's weights, whose names differ from the whole network's as timm takes it apart. A deeper network
-    of the family has all of them and more, so what is left over must be of stages of ``whole`` that the body lacks, or
-    of a classifier.
+    of the family has all of them and more, so the others must be of layers of ``whole``, or of another classifier.
     """
     source = weights if isinstance(weights, str) else "the weights"
     content = read_weights(weights) if isinstance(weights, str) else weights
@@ -203,7 +203,7 @@ def _freeze(body: nn.Module, freeze_at: int, network: str) -> None:
     if not of_stride:
         raise ValueError(
             f"TimmBackbone: freeze_at is {freeze_at}, but {network} has no output of stride {2**freeze_at} to freeze "
-            f"up to; it has {_describe(info, ends)}."
+            f"up to; it has {_describe(info, ends) or 'none'}."
         )
     for name in modules[: of_stride[-1] + 1]:
         module = body.get_submodule(name)

@@ -199,6 +199,12 @@ def test_weights_of_a_deeper_network_are_named():
         )
 
 
+def test_weights_of_layers_behind_the_last_output():
+    state = timm.create_model("ghostnet_050").state_dict()
+    backbone = TimmBackbone("ghostnet_050", out_indices=[2, 3], weights=state, **GETTER)
+    assert len(state) - len(backbone.body.state_dict()) > 100
+
+
 @pytest.mark.parametrize("name, indices, kwargs", TAKEN_APART)
 @pytest.mark.parametrize("given", ["without a classifier", "with another classifier", "of the backbone"])
 def test_weights_with_any_classifier_or_none(name, indices, kwargs, given):
