@@ -30,6 +30,7 @@ from d2kd.engine import ConfigError, check_config, check_image_format, make_load
 from d2kd.engine.sheet import class_names, look_at_step, make_sheet, save_sheets
 from d2kd.experiments import versions, write_json
 from d2kd.modeling import DistilledDetector
+from d2kd.modeling.detectors.interface import num_classes_of
 from d2kd.modeling.distillation.examination import examine, judge
 from d2kd.modeling.distillation.preflight import BATCHES, IMAGES, pick_images
 
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     batches = list(islice(loader, args.batches))
     # Workers load while the training process trains.
     data_seconds = 0.0 if getattr(loader, "num_workers", 0) else (time.perf_counter() - start) / len(batches)
-    names = class_names(cfg)
+    names = class_names(cfg, num_classes_of(model.student))
     images: list[Mapping[str, Any]] = []
     for index, batch in enumerate(batches):
         images += pick_images(batch, IMAGES - len(images), len(batches) - index)

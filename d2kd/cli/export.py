@@ -212,7 +212,7 @@ def run(args: argparse.Namespace) -> None:
         return
     images, on = choose_images(args, student)
     if not args.yacs:
-        names = class_names(cfg)  # known where the data are
+        names = class_names(cfg, num_classes_of(student.detector))  # known where the data are
     notes = {
         "producer": f"d2kd {d2kd.__version__}",
         "input_format": student.input_format,

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     if not files:
         raise ConfigError("No image is given, expected files or folders of images.")
     detector = load_detector(cfg, args.weights)
-    classes = classes_of(cfg)
+    classes = classes_of(cfg, detector)
     total = 0
     predictions = predict_images(cfg, detector, files, args.score_threshold)
     for file, picture, count in write_predictions(output, predictions, files, classes):

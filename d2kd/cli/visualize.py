@@ -19,6 +19,7 @@ from d2kd.engine import ConfigError, resolve_device
 from d2kd.engine.sheet import class_names, file_names, look_at_step, make_sheet, save_sheets, test_images
 from d2kd.experiments import load_student
 from d2kd.modeling import DistilledDetector, student
+from d2kd.modeling.detectors.interface import num_classes_of
 
 COMMAND = "d2kd visualize"
 _FIRST = 3
@@ -76,10 +77,13 @@ def run(args: argparse.Namespace) -> None:
             absent=f"There is no checkpoint {args.alone} (--alone).",
         )
     images = test_images(cfg, asked or _FIRST)
+    if not images:
+        raise ConfigError("No image of dataloader.test has objects: name some with --images.")
+    names = class_names(cfg, num_classes_of(model.student))
     for (name, item), file in zip(images, file_names([name for name, _ in images])):
         view = look_at_step(model, item, cfg.train.max_iter)
         title = f"image {name} ({args.config_file})"
-        sheet = make_sheet(model, item, view, names=class_names(cfg), title=title, alone=alone)
+        sheet = make_sheet(model, item, view, names=names, title=title, alone=alone)
         path = output / file
         save_sheets(path, [sheet])
         print(path)

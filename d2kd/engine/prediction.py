@@ -23,6 +23,7 @@ from d2kd.engine.check_data import check_image_format
 from d2kd.engine.defaults import ConfigError, resolve_device
 from d2kd.engine.sheet import Box, class_names, draw_boxes, file_names
 from d2kd.modeling import student
+from d2kd.modeling.detectors.interface import num_classes_of
 
 __all__ = [
     "PREDICTIONS",
@@ -48,7 +49,7 @@ class Classes(NamedTuple):
     """
     Attributes:
         names: by the number of a class in the model; None: unknown.
-        ids: by the same, its id in the dataset's file; None: unknown.
+        ids: by the same, its id in the dataset's file, if it has that class; None: unknown.
     """
 
     names: Sequence[str] | None
@@ -101,12 +102,13 @@ def find_images(paths: Sequence[str]) -> list[str]:
     return list(once.values())
 
 
-def classes_of(cfg: DictConfig) -> Classes:
+def classes_of(cfg: DictConfig, detector: DenseDetector) -> Classes:
     """
-    The classes of a config's data, from what is registered; data that cannot be read, such as of another machine, are
-    no error.
+    The detector's classes as a config's data call them, from what is registered; data that cannot be read, such as of
+    another machine, are no error.
     """
-    names = class_names(cfg)
+    num_classes = num_classes_of(detector)
+    names = class_names(cfg, num_classes)
     datasets = [*dataset_names(cfg, "test"), *dataset_names(cfg, "train")]
     for dataset in datasets if names is None else ():
         if dataset in DatasetCatalog.list():
@@ -114,7 +116,7 @@ def classes_of(cfg: DictConfig) -> Classes:
                 DatasetCatalog.get(dataset)  # which puts the classes of a COCO file into its metadata
             except Exception:  # whatever a person's function does
                 continue
-            names = class_names(cfg)
+            names = class_names(cfg, num_classes)
             break
     known = (
         MetadataCatalog.get(dataset).get("thing_dataset_id_to_contiguous_id")
@@ -220,7 +222,7 @@ def write_predictions(
             rows.append(
                 {
                     "file_name": prediction.file,
-                    "category_id": number if classes.ids is None else classes.ids[number],
+                    "category_id": number if classes.ids is None else classes.ids.get(number),
                     "category_name": name,
                     "bbox": [round(x, 2) for x in (x0, y0, x1 - x0, y1 - y0)],
                     "score": round(score, 4),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 from detectron2.config import instantiate
 from torch import Tensor
@@ -70,6 +71,13 @@ def openmmlab() -> dict[str, Any]:
     return {"meta": {"epoch": 12}, "state_dict": random_state(Spec("fcos", width=32))}
 
 
+#: The student has a backbone of timm that starts from a file.
+BACKBONE = """
+from detectron2.config import LazyCall as L
+from d2kd.modeling.backbones import TimmBackbone
+
+model.student.backbone = L(TimmBackbone)(name="resnet18", channels=[8] * 4, out_indices=[2, 3], weights="x.pth")
+"""
 HTML = b"<!DOCTYPE html>\n<html>Sign in</html>"
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n"
 NAN = torch.full((3,), float("nan"))
@@ -137,6 +145,10 @@ def of_another_family(path: Path) -> None:
 def damage_all(path: Path) -> None:
     for file in (path / "output").glob("*.pth"):
         file.write_bytes(file.read_bytes()[:1000])
+
+
+def deeper(path: Path) -> None:
+    torch.save(timm.create_model("resnet18", layers=(3, 2, 2, 2), channels=(8,) * 4).state_dict(), path)
 
 
 CASES = [
@@ -562,5 +574,13 @@ CASES = [
         ),
         "d2kd train: distill()'s teacher is 'teacher.pth', expected a yacs config (.yaml) or a LazyConfig"
         " (.py, or a dumped .yaml).",
+    ),
+    BadInput(
+        "Checkpoint",
+        "`weights` of a `TimmBackbone` that are a deeper network's",
+        train(more=BACKBONE, change=lambda folder: deeper(folder / "x.pth")),
+        "d2kd train: TimmBackbone: 12 weights in x.pth are of no layer of resnet18: layer1.2.conv1.weight, "
+        "layer1.2.bn1.weight, layer1.2.bn1.bias, layer1.2.bn1.running_mean, layer1.2.bn1.running_var and 7 more. "
+        "Expected timm's weights of the same network.",
     ),
 ]

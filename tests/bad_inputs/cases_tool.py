@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +39,14 @@ def unregistered(folder: Path) -> None:
     more = "unlabeled = L(get_detection_dataset_dicts)(names='birds_more')"
     imports = "from detectron2.config import LazyCall as L\nfrom detectron2.data import get_detection_dataset_dicts\n"
     write_run(folder, f"{imports}dataloader['train'].{more}\ndataloader['train'].unlabeled_batch_size = 1\n")
+
+
+def unlabelled(folder: Path) -> None:
+    """A run whose images have no objects."""
+    write_run(folder)
+    shutil.copy(folder / "teacher.pth", folder / "student.pth")
+    labels = json.loads((folder / "birds.json").read_text())
+    (folder / "birds.json").write_text(json.dumps({**labels, "annotations": []}))
 
 
 CASES = [
@@ -266,6 +275,12 @@ CASES = [
         "`d2kd visualize --output` with a file",
         "visualize --config-file mine.py --weights student.pth --output mine.py",
         "d2kd visualize: --output mine.py is a file, expected the name of a folder.",
+    ),
+    case(
+        "`d2kd visualize` where no image has objects",
+        "visualize --config-file mine.py --weights student.pth",
+        "d2kd visualize: No image of dataloader.test has objects: name some with --images.",
+        unlabelled,
     ),
     case(
         "`d2kd data get` of an unknown data set",

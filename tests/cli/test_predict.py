@@ -132,6 +132,15 @@ def test_classes_without_names_have_numbers(folder, predict, capsys):
     assert "The classes have numbers" in capsys.readouterr().out
 
 
+def test_classes_that_the_data_lack_have_numbers_and_no_id(folder, predict):
+    few = NAMES.replace("predict_named", "predict_few").replace('"cedar", "elm", "fir", "oak", "pine"', "")
+    (folder / "few.py").write_text(CONFIG.format(folder=folder) + few.replace("range(7)", "range(2)"))
+    rows = predict(folder / "0.png", *EVERYTHING, config="few.py")
+    named = {"ash": 0, "birch": 10} | {str(number): None for number in range(2, 7)}
+    assert all(row["category_id"] == named[row["category_name"]] for row in rows)
+    assert {"ash", "2"} <= {row["category_name"] for row in rows}
+
+
 def test_the_threshold(folder, predict, capsys):
     everything = predict(folder / "0.png", *EVERYTHING)
     scores = [row["score"] for row in everything]

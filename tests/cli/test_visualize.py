@@ -31,7 +31,7 @@ model = d2kd.distill(
 dataloader = dict(
     train={{}},
     test=L(build_detection_test_loader)(
-        dataset=L(entries)(folder="{folder}"),
+        dataset=L(entries)(folder="{folder}", labelled=True),
         mapper=L(DatasetMapper)(
             is_train=False, augmentations=[L(T.ResizeShortestEdge)(short_edge_length=64)], image_format="BGR"
         ),
@@ -42,9 +42,9 @@ train.update(device="cpu", output_dir="{folder}/output")
 """
 
 
-def entries(folder):
+def entries(folder, labelled=True):
     """Three images of 64 x 32, the first without objects; the second has a crowd as well."""
-    boxes = [[], [[4, 6, 20, 30], [0, 0, 32, 64]], [[2, 10, 16, 16]]]
+    boxes = [[], [[4, 6, 20, 30], [0, 0, 32, 64]], [[2, 10, 16, 16]]] if labelled else [[], [], []]
     return [
         {
             "file_name": f"{folder}/{index}.png",
@@ -116,6 +116,10 @@ def test_labels_are_where_the_mapper_puts_the_image(folder):
         (["--images", "3"], "dataloader.test has 3 images, from 0 to 2, but 3 was asked for."),
         (["--images", "{folder}/broken.png"], "dataloader.test.mapper cannot read {folder}/broken.png"),
         (["dataloader.test=null"], "dataloader.test has no dataset and mapper"),
+        (
+            ["dataloader.test.dataset.labelled=False"],
+            "No image of dataloader.test has objects: name some with --im",
+        ),
     ],
 )
 def test_what_cannot_be_drawn_is_said_in_a_sentence(argv, sentence, visualize, folder, capsys):

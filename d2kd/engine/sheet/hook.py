@@ -18,6 +18,7 @@ from d2kd.engine.sheet.detections import make_sheet
 from d2kd.engine.sheet.images import class_names, test_images
 from d2kd.engine.sheet.step import look_at_step
 from d2kd.modeling import DistilledDetector
+from d2kd.modeling.detectors.interface import num_classes_of
 from d2kd.modeling.distillation.agreement import raised_on_all_ranks
 
 __all__ = ["SheetWriter", "sheet_writers"]
@@ -53,6 +54,8 @@ class SheetWriter(HookBase):
     def before_train(self) -> None:
         with raised_on_all_ranks(self._model.device):
             self._images = self._make_images()
+        if not self._images:
+            logger.warning("No image of dataloader.test has objects: no sheets are drawn (train.vis_period).")
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
@@ -81,4 +84,5 @@ def sheet_writers(cfg: DictConfig, model: nn.Module) -> list[HookBase | None]:
     if find_spec("tensorboard") is None and not cfg.train.get("writers"):
         logger.warning("train.vis_period is %d, but tensorboard is not installed: no sheets are drawn.", period)
         return []
-    return [SheetWriter(period, model, partial(test_images, cfg, _IMAGES), partial(class_names, cfg))]
+    names = partial(class_names, cfg, num_classes_of(model.student))
+    return [SheetWriter(period, model, partial(test_images, cfg, _IMAGES), names)]

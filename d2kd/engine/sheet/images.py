@@ -24,11 +24,17 @@ __all__ = ["class_names", "file_names", "test_images"]
 _KEY = "dataloader.test"
 
 
-def class_names(cfg: DictConfig) -> list[str] | None:
-    """``thing_classes`` of the training data, or else of the test data, if they are known."""
-    names = (name for split in ("train", "test") for name in dataset_names(cfg, split))
-    known = (MetadataCatalog.get(name).get("thing_classes") for name in names if name in MetadataCatalog.list())
-    return next(filter(None, known), None)
+def class_names(cfg: DictConfig, num_classes: int) -> list[str] | None:
+    """
+    ``thing_classes`` of the training data, or else of the test data, if they are known.
+
+    Args:
+        num_classes: of the model; where it has more than the data, the others are called by their numbers.
+    """
+    datasets = (name for split in ("train", "test") for name in dataset_names(cfg, split))
+    known = (MetadataCatalog.get(name).get("thing_classes") for name in datasets if name in MetadataCatalog.list())
+    names = next(filter(None, known), None)
+    return None if names is None else [*names, *map(str, range(len(names), num_classes))]
 
 
 def file_names(names: Sequence[str], suffix: str = ".png") -> list[str]:
@@ -51,7 +57,8 @@ def test_images(cfg: DictConfig, which: Sequence[str] | int) -> list[tuple[str, 
             A number N: its first N images with objects.
 
     Returns:
-        what each is called, and the item; its "height" and "width" are those of "image".
+        what each is called, and the item; its "height" and "width" are those of "image". Fewer than a number N where
+        fewer have objects.
 
     Raises:
         ConfigError: the loader has no dataset and mapper, or there is no such entry or file.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -46,7 +46,7 @@ class TimmBackbone(Backbone):
             holds the backbone too, False does.
         weights: start from these instead, and download nothing: the path of a file, or name -> tensor, of the whole
             network as timm names its weights (a node such as :func:`efficientnet_lite_weights`). Every weight of the
-            backbone has to be there; others, of the classifier and of stages that are not used, are left out.
+            backbone has to be there; those of the classifier and of stages that are not used are left out.
         freeze_at: the weights up to the output "res<freeze_at>" stay as they are, and its batch norms use their running
             statistics, as in Detectron2's ``ResNet``. 0: everything is trained.
         channels_last: compute in this memory format, faster for networks of depthwise convolutions. The features are
@@ -61,7 +61,8 @@ class TimmBackbone(Backbone):
         ImportError: timm is not installed.
         OSError: the weights cannot be downloaded.
         ValueError: no such network, no such output, or outputs that cannot be named: two of one stride, or a stride
-            that is no power of two; no output to freeze at; weights that are missing or of other shapes.
+            that is no power of two; no output to freeze at; weights that are missing, of other shapes, or of another
+            network.
     """
 
     def __init__(
@@ -111,9 +112,12 @@ class TimmBackbone(Backbone):
         self._out_feature_strides = dict(zip(self._out_features, strides))
         self._out_feature_channels = dict(zip(self._out_features, chosen.channels()))
         if weights is not None:
-            _load(self.body, weights, name)
+            with torch.random.fork_rng(devices=[]):
+                # Not only the features: some networks have layers behind their last output.
+                whole = timm.create_model(name, **{key: x for key, x in kwargs.items() if key != "feature_cls"})
+            _load(self.body, weights, whole, name)
         if freeze_at:
-            timm.utils.freeze(self.body, _modules_up_to(self.body, freeze_at, name))
+            _freeze(self.body, freeze_at, name)
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.body.to(memory_format=self._memory_format)
         # Those of windowed transformers come channels last.
@@ -147,11 +151,15 @@ def import_timm() -> ModuleType:
     return timm
 
 
-def _load(body: nn.Module, weights: str | Mapping[str, Any], network: str) -> None:
-    """Load all of the body's weights, whose names differ from the whole network's as timm takes it apart."""
+def _load(body: nn.Module, weights: str | Mapping[str, Any], whole: nn.Module, network: str) -> None:
+    """
+    Load all of the body's weights, whose names differ from the whole network's as timm takes it apart. A deeper network
+    of the family has all of them and more, so the others must be of layers of ``whole``, or of another classifier.
+    """
     source = weights if isinstance(weights, str) else "the weights"
     content = read_weights(weights) if isinstance(weights, str) else weights
-    given = {_plain_name(name): value for name, value in content.get("state_dict", content).items()}
+    content = content.get("state_dict", content)
+    given = {_plain_name(name): value for name, value in content.items()}
     wanted = {name: _plain_name(name) for name in body.state_dict()}
     misfits = [
         name
@@ -164,6 +172,14 @@ def _load(body: nn.Module, weights: str | Mapping[str, Any], network: str) -> No
             f"TimmBackbone: {len(misfits)} weights of {network} are not in {source}, or have other shapes there: "
             f"{first_of(misfits)}. Expected timm's weights of the same network."
         )
+    known = {_plain_name(name) for name in (*whole.state_dict(), *dict(whole.named_buffers()))}
+    parts = tuple({f"{name.removeprefix('model.').partition('.')[0]}_" for name in wanted})
+    foreign = [name for name in content if _plain_name(name).startswith(parts) and _plain_name(name) not in known]
+    if foreign:
+        raise ValueError(
+            f"TimmBackbone: {len(foreign)} weights in {source} are of no layer of {network}: {first_of(foreign)}. "
+            "Expected timm's weights of the same network."
+        )
     body.load_state_dict({name: given[key] for name, key in wanted.items() if key in given}, strict=False)
 
 
@@ -172,26 +188,33 @@ def _plain_name(name: str) -> str:
     return name.removeprefix("model.").replace(".", "_")
 
 
-def _modules_up_to(body: nn.Module, freeze_at: int, network: str) -> list[str]:
-    """The body's modules that have parameters, in their order, up to the last of the output of stride 2**freeze_at."""
+def _freeze(body: nn.Module, freeze_at: int, network: str) -> None:
+    """Freeze the parameters, and the statistics of batch norms, up to the body's last output of stride 2**freeze_at."""
+    timm = import_timm()
     info: Any = body.feature_info
-    outputs = [info[index] for index in range(len(info))]
-    last = next((x["module"] for x in outputs if x["reduction"] == 2**freeze_at), None)
-    modules = [name for name, module in body.named_modules() if list(module.parameters(recurse=False))]
-    inside = [
-        index
-        for index, module in enumerate(modules)
-        if last and f"{_plain_name(module)}_".startswith(f"{_plain_name(last)}_")
-    ]
-    if not inside:
+    modules = [name for name, _ in body.named_modules()]
+    ends: dict[int, int] = {}  # of each output that the body has, where its last module stands
+    for index in range(len(info)):
+        start = f"{_plain_name(info[index]['module'])}_"
+        inside = [place for place, name in enumerate(modules) if f"{_plain_name(name)}_".startswith(start)]
+        if inside:
+            ends[index] = inside[-1]
+    of_stride = [end for index, end in ends.items() if info[index]["reduction"] == 2**freeze_at]
+    if not of_stride:
         raise ValueError(
             f"TimmBackbone: freeze_at is {freeze_at}, but {network} has no output of stride {2**freeze_at} to freeze "
-            f"up to; it has {_describe(info)}."
+            f"up to; it has {_describe(info, ends) or 'none'}."
         )
-    return modules[: inside[-1] + 1]
+    for name in modules[: of_stride[-1] + 1]:
+        module = body.get_submodule(name)
+        # Not those of its children: it may hold later stages, too.
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(False)
+        if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
+            body.set_submodule(name, timm.layers.freeze_batch_norm_2d(module))
 
 
-def _describe(outputs: Any) -> str:
-    """ "0 (stride 2, 16 channels), 1 (...)": all of a network's outputs, whichever were asked for."""
-    dicts = [outputs[index] for index in range(len(outputs))]
-    return ", ".join(f"{i} (stride {x['reduction']}, {x['num_chs']} channels)" for i, x in enumerate(dicts))
+def _describe(outputs: Any, indices: Iterable[int] | None = None) -> str:
+    """ "0 (stride 2, 16 channels), 1 (...)": a network's outputs, by default all, whichever were asked for."""
+    dicts = {index: outputs[index] for index in (range(len(outputs)) if indices is None else indices)}
+    return ", ".join(f"{i} (stride {x['reduction']}, {x['num_chs']} channels)" for i, x in dicts.items())

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 
 import torch
-from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
-from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from d2kd.modeling.adapters import check_lists, guarded_hooks
 from d2kd.modeling.detectors.interface import inference_of, pixel_statistics
+from d2kd.modeling.distillation.norm_folding import fold_norms, is_batch_norm, rectify_in_place
 
 __all__ = ["TeacherEngine", "own_precision"]
 
@@ -34,8 +30,6 @@ ENGINES = ("eager", "folded", "compile")
 
 #: Largest difference from the plain teacher in fp32, as a share of the largest magnitude of the same kind of maps.
 _TOLERANCE = 1e-3
-_BatchNorm = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
-_Norm = nn.BatchNorm2d | nn.SyncBatchNorm | FrozenBatchNorm2d
 
 
 @dataclass(frozen=True)
@@ -81,8 +75,10 @@ class TeacherEngine:
         memory_format = torch.preserve_format if self.engine == "eager" else torch.channels_last
         for part in (detector.backbone, detector.head):
             for module in part.modules():
-                if not isinstance(module, _BatchNorm):
+                if not is_batch_norm(module):
                     module._apply(partial(_cast, dtype=self.dtype), recurse=False)
+                elif self.dtype is not None:
+                    module.register_forward_hook(_in_its_dtype)
             if memory_format is torch.channels_last:
                 part.to(memory_format=memory_format)
         detector.backbone.register_forward_pre_hook(_Enter(self.dtype, memory_format))
@@ -137,6 +133,11 @@ def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
 
 
+def _in_its_dtype(norm: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+    """Forward hook of an fp32 norm among layers of half precision: frozen ones of torchvision and timm return fp32."""
+    return output.to(args[0].dtype)
+
+
 class _Enter:
     """Forward pre-hook that gives the images the dtype and layout of the layers."""
 
@@ -173,8 +174,8 @@ def _folded(plain: DenseDetector, canvas: tuple[int, int]) -> DenseDetector:
     noise = torch.rand(2, len(pixel_mean), height, width, generator=torch.Generator().manual_seed(0)).to(pixel_mean)
     with torch.autocast(noise.device.type, enabled=False):
         try:
-            _fold_norms(detector, noise)
-            _rectify_in_place(detector)
+            fold_norms(detector, partial(_forward, detector, noise))
+            rectify_in_place(detector)
             difference = _largest_difference(detector, plain, noise)
             reason = None if difference <= _tolerance(plain) else f"it would differ by {difference:.1e}"
         except (TypeError, ValueError, RuntimeError, AttributeError) as error:
@@ -187,85 +188,6 @@ def _folded(plain: DenseDetector, canvas: tuple[int, int]) -> DenseDetector:
 
 def _tolerance(plain: DenseDetector) -> float:
     return max(_TOLERANCE, 16 * torch.finfo(pixel_statistics(plain)[0].dtype).eps)
-
-
-def _fold_norms(detector: DenseDetector, images: Tensor) -> None:
-    """Merge batch norms in eval mode into the convolutions before them. Parameters are replaced, not changed."""
-    for conv in detector.modules():
-        if isinstance(conv, Conv2d) and _is_plain(conv) and _is_foldable(conv.norm):
-            _merge(conv, conv.norm)
-            conv.norm = None
-    if not any(_is_foldable(module) for module in detector.modules()):
-        return
-    names: dict[nn.Module, list[str]] = {}
-    for name, module in detector.named_modules(remove_duplicate=False):
-        names.setdefault(module, []).append(name)
-    for conv, norm in _neighbours(detector, images):
-        _merge(conv, norm)
-        activation = getattr(norm, "act", None)  # timm's norms may hold one
-        for name in names[norm]:
-            detector.set_submodule(name, activation if isinstance(activation, nn.Module) else nn.Identity())
-
-
-def _rectify_in_place(detector: DenseDetector) -> None:
-    """Let the ReLUs of towers overwrite what the convolution or norm before them made for them alone."""
-    for module in detector.modules():
-        if isinstance(module, nn.Sequential):
-            for before, relu in pairwise(module):
-                if isinstance(relu, nn.ReLU) and isinstance(before, (nn.Conv2d, nn.GroupNorm, nn.Identity)):
-                    relu.inplace = True
-
-
-def _is_foldable(module: object) -> bool:
-    return isinstance(module, _BatchNorm) and module.running_var is not None
-
-
-def _is_plain(conv: nn.Module) -> bool:
-    """Whether it is a convolution with its weight as it stands there, and no more."""
-    return type(conv).forward in (nn.Conv2d.forward, Conv2d.forward) and not is_parametrized(conv)
-
-
-def _merge(conv: nn.Conv2d, norm: _Norm) -> None:
-    # Of FrozenBatchNorm2d all are buffers; without affine parameters there are no weight and bias.
-    tensors = dict(norm.named_parameters(recurse=False)) | dict(norm.named_buffers(recurse=False))
-    mean, variance = tensors["running_mean"], tensors["running_var"]
-    conv.weight, conv.bias = fuse_conv_bn_weights(
-        conv.weight, conv.bias, mean, variance, norm.eps, tensors.get("weight"), tensors.get("bias")
-    )
-
-
-@torch.no_grad()
-def _neighbours(detector: DenseDetector, images: Tensor) -> list[tuple[nn.Conv2d, _Norm]]:
-    """Each convolution whose output is always the input of one norm, which has no other, with that norm."""
-    made: dict[tuple[int, int], nn.Conv2d] = {}  # by id and version: a ReLU in place returns the same tensor, changed
-    outputs: list[Tensor] = []  # kept, so that no two have one id
-    calls: Counter[nn.Module] = Counter()
-    pairs: Counter[tuple[nn.Conv2d, _Norm]] = Counter()
-
-    def after_conv(conv: nn.Conv2d, args: tuple[Tensor], output: Tensor) -> None:
-        calls[conv] += 1
-        made[id(output), output._version] = conv
-        outputs.append(output)
-
-    def before_norm(norm: _Norm, args: tuple[Tensor]) -> None:
-        calls[norm] += 1
-        conv = made.get((id(args[0]), args[0]._version))
-        if conv is not None:
-            pairs[conv, norm] += 1
-
-    handles = []
-    for module in detector.modules():
-        if _is_foldable(module):
-            handles.append(module.register_forward_pre_hook(before_norm))
-        elif _is_plain(module):
-            if getattr(module, "norm", None) is None and getattr(module, "activation", None) is None:
-                handles.append(module.register_forward_hook(after_conv))
-    try:
-        _forward(detector, images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [(conv, norm) for (conv, norm), count in pairs.items() if count == calls[conv] == calls[norm]]
 
 
 def _forward(detector: DenseDetector, images: Tensor) -> list[list[Tensor]]:

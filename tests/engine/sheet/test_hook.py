@@ -83,6 +83,15 @@ def test_a_step_that_is_not_finite_has_no_sheet(caplog):
     assert "There is no sheet of first at iteration 0: Not finite" in caplog.text
 
 
+def test_without_an_image_with_objects_it_is_said_once(caplog):
+    hook = SheetWriter(1, distilled(build_detector("FCOS")), list)
+    with caplog.at_level(logging.WARNING):
+        hook.before_train()
+    assert [x.getMessage() for x in caplog.records] == [
+        "No image of dataloader.test has objects: no sheets are drawn (train.vis_period)."
+    ]
+
+
 @pytest.mark.parametrize("what", ["off", "plain", "alone"])
 def test_without_anything_to_see_there_is_no_hook(what, caplog):
     cfg = LazyConfig.load("configs/common/train.py")

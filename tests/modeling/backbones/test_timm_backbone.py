@@ -181,6 +181,49 @@ def test_weights_that_do_not_fit_are_named(name, indices, kwargs):
         TimmBackbone(name, out_indices=indices, weights=state, **kwargs)
 
 
+def test_weights_of_a_deeper_network_are_named():
+    """It has all that the shallower one has, in the same shapes."""
+    thin = dict(channels=(8, 8, 8, 8))
+    deeper = timm.create_model("resnet18", layers=(3, 2, 2, 2), **thin).state_dict()
+    for indices in ([1, 2], [3]):
+        with pytest.raises(
+            ValueError, match=r"12 weights in the weights are of no layer of resnet18: layer1\.2\.conv1"
+        ):
+            TimmBackbone("resnet18", out_indices=indices, weights=deeper, **thin)
+    state = timm.create_model(MOBILENET).state_dict()
+    with pytest.raises(
+        ValueError, match=r"1 weights .* of no layer of mobilenet\w+: blocks\.1\.7\.conv\.weight\. Expect"
+    ):
+        TimmBackbone(
+            MOBILENET, out_indices=[2, 3], weights={**state, "blocks.1.7.conv.weight": torch.ones(1)}, **GETTER
+        )
+
+
+def test_weights_of_layers_behind_the_last_output():
+    state = timm.create_model("ghostnet_050").state_dict()
+    backbone = TimmBackbone("ghostnet_050", out_indices=[2, 3], weights=state, **GETTER)
+    assert len(state) - len(backbone.body.state_dict()) > 100
+
+
+@pytest.mark.parametrize("name, indices, kwargs", TAKEN_APART)
+@pytest.mark.parametrize("given", ["without a classifier", "with another classifier", "of the backbone"])
+def test_weights_with_any_classifier_or_none(name, indices, kwargs, given):
+    """Random numbers are drawn as without weights, so that the layers made afterwards are the same."""
+    state = timm.create_model(name, num_classes=0 if given == "without a classifier" else 10).state_dict()
+    if given == "with another classifier":
+        state["AuxLogits.fc.weight"] = torch.ones(1)
+    if given == "of the backbone":
+        state = TimmBackbone(name, out_indices=indices, **kwargs).body.state_dict()
+    drawn = []
+    for weights in (None, state):
+        torch.manual_seed(0)
+        backbone = TimmBackbone(name, out_indices=indices, weights=weights, **kwargs)
+        drawn.append(torch.rand(1))
+    assert torch.equal(*drawn)
+    first = next(iter(backbone.body.parameters()))
+    assert any(torch.equal(first, value) for value in state.values())
+
+
 @pytest.mark.parametrize("name, indices, kwargs", TAKEN_APART)
 def test_what_is_frozen_stays_and_all_else_is_trained(name, indices, kwargs):
     backbone = TimmBackbone(name, out_indices=indices, freeze_at=3, **kwargs).train()
@@ -206,7 +249,30 @@ def test_what_is_frozen_stays_and_all_else_is_trained(name, indices, kwargs):
     assert bool(moved) == (name == MOBILENET)
 
 
+@pytest.mark.parametrize(
+    "name, indices, freeze_at, kwargs, first_trained",
+    [
+        # A parameter of the whole network, pos_embed, is frozen, and not what comes after the output with it.
+        ("hiera_tiny_224", [0, 1], 2, dict(embed_dim=8, num_heads=1), "model.blocks.1.norm1.weight"),
+        # The output is that of an activation, which has no parameters.
+        ("resnet18", [0, 1], 1, dict(channels=(8, 8, 8, 8)), "layer1.0.conv1.weight"),
+        # Of several outputs of that stride it is the one that is asked for.
+        ("test_vit", [2], 4, {}, None),
+    ],
+)
+def test_where_the_frozen_part_ends(name, indices, freeze_at, kwargs, first_trained):
+    body = TimmBackbone(name, out_indices=indices, freeze_at=freeze_at, **kwargs).body
+    trained = [key for key, p in body.named_parameters() if p.requires_grad]
+    assert next(iter(trained), None) == first_trained
+    if name == "hiera_tiny_224":
+        assert not body.model.pos_embed.requires_grad
+
+
 def test_where_it_cannot_be_frozen_the_outputs_are_named():
+    with pytest.raises(
+        ValueError, match=r"no output of stride 32 to freeze up to; it has .*, 3 \(stride 16, \d+ ch\w+\)\.$"
+    ):
+        TimmBackbone(MOBILENET, out_indices=[2, 3], freeze_at=5, **GETTER)
     with pytest.raises(
         ValueError, match=r"freeze_at is 1, but test_convnext has no output of stride 2 .* 0 \(stride 4"
     ):

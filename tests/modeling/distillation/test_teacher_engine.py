@@ -7,7 +7,9 @@ from copy import deepcopy
 from functools import partialmethod
 
 import pytest
+import timm
 import torch
+import torchvision
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.modeling.backbone import FPN
@@ -31,7 +33,10 @@ from tests.helpers import (
 )
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
+NORMS = (
+    *(nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d),
+    *(torchvision.ops.FrozenBatchNorm2d, timm.layers.FrozenBatchNormAct2d),
+)
 
 
 def with_statistics(detector, seed=0):
@@ -113,16 +118,34 @@ def test_norms_of_all_kinds_are_folded(norm):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
 
 
+@pytest.mark.parametrize("freeze_at", [0, 3])
 @pytest.mark.parametrize("name", ["resnet10t", "mobilenetv3_small_050"])
-def test_norms_of_timm_backbones_are_folded(name):
+def test_norms_of_timm_backbones_are_folded(name, freeze_at):
     """Whose convolutions and norms are children of blocks, and whose norms may hold the activation."""
     torch.manual_seed(0)
-    backbone = FPN(TimmBackbone(name, out_indices=(2, 3, 4)), ["res3", "res4", "res5"], 8)
+    backbone = FPN(TimmBackbone(name, out_indices=(2, 3, 4), freeze_at=freeze_at), ["res3", "res4", "res5"], 8)
     teacher = build_teacher(backbone=backbone)
     plain, folded = (loaded(deepcopy(teacher), engine=engine) for engine in ("eager", "folded"))
     assert remaining_norms(plain.detector) and not remaining_norms(folded.detector)
     for found, expected in zip(maps_of(run(folded)), maps_of(run(plain)), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("precision", HALF)
+def test_frozen_norms_of_timm_that_stay_are_fp32(precision):
+    torch.manual_seed(0)
+    bottom_up = TimmBackbone("mobilenetv3_small_050", out_indices=(2, 3, 4), freeze_at=3)
+    teacher = build_teacher(backbone=FPN(bottom_up, ["res3", "res4", "res5"], 8))
+    plain = loaded(deepcopy(teacher), engine="eager")
+    held = loaded(teacher, precision=precision, engine="eager")
+    norms = remaining_norms(held.detector)
+    assert "backbone.bottom_up.body.bn1" in norms
+    dtypes = {x.dtype for name in norms for x in held.detector.get_submodule(name).state_dict().values()}
+    assert dtypes == {torch.float32, torch.int64}
+    tolerance = 16 * torch.finfo(HALF[precision]).eps
+    for x, y in zip(maps_of(run(held)), maps_of(run(plain)), strict=True):
+        assert x.dtype == HALF[precision]
+        torch.testing.assert_close(x.float(), y, rtol=tolerance, atol=tolerance * y.abs().max().item())
 
 
 class TwoUses(nn.Module):
