@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import pkgutil
 import re
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+DIARIES = sorted((ROOT / "docs/results").glob("*.md"))
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *DIARIES]
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
 #: Detectron2's own, the names in docs/new_method.md that stand for a method to be added, and wrong ones in
 #: docs/bad_inputs.md.
@@ -82,3 +86,40 @@ def test_the_picture_can_be_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     draw_architecture.main()
     with Image.open(tmp_path / "architecture.png") as new, Image.open(ROOT / "docs/pictures/architecture.png") as old:
         assert new.size == old.size == (1000, 1040)
+
+
+def measured() -> set[tuple[str, str, str]]:
+    """Seeds, AP and training CPU seconds of every kind of run in docs/results/*/results.json, as a table's cells."""
+    cells = set()
+    for file in (ROOT / "docs/results").glob("*/results.json"):
+        kinds: dict[str, list[tuple[float, float]]] = {}
+        for run in json.loads(file.read_text())["runs"]:
+            ap = run["AP"] if "AP" in run else run["values"]["bbox/AP"]  # before and since compare reports any metric
+            cost = run["cpu_seconds"] if "cpu_seconds" in run else run["cost_seconds"]
+            kinds.setdefault(run["method"], []).append((ap, cost))
+        for runs in kinds.values():
+            aps, costs = zip(*runs)
+            cells.add((str(len(runs)), cell(aps, 1), cell(costs, 0)))
+    return cells
+
+
+def cell(values: Sequence[float], digits: int) -> str:
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+
+
+@pytest.mark.parametrize("diary", ["aquarium", "cards", "digits"])
+def test_rows_of_diaries_are_measured(diary: str) -> None:
+    text = (ROOT / f"docs/results/{diary}.md").read_text()
+    tables = re.findall(r"^\| model \| seeds \| iterations \| AP \|.*\n.*\n((?:\|.*\n)*)", text, flags=re.MULTILINE)
+    rows = [row.strip("| ").split(" | ") for table in tables for row in table.splitlines()]
+    assert rows
+    assert {(row[1], row[3], row[-1]) for row in rows} - measured() == set()
+
+
+@pytest.mark.parametrize("answer", ["README.md", "docs/results.md", "docs/which_method.md"])
+def test_figures_of_answers_are_those_of_a_diary(answer: str) -> None:
+    diaries = "".join(page.read_text() for page in DIARIES)
+    figures = re.findall(r"[\d.]+ ± [\d.]*\d", (ROOT / answer).read_text())
+    assert figures
+    assert [figure for figure in figures if figure not in diaries] == []
