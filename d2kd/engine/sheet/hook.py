@@ -67,10 +67,11 @@ class SheetWriter(HookBase):
             except FloatingPointError as error:  # on all ranks
                 logger.warning("There is no sheet of %s at iteration %d: %s", name, self.trainer.iter, error)
                 continue
-            if comm.is_main_process():
-                title = f"{name}, after {done} iterations"
-                sheet = make_sheet(self._model, item, view, names=self._names(), title=title)
-                self.trainer.storage.put_image(f"sheet/{index}", np.asarray(sheet).transpose(2, 0, 1))
+            with raised_on_all_ranks(self._model.device):
+                if comm.is_main_process():
+                    title = f"{name}, after {done} iterations"
+                    sheet = make_sheet(self._model, item, view, names=self._names(), title=title)
+                    self.trainer.storage.put_image(f"sheet/{index}", np.asarray(sheet).transpose(2, 0, 1))
 
 
 def sheet_writers(cfg: DictConfig, model: nn.Module) -> list[HookBase | None]:

@@ -20,9 +20,13 @@ def images():
     return [("first", make_batch([(40, 48)], 2, seed=7)[0]), ("second", make_batch([(64, 32)], 0, seed=8)[0])]
 
 
-def train(period, family="RetinaNet", steps=4):
+def no_names():
+    raise ValueError("no names")
+
+
+def train(period, steps=4, names=lambda: None):
     """The weights after some steps, the optimizer's state, and the sheets that were put into the storage."""
-    model = distilled(build_detector(family), build_detector(family, seed=1, width=8), "crosskd").train()
+    model = distilled(build_detector("RetinaNet"), build_detector("RetinaNet", seed=1, width=8), "crosskd").train()
     model.load_teacher()
     world = comm.get_world_size()
     wrapped = DistributedDataParallel(model, broadcast_buffers=False) if world > 1 else model
@@ -30,7 +34,7 @@ def train(period, family="RetinaNet", steps=4):
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     trainer = Trainer(wrapped, batches, optimizer)
     if period:
-        trainer.register_hooks([SheetWriter(period, model, images)])
+        trainer.register_hooks([SheetWriter(period, model, images, names)])
     torch.manual_seed(0)
     with torch.jit.optimized_execution(False):  # as do_train
         trainer.train(0, steps)
@@ -58,6 +62,8 @@ def worker(rank, folder):
     join_two(rank, f"{folder}/store")
     comm.create_local_process_group(2)
     (plain, _), (seen, drawn) = train(0), train(2)
+    with pytest.raises(ValueError, match="no names"):  # where the main one cannot draw, both stop
+        train(1, steps=1, names=no_names)
     torch.save((equal(plain, seen), len(drawn)), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
