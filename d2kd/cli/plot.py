@@ -16,11 +16,10 @@ from d2kd.cli import Parser, check_file, run_command
 from d2kd.experiments.ceiling_figure import plot_ceiling
 from d2kd.experiments.curves import read_metrics
 from d2kd.experiments.figures import COST_LABELS
-from d2kd.experiments.metrics import TEST_DATA
 from d2kd.experiments.run_figure import plot_runs
 
 COMMAND = "d2kd plot"
-_KEYS = {"config", "method", "seed", "max_iter", "metric", "metrics", "values", "reported", "cost_seconds", "device"}
+_KEYS = {"config", "method", "seed", "max_iter", "metric", "metrics", "values", "cost_seconds", "device"}
 EXAMPLES = """
 examples:
   d2kd plot output/crosskd
@@ -92,28 +91,18 @@ def _results(file: Path) -> list[dict[str, Any]]:
         content = json.loads(file.read_bytes(), parse_constant=lambda _: None)  # NaN: no value
     except ValueError as error:
         raise ValueError(f"{file} is no JSON ({error}), expected the results.json of d2kd compare.") from error
-    results = content.get("runs") if isinstance(content, dict) else None
-    if not (isinstance(results, list) and all(map(_is_result, results))):
+    results, where = (content.get("runs"), content.get("values_on")) if isinstance(content, dict) else (None, None)
+    if not (isinstance(results, list) and all(map(_is_result, results)) and isinstance(where, str)):
         raise ValueError(f"{file} is no results.json of d2kd compare, or of an earlier version: run it again there.")
     if not results:
         raise ValueError(f"{file} has no runs: there is nothing to draw.")
-    where = content.get("values_on")
-    if not isinstance(where, str):
-        where = _values_on(results)
     return [{**run, "values_on": where} for run in results]
-
-
-def _values_on(results: Sequence[dict[str, Any]]) -> str:
-    """The same, of a file that does not say it, as earlier versions wrote them."""
-    keys = dict.fromkeys(key for run in results for key in run["reported"])
-    same = (key for key in keys if all(run["reported"].get(key) == run["values"] for run in results))
-    return next(same, TEST_DATA)
 
 
 def _is_result(run: object) -> bool:
     if not (isinstance(run, dict) and _KEYS <= run.keys() and run["device"] in COST_LABELS):
         return False
-    if not all(isinstance(run[key], dict) for key in ("metrics", "values", "reported")):
+    if not all(isinstance(run[key], dict) for key in ("metrics", "values")):
         return False
     numbers = run["metrics"].get(run["metric"]), run["values"].get(run["metric"]), run["cost_seconds"]
     return all(number is None or _is_number(number) for number in numbers)

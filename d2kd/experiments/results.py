@@ -109,9 +109,11 @@ def _evaluate(cfg: DictConfig, model: nn.Module | Callable) -> Metrics:
 def _same_json_files() -> Iterator[None]:
     """Take away the ``json_file`` that ``COCOEvaluator`` gives a dataset without one: it is no file of its labels."""
     before = {name for name in MetadataCatalog.list() if MetadataCatalog.get(name).get("json_file")}
-    yield
-    for name in set(MetadataCatalog.list()) - before:
-        vars(MetadataCatalog.get(name)).pop("json_file", None)
+    try:
+        yield
+    finally:
+        for name in set(MetadataCatalog.list()) - before:
+            vars(MetadataCatalog.get(name)).pop("json_file", None)
 
 
 def _without_nan(values: Mapping[str, float]) -> Metrics:
@@ -202,11 +204,11 @@ def collect(experiment: Experiment) -> tuple[list[dict[str, Any]], int]:
         run = _run_of(experiment, result)
         if run is not None and (result["metric"], result["device"]) == kind:
             kept.append((file, result, run))
-    by_name = {_name(result): result for _, result, _ in kept}
+    by_key = {_key(result): result for _, result, _ in kept}
     results = [
         _reported(result, file, run, experiment.report, partial(_evaluate_run, run))
         for file, result, run in kept
-        if _follows(result, by_name)
+        if _follows(result, by_key)
     ]
     left_out = len(files) - len(results)
     taught = {r["config"]: r for r in results if r["method"] != ALONE and not stretched_for(r["method"])}
@@ -236,7 +238,8 @@ def _run_of(experiment: Experiment, result: Mapping[str, Any]) -> Run | None:
     return run
 
 
-def _name(result: Mapping[str, Any], method: str = "") -> tuple[str, str, int]:
+def _key(result: Mapping[str, Any], method: str | None = None) -> tuple[str, str, int]:
+    """Of a result, or of that of another method beside it."""
     return result["config"], method or result["method"], result["seed"]
 
 
@@ -245,7 +248,7 @@ def _follows(result: Mapping[str, Any], kept: Mapping[tuple[str, str, int], Mapp
     source = stretched_for(result["method"])
     if source is None:
         return True
-    alone, distilled = (kept.get(_name(result, method)) for method in (ALONE, source))
+    alone, distilled = (kept.get(_key(result, method)) for method in (ALONE, source))
     return alone is not None and distilled is not None and result["max_iter"] == stretched_length(alone, distilled)
 
 

@@ -125,8 +125,8 @@ def _prepare(run: Run) -> Command | None:
         return None
     file = request_file(run)
     git = git_state(Path(config_path(run.config)).resolve().parent)
-    # What was written when the run was begun stays.
-    write_json(file, {**wanted, "git": git, **(read_json(file) if file.is_file() else {})})
+    goes_on = file.is_file() and (run.folder / "last_checkpoint").is_file()
+    write_json(file, {**wanted, "git": git, **(read_json(file) if goes_on else {})})
     _forget_abandoned(run)
     # One thread: a second gains little on small images, stalls where a core is busy, and would make CPU seconds depend
     # on the number of processes. What this process imports is what the training imports.

@@ -83,7 +83,7 @@ def test_outputs_of_compare(tmp_path, capsys):
             for seed in (0, 1)
         ]
         (tmp_path / f"x{count}").mkdir()
-        (tmp_path / f"x{count}" / "results.json").write_text(json.dumps({"command": "", "runs": runs}))
+        (tmp_path / f"x{count}" / "results.json").write_text(json.dumps({"values_on": "dataloader.test", "runs": runs}))
     folders = [str(tmp_path / f"x{count}") for count in (1, 2, 4)]
     assert main([*folders, "--output", str(tmp_path / "ceiling.png")]) == 0
     assert Image.open(tmp_path / "ceiling.png").size[0] > 500
@@ -95,22 +95,18 @@ def test_outputs_of_compare(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("content", "values", "expected"),
-    [
-        ({"values_on": REPORTED}, {"bbox/AP": 29.0}, REPORTED),
-        ({"values_on": "dataloader.test"}, {"bbox/AP": 30.0}, "dataloader.test"),  # --report was left out again
-        ({}, {"bbox/AP": 29.0}, REPORTED),
-        ({}, {"bbox/AP": 30.0}, "dataloader.test"),
-    ],
+    ("where", "values"),
+    [(REPORTED, {"bbox/AP": 29.0}), ("dataloader.test", {"bbox/AP": 30.0})],
+    ids=["reported", "--report left out again"],
 )
-def test_what_the_values_of_an_output_are_of(content, values, expected, tmp_path, monkeypatch):
+def test_what_the_values_of_an_output_are_of(where, values, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(plot, "plot_ceiling", lambda _, runs: drawn.extend(runs))
     reported = {"dataloader.test.batch_size=3": {"bbox/AP": 28.0}, REPORTED: {"bbox/AP": 29.0}}
     runs = [result(ALONE, seed, 30.0, values=values, reported=reported) for seed in (0, 1)]
-    (tmp_path / "results.json").write_text(json.dumps({**content, "runs": runs}))
+    (tmp_path / "results.json").write_text(json.dumps({"values_on": where, "runs": runs}))
     assert main([str(tmp_path)]) == 0
-    assert [run["values_on"] for run in drawn] == [expected, expected]
+    assert [run["values_on"] for run in drawn] == [where, where]
 
 
 def test_the_ceiling_of_docs_is_drawn(tmp_path):
@@ -163,14 +159,14 @@ def test_a_damaged_metrics_json(lines, said, tmp_path, capsys):
         (None, "has no runs: there is nothing to draw."),
         ({"device": "tpu"}, "is no results.json of d2kd compare"),
         ({"values": None}, "is no results.json of d2kd compare"),
-        ({"reported": None}, "is no results.json of d2kd compare"),
         ({"cost_seconds": "long"}, "is no results.json of d2kd compare"),
         ({"values": {"bbox/AP": float("nan")}}, "None of these runs has a cost and a final metric"),
     ],
 )
 def test_a_damaged_results_json(changes, said, tmp_path, capsys):
     file = tmp_path / "results.json"
-    file.write_text(json.dumps({"runs": [] if changes is None else [{**result(ALONE, 0, 30.0), **changes}]}))
+    runs = [] if changes is None else [{**result(ALONE, 0, 30.0), **changes}]
+    file.write_text(json.dumps({"values_on": "dataloader.test", "runs": runs}))
     assert main([str(file)]) == 2
     assert said in capsys.readouterr().err
     file.write_text(file.read_text()[:-3])

@@ -96,14 +96,15 @@ def test_a_result_has_the_commit_that_its_run_was_begun_at(tmp_path):
     git("init", "--quiet")
     commit()
     (job,) = build_jobs(experiment(tmp_path, configs=(str(project / "mine.py"),), methods=(ALONE,), max_iter=8))
-    first = git_state(project)
+    job.prepare()  # a run that is stopped before its first checkpoint is begun anew
     begun = commit()
     folder = job.prepare().folder
+    (folder / "last_checkpoint").write_text("model_final.pth")
     record = {"iteration": 8, "bbox/AP": 30.0, "cost/cpu_seconds": 1.0, "cost/wall_seconds": 1.0}
     (folder / "metrics.json").write_text(json.dumps(record))
     commit()
     job.prepare()  # it goes on
     assert job.finish() == "AP 30.0"
     result = json.loads((folder / "result.json").read_text())
-    assert result["git"] == {"commit": begun, "dirty": False} != first
+    assert result["git"] == {"commit": begun, "dirty": False} != git_state(project)
     assert "git" not in result["request"]
