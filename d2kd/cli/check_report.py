@@ -110,10 +110,10 @@ def describe_pair(model: DistilledDetector) -> list[tuple[str, tuple[str, ...]]]
     both = (model.student, teacher.detector)
     overlap = model.overlap
     specs = [get_adapter(x).describe(x) for x in both]
-    parameters = [sum(p.numel() for p in x.parameters()) / 1e6 for x in both]
+    parameters = [sum(p.numel() for p in model.student.parameters()), teacher.num_parameters]
     rows: list[tuple[str, tuple[str, ...]]] = [
         ("detector", tuple(type(x).__name__ for x in both)),
-        ("parameters", tuple(f"{x:.2f} M" for x in parameters)),
+        ("parameters", tuple(f"{x / 1e6:.2f} M" for x in parameters)),
         ("strides", tuple(", ".join(map(str, strides_of(x))) for x in both)),
         ("anchors a cell", tuple(str(_anchors_per_cell(x)) for x in both)),
         ("classes", tuple(str(spec.num_classes) for spec in specs)),

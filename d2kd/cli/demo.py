@@ -224,12 +224,7 @@ def write_results(experiment: Experiment, command: str) -> str:
     write_text(experiment.output / "results.md", f"{text}\nMade by `{command}`.\n")
     write_json(
         experiment.output / "results.json",
-        {
-            "command": command,
-            "values_on": " ".join(experiment.report),
-            "conclusions": sentences,
-            "runs": list(results.values()),
-        },
+        {"command": command, "conclusions": sentences, "runs": list(results.values())},
     )
     plot_curves(experiment.output / "curves.png", list(results.values()), LABELS)
     write_sheet(experiment, experiment.output / "sheet.png")

@@ -20,6 +20,7 @@ from d2kd.experiments.run_figure import plot_runs
 
 COMMAND = "d2kd plot"
 _KEYS = {"config", "method", "seed", "max_iter", "metric", "metrics", "values", "cost_seconds", "device"}
+_KEYS |= {"metrics_on", "values_on"}
 EXAMPLES = """
 examples:
   d2kd plot output/crosskd
@@ -86,17 +87,17 @@ def _metrics(file: Path) -> dict[int, dict[str, Any]]:
 
 
 def _results(file: Path) -> list[dict[str, Any]]:
-    """What d2kd compare found, each with ``values_on``: the data that its ``values`` are of."""
+    """What d2kd compare found."""
     try:
         content = json.loads(file.read_bytes(), parse_constant=lambda _: None)  # NaN: no value
     except ValueError as error:
         raise ValueError(f"{file} is no JSON ({error}), expected the results.json of d2kd compare.") from error
-    results, where = (content.get("runs"), content.get("values_on")) if isinstance(content, dict) else (None, None)
-    if not (isinstance(results, list) and all(map(_is_result, results)) and isinstance(where, str)):
+    results = content.get("runs") if isinstance(content, dict) else None
+    if not (isinstance(results, list) and all(map(_is_result, results))):
         raise ValueError(f"{file} is no results.json of d2kd compare, or of an earlier version: run it again there.")
     if not results:
         raise ValueError(f"{file} has no runs: there is nothing to draw.")
-    return [{**run, "values_on": where} for run in results]
+    return results
 
 
 def _is_result(run: object) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,9 +17,10 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from omegaconf import DictConfig, OmegaConf
 
 from d2kd.checkpoint import load_strictly, whole_file
-from d2kd.config.nodes import dataset_names, made
+from d2kd.config.nodes import dataset_names, made, target_of
 from d2kd.data.images import IMAGE_SUFFIXES, image_size
 from d2kd.data.mapping import map_entry
+from d2kd.data.public import get_public_data
 from d2kd.engine.check_data import check_image_format
 from d2kd.engine.defaults import ConfigError, resolve_device
 from d2kd.engine.sheet import Box, class_names, draw_boxes, file_names
@@ -108,6 +110,11 @@ def classes_of(cfg: DictConfig, detector: DenseDetector) -> Classes:
     another machine, are no error.
     """
     num_classes = num_classes_of(detector)
+    for split in ("test", "train"):
+        node = OmegaConf.select(cfg, f"dataloader.{split}.dataset", default=None)
+        if isinstance(node, DictConfig) and target_of(node) is get_public_data:
+            with contextlib.suppress(ValueError, OSError):
+                made(node, f"dataloader.{split}.dataset")  # which registers the data
     names = class_names(cfg, num_classes)
     datasets = [*dataset_names(cfg, "test"), *dataset_names(cfg, "train")]
     for dataset in datasets if names is None else ():

@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from d2kd.checkpoint import whole_file
 from d2kd.config import ALONE
 from d2kd.experiments.figures import COST_LABELS, distilled_methods, line_style
-from d2kd.experiments.metrics import TEST_DATA, metric_name
+from d2kd.experiments.metrics import metric_name
 from d2kd.experiments.plan import TEACHER, method_label, stretched_for
 from d2kd.experiments.statistics import final_value, mean_std
 
@@ -62,12 +62,12 @@ def by_length(runs: Sequence[Mapping[str, Any]], key: str = "values") -> dict[st
 def plot_ceiling(path: str | Path, runs: Sequence[Mapping[str, Any]]) -> None:
     """
     A row for each config: the final metric against the cost on a logarithmic axis, a line for each method over its
-    schedules' lengths, with a band of one standard deviation over seeds; a teacher is a dotted line. Two panels where
+    schedules' lengths, with bars of one standard deviation over seeds; a teacher is a dotted line. Two panels where
     other data than dataloader.test were reported: first dataloader.test, then these. The student alone is numbered.
 
     Args:
         path: the PNG to write.
-        runs: results of one or several ``d2kd compare``, each with ``values_on``: the data that its ``values`` are of.
+        runs: results of one or several ``d2kd compare``.
 
     Raises:
         ValueError: two runs of one method, seed and length, or none with a cost; or a config's runs differ in metric,
@@ -76,7 +76,13 @@ def plot_ceiling(path: str | Path, runs: Sequence[Mapping[str, Any]]) -> None:
     rows: dict[str, list[Mapping[str, Any]]] = {}
     for run in runs:
         rows.setdefault(run["config"], []).append(run)
-    keys = {config: {TEST_DATA: "metrics", _only(x, "values_on", "--report"): "values"} for config, x in rows.items()}
+    keys = {
+        config: {
+            _only(of_config, "metrics_on", "dataloader.test"): "metrics",
+            _only(of_config, "values_on", "--report"): "values",
+        }
+        for config, of_config in rows.items()
+    }
     columns = max(map(len, keys.values()))
     figure = Figure(figsize=(2 + 4.7 * columns, 3.9 * len(rows) + 0.7), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
@@ -119,14 +125,16 @@ def _plot_lines(panel: Axes, lines: Mapping[str, Sequence[LengthPoint]], methods
     for method in sorted(lines, key=lambda x: x != ALONE):
         lengths, costs, values, stds = (np.array(x) for x in zip(*lines[method]))
         style = line_style(method, methods)
-        panel.plot(costs, values, **style, markersize=6, linewidth=1.7, label=method_label(method))
-        panel.fill_between(costs, values - stds, values + stds, color=style["color"], alpha=0.15, linewidth=0)
+        style |= {"markersize": 6, "linewidth": 1.7, "label": method_label(method)}
+        panel.errorbar(costs, values, yerr=stds, capsize=3, elinewidth=1.2, **style)
         for length, cost, value in zip(lengths, costs, values) if method == ALONE else ():
-            panel.annotate(
-                f"{length} iterations" if length == lengths[0] else f"{length / lengths[0]:.3g}×",
+            first = length == lengths[0]
+            panel.annotate(  # above the line, where costlier methods are not; the first inside the panel
+                f"{length} iterations" if first else f"{length / lengths[0]:.3g}×",
                 (cost, value),
-                xytext=(5, -13),
+                xytext=(6, -13) if first else (-5, 5),
                 textcoords="offset points",
+                ha="left" if first else "right",
                 fontsize=8,
                 color=style["color"],
             )

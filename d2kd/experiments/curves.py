@@ -13,11 +13,11 @@ import numpy as np
 __all__ = [
     "COSTS",
     "CurvePoint",
+    "align",
     "curve",
     "final_metrics",
     "last_quarter",
     "read_metrics",
-    "resample",
 ]
 
 #: Kind of device -> the logged scalar that is the cost of training on it.
@@ -92,24 +92,23 @@ def curve(records: Mapping[int, Mapping[str, Any]], metric: str, cost: str) -> l
     ]
 
 
-def resample(runs: Sequence[Sequence[CurvePoint]]) -> np.ndarray:
+def align(runs: Sequence[Sequence[CurvePoint]]) -> np.ndarray:
     """
-    Several runs' curves at the same fractions of their schedules, which may differ in length.
+    The evaluations that all runs have, at the same fractions of their schedules. Lengths may differ; fractions may
+    differ by 2 % of the schedule, since the iterations between two evaluations are a whole number.
 
     Args:
         runs: curves; each ends with the run.
 
     Returns:
-        (runs, points, 3): iteration, cost in seconds (NaN where unknown), metric.
+        (runs, points, 3): iteration, cost in seconds (NaN where unknown), metric. The last point is the runs' end.
     """
-    count = min(len(run) for run in runs)
-    fractions = np.arange(1, count + 1) / count
-    out = []
-    for run in runs:
-        table = np.array([(p.iteration, math.nan if p.cost is None else p.cost, p.value) for p in run])
-        at = fractions * table[-1, 0]
-        out.append(np.stack([np.interp(at, table[:, 0], column) for column in table.T], axis=1))
-    return np.stack(out)
+    tables = [np.array([(p.iteration, math.nan if p.cost is None else p.cost, p.value) for p in run]) for run in runs]
+    done = [table[:, 0] / table[-1, 0] for table in tables]
+    nearest = [np.abs(done[0][:, None] - other).argmin(axis=1) for other in done]
+    apart = [np.abs(done[0] - other[index]) for other, index in zip(done, nearest)]
+    common = np.max(apart, axis=0) <= 0.02
+    return np.stack([table[index[common]] for table, index in zip(tables, nearest)])
 
 
 def last_quarter(points: Sequence[CurvePoint]) -> float | None:

@@ -12,7 +12,7 @@ from d2kd.config.nodes import dataset_names, made
 from d2kd.data.formats import FORMATS
 from d2kd.experiments.digests import sha256
 
-__all__ = ["annotations_sha256", "load_data", "register_data"]
+__all__ = ["annotations_sha256", "load_data", "register_data", "tested_on"]
 
 _PARTS = ("dataset", "unlabeled")
 
@@ -35,6 +35,11 @@ def register_data(cfg: DictConfig, config: str, *splits: str) -> None:
     """:func:`load_data` where a dataset is not registered, as those are that are registered at their first use."""
     if any(name not in DatasetCatalog for name in _names(cfg, splits)):
         load_data(cfg, config, *splits)
+
+
+def tested_on(cfg: DictConfig) -> str:
+    """What tables and figures call the data that ``dataloader.test`` reads: the names of datasets, if it names some."""
+    return ", ".join(dataset_names(cfg, "test")) or "dataloader.test"
 
 
 def annotations_sha256(cfg: DictConfig, *splits: str) -> dict[str, str | None]:

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from d2kd.checkpoint import whole_file
 from d2kd.config import ALONE
 from d2kd.engine.sheet import RIGHT, WRONG, Box, draw_boxes, font
-from d2kd.experiments.curves import CurvePoint, resample
+from d2kd.experiments.curves import CurvePoint, align
 from d2kd.experiments.metrics import metric_name
 from d2kd.experiments.plan import TEACHER, method_label, stretched_for
 from d2kd.experiments.statistics import final_value
@@ -26,6 +26,8 @@ __all__ = ["COST_LABELS", "PALETTE", "distilled_methods", "draw_sheet", "line_st
 _ORANGE, _SKY, _GREY = WRONG, RIGHT, "#6b6b6b"
 _OTHERS = [("#0072B2", "s"), ("#009E73", "D"), ("#CC79A7", "^"), ("#D55E00", "v"), (_SKY, "P"), ("#000000", "X")]
 _OTHERS += [("#8C564B", "*"), ("#5B3A8C", "<")]  # beside theirs, since their yellow does not show on white
+#: A method has one style in all figures.
+_OWN = dict(zip(("crosskd", "crosskd_pkd", "tid", "bckd", "ld", "ftpd", "pkd", "cwd"), _OTHERS))
 
 #: What the axis of a cost says, by the kind of device.
 COST_LABELS = {"cpu": "CPU seconds of the training loop", "cuda": "seconds of the training loop, on a GPU"}
@@ -47,7 +49,9 @@ def line_style(method: str, distilled: Sequence[str]) -> dict[str, Any]:
     if source := stretched_for(method):
         marker = line_style(source, distilled)["marker"] if source in distilled else "x"
         return {"color": _ORANGE, "marker": marker, "linestyle": "--"}
-    color, marker = _OTHERS[distilled.index(method) % len(_OTHERS)]
+    others = [name for name in distilled if name not in _OWN]
+    free = [style for name, style in _OWN.items() if name not in distilled] or _OTHERS
+    color, marker = _OWN[method] if method in _OWN else free[others.index(method) % len(free)]
     return {"color": color, "marker": marker}
 
 
@@ -70,7 +74,7 @@ def plot_curves(path: str | Path, runs: Sequence[Mapping[str, Any]], labels: Map
     for (left, right), config in zip(panels, configs, strict=True):
         of_config = [run for run in runs if run["config"] == config]
         _plot_config((left, right), of_config, distilled, labels or {})
-        left.set_ylabel(f"{config}: {metric_name(of_config[0]['metric'])} on dataloader.test")
+        left.set_ylabel(f"{config}: {metric_name(of_config[0]['metric'])} on {of_config[0]['metrics_on']}")
         left.set_xlabel("training iterations")
         right.set_xlabel(COST_LABELS[of_config[0]["device"]])
     handles = {
@@ -101,7 +105,7 @@ def _plot_config(
         else:
             groups.setdefault(run["method"], []).append([CurvePoint(*point) for point in run["curve"]])
     for method, curves in groups.items():
-        points = resample(curves)  # (runs, points, 3)
+        points = align(curves)  # (runs, points, 3)
         mean = points.mean(axis=0)
         for panel, column in zip(panels, (0, 1), strict=True):
             style = {**line_style(method, distilled), "markersize": 4.5, "linewidth": 1.6}

@@ -50,7 +50,8 @@ def plot_gains(path: str | Path, runs: Sequence[Mapping[str, Any]]) -> bool:
     panels = figure.subplots(len(methods), 2, squeeze=False, height_ratios=heights)
     for (left, right), (config, ordered) in zip(panels, methods.items()):
         of_config = [run for run in runs if run["config"] == config]
-        metric, device = metric_name(of_config[0]["metric"]), of_config[0]["device"]
+        metric = f"{metric_name(of_config[0]['metric'])} on {of_config[0]['values_on']}"
+        device = of_config[0]["device"]
         _plot_gains(left, of_config, ordered, order)
         left.set_xlabel(f"gain in {metric} over the student alone")
         left.set_title(config, loc="left", fontweight="bold")
@@ -62,8 +63,8 @@ def plot_gains(path: str | Path, runs: Sequence[Mapping[str, Any]]) -> bool:
         Line2D([], [], color="black", marker="s", label="mean ± standard deviation over seeds"),
     ]
     if any(stretched_for(run["method"]) for run in runs):
-        style = {**_point(stretched("any"), ()), "marker": "D"}
-        handles.append(Line2D([], [], **style, label="student alone, at the method's cost"))
+        style = {**_point(stretched("any"), ()), "marker": "o"}
+        handles.append(Line2D([], [], **style, label="hollow, orange: student alone, at the method's cost"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     with whole_file(path) as partial:
         figure.savefig(partial, format="png")

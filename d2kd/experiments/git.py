@@ -22,7 +22,7 @@ def git_state(folder: Path, *paths: str) -> GitState | None:
 
     Args:
         folder: any folder.
-        paths: the files and folders that count as changed, relative to ``folder``; none for the whole repository.
+        paths: git's pathspecs of what counts as changed, relative to ``folder``; none for the whole repository.
     """
 
     def git(*argv: str) -> str:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["COCO_METRICS", "TEST_DATA", "decimals", "metric_name", "metric_text"]
-
-#: The data that metrics are of, unless others are reported.
-TEST_DATA = "dataloader.test"
+__all__ = ["COCO_METRICS", "decimals", "metric_name", "metric_text"]
 
 #: Those of COCO's evaluator for boxes that a table shows; it returns AP by class as well.
 COCO_METRICS = ("bbox/AP", "bbox/AP50", "bbox/AP75", "bbox/APs", "bbox/APm", "bbox/APl")

@@ -10,7 +10,7 @@ from d2kd.experiments.curves import CurvePoint, last_quarter
 from d2kd.experiments.figures import plot_curves
 from d2kd.experiments.files import write_json, write_text
 from d2kd.experiments.gain_figure import plot_gains
-from d2kd.experiments.metrics import TEST_DATA, decimals, metric_name
+from d2kd.experiments.metrics import decimals, metric_name
 from d2kd.experiments.plan import TEACHER, Experiment, method_label
 from d2kd.experiments.results import collect
 from d2kd.experiments.statistics import MeanStd, Row, final_value, mean_std, metric_columns, summarize
@@ -26,13 +26,14 @@ def notes(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     found = []
     metric = runs[0]["metric"]
     for config in dict.fromkeys(run["config"] for run in runs):
-        curves = [run["curve"] for run in runs if (run["config"], run["method"]) == (config, ALONE)]
+        alone = [run for run in runs if (run["config"], run["method"]) == (config, ALONE)]
+        curves = [run["curve"] for run in alone]
         gains = [last_quarter([CurvePoint(*point) for point in points]) for points in curves]
         if added := [gain for gain in gains if gain is not None]:
             text = _cell(mean_std(added), decimals(metric, [points[-1][2] for points in curves]), "+")
             found.append(
-                f"{config}: the last quarter of its schedule added {text} {metric_name(metric)} on dataloader.test to "
-                "the student alone."
+                f"{config}: the last quarter of its schedule added {text} {metric_name(metric)} on "
+                f"{alone[0]['metrics_on']} to the student alone."
             )
     if any(run["method"] not in (ALONE, TEACHER) for run in runs):
         found.append(
@@ -132,14 +133,14 @@ def write_report(experiment: Experiment, command: str) -> tuple[str, list[str]]:
     results, left_out = collect(experiment)
     if not results:
         return "No run is finished, so there is nothing to report.", []
-    where = " ".join(experiment.report) or TEST_DATA
+    where = ", ".join(dict.fromkeys(run["values_on"] for run in results))
     said = [f"Metrics on {where}, of the weights after the last iteration.", *notes(results)]
     if left_out:
         said.append(f"{left_out} finished runs with other overrides or configs lie here too and are left out.")
     table = to_markdown(results)
     text = f"{table}\n" + "\n".join(f"- {note}" for note in said) + f"\n\nMade by `{command}`.\n"
     write_text(experiment.output / "results.md", text)
-    write_json(experiment.output / "results.json", {"command": command, "values_on": where, "runs": results})
+    write_json(experiment.output / "results.json", {"command": command, "runs": results})
     plot_curves(experiment.output / "curves.png", results)
     written, gains = ["results.md", "results.json", "curves.png"], experiment.output / "gains.png"
     if plot_gains(gains, results):

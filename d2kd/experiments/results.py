@@ -21,7 +21,7 @@ from d2kd.checkpoint import load_strictly
 from d2kd.config import ALONE
 from d2kd.engine import EMA_FILE, EMA_PREFIX, evaluate, resolve_device, teacher_predictor
 from d2kd.experiments.curves import COSTS, CurvePoint, curve, final_metrics, read_metrics
-from d2kd.experiments.datasets import annotations_sha256, register_data
+from d2kd.experiments.datasets import annotations_sha256, register_data, tested_on
 from d2kd.experiments.digests import config_sha256, sha256
 from d2kd.experiments.files import read_json, write_json
 from d2kd.experiments.jobs import JobError
@@ -305,13 +305,15 @@ def _reported(
 ) -> dict[str, Any]:
     """
     The result with the metrics that are reported as ``values``; evaluated and kept in ``file`` where they are missing,
-    or of other annotations.
+    or of other annotations. ``metrics_on`` and ``values_on`` say of what data both are: the names of datasets, and what
+    else ``report`` sets.
 
     Args:
         run: whose config is evaluated with the overrides ``report``.
     """
+    tested = tested_on(run.load_config())
     if not report:
-        return {**result, "values": result["metrics"]}
+        return {**result, "values": result["metrics"], "metrics_on": tested, "values_on": tested}
     key, cfg = " ".join(report), run.load_config(*report)
     register_data(cfg, run.config, "test")
     annotations = annotations_sha256(cfg, "test")
@@ -320,4 +322,5 @@ def _reported(
         result["reported"][key] = _checked(evaluated(cfg), result["metric"])
         known[key] = annotations
         write_json(file, result)
-    return {**result, "values": result["reported"][key]}
+    where = " ".join(override.removeprefix("dataloader.test.dataset.names=") for override in report)
+    return {**result, "values": result["reported"][key], "metrics_on": tested, "values_on": where}

@@ -53,7 +53,7 @@ def plot_runs(path: str | Path, runs: Mapping[str, Records]) -> None:
     runs = {label: _with_detection(records) for label, records in runs.items()}
     keys = list(dict.fromkeys(key for records in runs.values() for record in records.values() for key in record))
     metric = next((key for key in ("bbox/AP", *keys) if key in keys and key.endswith("/AP")), "")
-    pairs = [(_Quantity(metric, f"{metric_name(metric)} on dataloader.test"), _Quantity("lr", "learning rate"))]
+    pairs = [(_Quantity(metric, f"{metric_name(metric)} of the evaluations"), _Quantity("lr", "learning rate"))]
     for term in sorted(key.removeprefix(_TERM) for key in keys if key.startswith(_TERM)):
         share = _Quantity(f"kd/{term}{_SHARE}", f"{term}: gradient, detection losses = 1", is_share=True)
         pairs.append((_Quantity(_TERM + term, f"{term}: value"), share))

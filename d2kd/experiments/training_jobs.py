@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from d2kd.config import ALONE, CONFIG, config_path
 from d2kd.engine.metrics_file import cut_metrics
 from d2kd.experiments.curves import read_metrics
-from d2kd.experiments.datasets import load_data
+from d2kd.experiments.datasets import load_data, tested_on
 from d2kd.experiments.files import read_json, write_json
 from d2kd.experiments.git import git_state
 from d2kd.experiments.jobs import Command, Job, Progress
@@ -124,7 +124,8 @@ def _prepare(run: Run) -> Command | None:
     if is_finished(run):
         return None
     file = request_file(run)
-    git = git_state(Path(config_path(run.config)).resolve().parent)
+    config = Path(config_path(run.config)).resolve()
+    git = git_state(config.parent, ":/*.py", config.name)  # outputs beside them change no run
     goes_on = file.is_file() and (run.folder / "last_checkpoint").is_file()
     write_json(file, {**wanted, "git": git, **(read_json(file) if goes_on else {})})
     _forget_abandoned(run)
@@ -159,7 +160,7 @@ def _finish(run: Run) -> str:
         command = shlex.join(train_command(run, "d2kd", "train"))
         write_json(run.result_file, {**train_result(run), "command": command})
     metrics = read_json(run.result_file)["metrics"]
-    return metric_text(run.metric, metrics[run.metric])
+    return f"{metric_text(run.metric, metrics[run.metric])} on {tested_on(run.load_config())}"
 
 
 def _progress(run: Run) -> Progress:

@@ -12,8 +12,6 @@ from d2kd.config import ALONE
 from d2kd.experiments.curves import read_metrics
 from tests.experiments.small import result
 
-REPORTED = "dataloader.test.dataset.names=fcos_test"
-
 
 def write(folder, *, terms=("a", "b"), cost=True, steps=100, period=20):
     """The metrics.json of a run, as Detectron2's writer has it."""
@@ -83,7 +81,7 @@ def test_outputs_of_compare(tmp_path, capsys):
             for seed in (0, 1)
         ]
         (tmp_path / f"x{count}").mkdir()
-        (tmp_path / f"x{count}" / "results.json").write_text(json.dumps({"values_on": "dataloader.test", "runs": runs}))
+        (tmp_path / f"x{count}" / "results.json").write_text(json.dumps({"runs": runs}))
     folders = [str(tmp_path / f"x{count}") for count in (1, 2, 4)]
     assert main([*folders, "--output", str(tmp_path / "ceiling.png")]) == 0
     assert Image.open(tmp_path / "ceiling.png").size[0] > 500
@@ -92,21 +90,6 @@ def test_outputs_of_compare(tmp_path, capsys):
     (tmp_path / "x1" / "results.json").write_text(json.dumps({"runs": [{"detector": "gfl"}]}))
     assert main(folders) == 2
     assert f"{tmp_path / 'x1' / 'results.json'} is no results.json of d2kd compare" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("where", "values"),
-    [(REPORTED, {"bbox/AP": 29.0}), ("dataloader.test", {"bbox/AP": 30.0})],
-    ids=["reported", "--report left out again"],
-)
-def test_what_the_values_of_an_output_are_of(where, values, tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(plot, "plot_ceiling", lambda _, runs: drawn.extend(runs))
-    reported = {"dataloader.test.batch_size=3": {"bbox/AP": 28.0}, REPORTED: {"bbox/AP": 29.0}}
-    runs = [result(ALONE, seed, 30.0, values=values, reported=reported) for seed in (0, 1)]
-    (tmp_path / "results.json").write_text(json.dumps({"values_on": where, "runs": runs}))
-    assert main([str(tmp_path)]) == 0
-    assert [run["values_on"] for run in drawn] == [where, where]
 
 
 def test_the_ceiling_of_docs_is_drawn(tmp_path):
@@ -166,7 +149,7 @@ def test_a_damaged_metrics_json(lines, said, tmp_path, capsys):
 def test_a_damaged_results_json(changes, said, tmp_path, capsys):
     file = tmp_path / "results.json"
     runs = [] if changes is None else [{**result(ALONE, 0, 30.0), **changes}]
-    file.write_text(json.dumps({"values_on": "dataloader.test", "runs": runs}))
+    file.write_text(json.dumps({"runs": runs}))
     assert main([str(file)]) == 2
     assert said in capsys.readouterr().err
     file.write_text(file.read_text()[:-3])

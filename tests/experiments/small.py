@@ -23,6 +23,8 @@ def result(method, seed, ap, config="fcos", **changes):
             "metric": "bbox/AP",
             "metrics": metrics,
             "values": metrics,
+            "metrics_on": "fcos_val",
+            "values_on": "fcos_val",
             "reported": {},
             "git": None,
             "versions": {"torch": "2"},

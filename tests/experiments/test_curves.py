@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from d2kd.experiments.curves import COSTS, CurvePoint, curve, final_metrics, last_quarter, read_metrics, resample
+from d2kd.experiments.curves import COSTS, CurvePoint, align, curve, final_metrics, last_quarter, read_metrics
 
 
 def write_metrics(path, records):
@@ -59,11 +59,13 @@ def test_last_quarter(points, added):
     assert last_quarter([CurvePoint(i, None, ap) for i, ap in points]) == added
 
 
-def test_resample_aligns_schedules_of_different_lengths():
-    short = [CurvePoint(100, 10.0, 1.0), CurvePoint(200, 20.0, 2.0)]
-    long = [CurvePoint(101, 11.0, 4.0), CurvePoint(201, 21.0, 6.0), CurvePoint(300, 31.0, 8.0)]
-    table = resample([short, long])
-    assert table.shape == (2, 2, 3)
-    np.testing.assert_allclose(table[0], [[100, 10, 1], [200, 20, 2]])
-    np.testing.assert_allclose(table[1][1], [300, 31, 8])
-    np.testing.assert_allclose(table[1][0, [0, 2]], [150, 4 + 2 * 49 / 100])
+def test_align_takes_the_evaluations_that_all_runs_have():
+    long = [CurvePoint(125 * n, 10.0 * n, float(n)) for n in range(1, 9)]
+    longer = [CurvePoint(min(126 * n, 1003), 11.0 * n, 2.0 * n) for n in range(1, 9)]
+    without = [point for point in long if point.iteration != 375]  # it was killed before that evaluation
+    table = align([longer, without])
+    left = [0, 1, 3, 4, 5, 6, 7]
+    np.testing.assert_array_equal(table, [[list(longer[n]) for n in left], [list(long[n]) for n in left]])
+    np.testing.assert_array_equal(align([without]), [[list(point) for point in without]])
+    odd = [CurvePoint(300, None, 1.0), CurvePoint(1000, None, 2.0)]
+    np.testing.assert_array_equal(align([long, odd])[:, :, 2], [[8.0], [2.0]])  # the end, if nothing else

@@ -46,3 +46,9 @@ def test_eight_methods_in_a_panel_are_told_apart():
     methods = [f"m{i}" for i in range(8)]
     styles = [line_style(method, methods) for method in [ALONE, *methods]]
     assert len({style["color"] for style in styles}) == len({style["marker"] for style in styles}) == 9
+
+
+def test_a_method_has_one_style_in_all_figures():
+    for figure in (["crosskd"], ["tid", "mine", "crosskd"], ["crosskd_pkd", "crosskd", "bckd"]):
+        assert line_style("crosskd", figure) == line_style("crosskd", ["crosskd", "ld"])
+        assert len({line_style(method, figure)["color"] for method in figure}) == len(figure)

@@ -33,11 +33,10 @@ def test_a_row_for_each_config_with_pairs(tmp_path):
     assert not (tmp_path / "none.png").exists()
 
 
-TEST, REPORTED = "dataloader.test", "dataloader.test.dataset.names=fcos_test"
+TEST, REPORTED = "fcos_val", "fcos_test"
 
 
 def lengths(config="fcos", **changes):
-    changes = {"values_on": TEST, **changes}
     return [
         result(
             method, seed, 30.0 + count + seed, config=config, max_iter=400 * count, cost_seconds=50.0 * count, **changes
@@ -79,7 +78,7 @@ def test_reported_data_have_a_panel_of_their_own(titles):
     runs = [*lengths(reported={REPORTED: {"bbox/AP": 1.0}}), *lengths("gfl", values_on=REPORTED)]
     assert titles(runs) == [[f"fcos, on {TEST}"], [f"gfl, on {TEST}", f"gfl, on {REPORTED}"]]
     with pytest.raises(ValueError, match="nothing to draw"):
-        titles([result(ALONE, 0, 30.0, cost_seconds=None, values_on=TEST)])
+        titles([result(ALONE, 0, 30.0, cost_seconds=None)])
 
 
 @pytest.mark.parametrize(

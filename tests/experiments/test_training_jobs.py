@@ -98,13 +98,15 @@ def test_a_result_has_the_commit_that_its_run_was_begun_at(tmp_path):
     (job,) = build_jobs(experiment(tmp_path, configs=(str(project / "mine.py"),), methods=(ALONE,), max_iter=8))
     job.prepare()  # a run that is stopped before its first checkpoint is begun anew
     begun = commit()
+    (project / "output").mkdir()
+    (project / "output" / "metrics.json").write_text("{}")  # changes no run
     folder = job.prepare().folder
     (folder / "last_checkpoint").write_text("model_final.pth")
     record = {"iteration": 8, "bbox/AP": 30.0, "cost/cpu_seconds": 1.0, "cost/wall_seconds": 1.0}
     (folder / "metrics.json").write_text(json.dumps(record))
     commit()
     job.prepare()  # it goes on
-    assert job.finish() == "AP 30.0"
+    assert job.finish() == "AP 30.0 on digits_val"
     result = json.loads((folder / "result.json").read_text())
     assert result["git"] == {"commit": begun, "dirty": False} != git_state(project)
     assert "git" not in result["request"]

@@ -87,6 +87,7 @@ class Teacher:
             )
         self.preflight = states[preflight]
         self.initial_norms = 0
+        self.num_parameters = 0
         self._detector: DenseDetector | None = None
         self._unchecked: DenseDetector | None = None  # the plain teacher, until the engine was compared with it
         self._last_anchors: tuple[list[tuple[int, int]], list[Boxes]] | None = None  # with the sizes of their levels
@@ -140,6 +141,7 @@ class Teacher:
         else:
             check_finite(detector, "model.teacher.model")
         self.initial_norms = count_initial_norms(detector)
+        self.num_parameters = sum(p.numel() for p in detector.parameters())  # its engine may have fewer
         shared = {id(p) for p in apart_from} & {id(p) for p in detector.parameters()}
         if shared:
             raise ValueError(
@@ -155,7 +157,7 @@ class Teacher:
         logger.info(
             "Teacher: %s, %.2f M parameters, from %s, input %s",
             type(detector).__name__,
-            sum(p.numel() for p in detector.parameters()) / 1e6,
+            self.num_parameters / 1e6,
             self._checkpoint or "the module given",
             self.input_format,
         )

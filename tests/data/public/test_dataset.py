@@ -4,9 +4,12 @@ import importlib
 import json
 
 import pytest
+from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from d2kd.config import load_config
 from d2kd.data.public import SETS, SPLITS, dataset, get_public_data
+from d2kd.engine.prediction import classes_of
 
 
 def write_set(root, name):
@@ -64,3 +67,11 @@ class TestGetPublicData:
     def test_an_unknown_name_is_refused(self, name, tmp_path):
         with pytest.raises(ValueError, match=f"no public data set '{name}': expected one of cards, aquarium, bccd, "):
             get_public_data(name, root=tmp_path)
+
+
+def test_predictions_name_the_classes_of_a_config_that_reads_public_data(tmp_path, monkeypatch):
+    write_set(tmp_path, "cards")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    cfg = load_config("cards/gfl_baseline.py")
+    detector = instantiate(cfg.model.student)
+    assert classes_of(cfg, detector) == (list(SETS["cards"].classes), {index: index + 1 for index in range(6)})

@@ -161,7 +161,7 @@ def _nothing(examination: Examination, initial_norms: int) -> str | None:
         return None
     return (
         f"The teacher is about as good as chance on this data: it {_describe(teacher, examination)}."
-        f"{_norms(initial_norms)} See that "
+        f"{_norms(initial_norms)} Check that "
         "model.teacher.checkpoint is the trained file, trained on these classes and such images."
     )
 
