@@ -8,6 +8,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -37,6 +38,7 @@ class _Quantity:
     is_share: bool = False
 
 
+@rc_context({"text.parse_math": False})  # names may have dollar signs
 def plot_runs(path: str | Path, runs: Mapping[str, Records]) -> None:
     """
     A row for the evaluations' metric and the learning rate, one for the detection losses, and one for each term: its
