@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +103,11 @@ def _with_detection(records: Records) -> dict[int, dict[str, Any]]:
 
 
 def _styles(runs: Mapping[str, Records]) -> list[tuple[str, tuple[float, tuple[float, ...]]]]:
-    """Colour and kind of line of each run."""
-    return [(color, line) for _, color, line in zip(runs, cycle(PALETTE), cycle(_LINES))]
+    """Colour and kind of line of each run; where the colours begin again, the lines do not."""
+    return [
+        (PALETTE[index % len(PALETTE)], _LINES[(index + index // len(PALETTE)) % len(_LINES)])
+        for index in range(len(runs))
+    ]
 
 
 def _plot(panels: Sequence[Axes], quantity: _Quantity, runs: Mapping[str, Records]) -> None:

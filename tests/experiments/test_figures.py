@@ -1,6 +1,7 @@
 """Curves, and sheets of images with boxes."""
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
@@ -36,6 +37,13 @@ def test_names_are_drawn_as_they_are(tmp_path, monkeypatch):
     plot_runs(path, {name: {20: {"lr": 0.1}}})
     assert sum(name in text.get_text() for text in found) == 4
     assert not any(text.get_parse_math() for text in found)
+
+
+def test_many_runs_have_styles_of_their_own(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Axes, "plot", lambda *_, **style: drawn.append((style["color"], style["linestyle"])))
+    plot_runs(tmp_path / "runs.png", {str(index): {20: {"lr": 0.1}} for index in range(24)})
+    assert len(set(drawn)) == len(drawn) == 24
 
 
 def test_a_teacher_without_the_metric_has_no_line(tmp_path):
