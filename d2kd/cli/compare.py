@@ -4,7 +4,8 @@ from the same weights and see the same data in the same order. A teacher whose c
 first. Finished runs are not repeated and interrupted ones continue: run the same command again.
 
 Choose on dataloader.test, on which the curves are measured. --report evaluates the final weights once more, on other
-data, for the table: --report dataloader.test.dataset.names=NAME.
+data, for the table: --report dataloader.test.dataset.names=NAME, and dataloader.evaluator.dataset_name=NAME too where
+the config's evaluator names its dataset itself.
 """
 
 from __future__ import annotations

@@ -42,12 +42,14 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         FileNotFoundError: a folder has neither metrics.json nor results.json.
         ValueError: one run is named twice, runs and outputs of d2kd compare are mixed, a file is of neither, results
-            share no axis, or there is nothing to draw.
+            share no axis, there is nothing to draw, or --output is no name of a PNG.
     """
     files = [_file(name) for name in args.runs]
     if len({file.resolve() for file in files}) < len(files):
         raise ValueError("A run is named twice, expected each once.")
     check_file("--output", Path(args.output) if args.output else None)
+    if args.output and Path(args.output).suffix.lower() != ".png":
+        raise ValueError(f"--output is {args.output}, expected a name that ends in .png: the figure is a PNG.")
     output = Path(args.output) if args.output else files[0].with_name("plot.png")
     compared = [file.name.endswith("results.json") for file in files]
     if all(compared):

@@ -7,7 +7,7 @@ from d2kd.engine.defaults import ConfigError, amp_dtype, create_ddp_model, defau
 from d2kd.engine.ema import EMA_FILE, EMA_PREFIX, WeightEMA
 from d2kd.engine.evaluation import evaluate, teacher_predictor
 from d2kd.engine.hooks import BestCheckpointer, OptimizerWatch, SeedEachIteration, TrainingCost
-from d2kd.engine.loaders import make_loader
+from d2kd.engine.loaders import check_evaluator, make_loader
 from d2kd.engine.ranks import Ranks, launch_ranks, names_the_wait, ranks_of
 from d2kd.engine.resume import ResumeError, differences, kept_record
 from d2kd.engine.run_folder import check_run_folder
@@ -34,6 +34,7 @@ __all__ = [
     "amp_dtype",
     "check_classes",
     "check_config",
+    "check_evaluator",
     "check_image_format",
     "check_run_folder",
     "create_ddp_model",

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 
 from detectron2.data import (
     DatasetCatalog,
+    MetadataCatalog,
     build_detection_test_loader,
     build_detection_train_loader,
     get_detection_dataset_dicts,
@@ -15,11 +16,11 @@ from detectron2.data import (
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from omegaconf import DictConfig, OmegaConf, flag_override
 
-from d2kd.config.nodes import made, target_of
+from d2kd.config.nodes import dataset_names, made, target_of
 from d2kd.data.mapping import NamingMapper
 from d2kd.data.reading import DatasetError, fault_of_datasets
 
-__all__ = ["make_evaluator", "make_loader"]
+__all__ = ["check_evaluator", "make_evaluator", "make_loader"]
 
 
 def make_loader(cfg: DictConfig, split: str) -> Iterable:
@@ -43,22 +44,39 @@ def make_loader(cfg: DictConfig, split: str) -> Iterable:
         raise
 
 
+def check_evaluator(cfg: DictConfig) -> None:
+    """
+    Check what Detectron2's evaluator for COCO is of, when the data of ``dataloader.test`` are registered. Of another
+    dataset it would take the labels of images that have the same numbers.
+
+    Raises:
+        DatasetError: its dataset is not registered, or is not one that is tested.
+    """
+    node, key = cfg.dataloader.evaluator, "dataloader.evaluator"
+    if not (OmegaConf.is_dict(node) and target_of(node) is COCOEvaluator):
+        return
+    name, tested = node.get("dataset_name"), dataset_names(cfg, "test")
+    if not isinstance(name, str) or name not in DatasetCatalog.list():
+        near = get_close_matches(str(name), DatasetCatalog.list(), 2, 0.8)
+        hint = f": did you mean {' or '.join(near)}?" if near else "."
+        raise DatasetError(f"{key}.dataset_name is {name!r}, expected one registered dataset{hint}")
+    file, *files = (MetadataCatalog.get(each).get("json_file") for each in (name, *tested))
+    if tested and name not in tested and (file is None or file not in files):
+        raise DatasetError(
+            f"{key}.dataset_name is {name!r}, but dataloader.test reads {', '.join(tested)}: set both to one dataset."
+        )
+
+
 def make_evaluator(cfg: DictConfig) -> DatasetEvaluator | MutableSequence[DatasetEvaluator]:
     """
     What ``cfg.dataloader.evaluator`` makes.
 
     Raises:
-        DatasetError: Detectron2's for COCO of a dataset that is not registered, or of annotations that lack what
-            pycocotools reads.
+        DatasetError: see :func:`check_evaluator`; or its annotations lack what pycocotools reads.
         ValueError, OSError: see :func:`d2kd.config.nodes.made`.
     """
+    check_evaluator(cfg)
     node, key = cfg.dataloader.evaluator, "dataloader.evaluator"
-    if OmegaConf.is_dict(node) and target_of(node) is COCOEvaluator:
-        name = node.get("dataset_name")
-        if not isinstance(name, str) or name not in DatasetCatalog.list():
-            near = get_close_matches(str(name), DatasetCatalog.list(), 2, 0.8)
-            hint = f": did you mean {' or '.join(near)}?" if near else "."
-            raise DatasetError(f"{key}.dataset_name is {name!r}, expected one registered dataset{hint}")
     evaluator = made(node, key)
     if isinstance(evaluator, COCOEvaluator):
         for annotation in evaluator._coco_api.anns.values():  # which it does not tell otherwise

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -59,6 +61,7 @@ def by_length(runs: Sequence[Mapping[str, Any]], key: str = "values") -> dict[st
     return points
 
 
+@rc_context({"text.parse_math": False})  # names may have dollar signs
 def plot_ceiling(path: str | Path, runs: Sequence[Mapping[str, Any]]) -> None:
     """
     A row for each config: the final metric against the cost on a logarithmic axis, a line for each method over its
@@ -71,11 +74,13 @@ def plot_ceiling(path: str | Path, runs: Sequence[Mapping[str, Any]]) -> None:
 
     Raises:
         ValueError: two runs of one method, seed and length, or none with a cost; or a config's runs differ in metric,
-            device or the data of their values.
+            device or the data of their values, or are of two configs of one name.
     """
     rows: dict[str, list[Mapping[str, Any]]] = {}
     for run in runs:
         rows.setdefault(run["config"], []).append(run)
+    for config, of_config in rows.items():
+        _check_file(config, of_config)
     keys = {
         config: {
             _only(of_config, "metrics_on", "dataloader.test"): "metrics",
@@ -108,6 +113,14 @@ def plot_ceiling(path: str | Path, runs: Sequence[Mapping[str, Any]]) -> None:
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(5, len(handles)))
     with whole_file(path) as partial:
         figure.savefig(partial, format="png")
+
+
+def _check_file(config: str, runs: Sequence[Mapping[str, Any]]) -> None:
+    """A config may have been named by a longer or shorter path; a teacher's result has none."""
+    files = list(dict.fromkeys(run["config_file"] for run in runs if "config_file" in run))
+    for one, other in combinations(files, 2):
+        if any(x != y for x, y in zip(reversed(Path(one).parts), reversed(Path(other).parts))):
+            raise ValueError(f"{config} has results of {one} and of {other}: draw a figure of each.")
 
 
 def _only(runs: Sequence[Mapping[str, Any]], key: str, field: str) -> str:

@@ -112,9 +112,13 @@ def align(runs: Sequence[Sequence[CurvePoint]]) -> np.ndarray:
 
 
 def last_quarter(points: Sequence[CurvePoint]) -> float | None:
-    """What the last quarter of a run's schedule added to the metric; None without an evaluation before it."""
+    """
+    What the last quarter of a run's schedule added to the metric; None without an evaluation before it, or where the
+    metric has no value.
+    """
     end = points[-1].iteration
     if points[0].iteration > 0.75 * end:
         return None
     xs, ys = [p.iteration for p in points], [p.value for p in points]
-    return ys[-1] - float(np.interp(0.75 * end, xs, ys))
+    added = ys[-1] - float(np.interp(0.75 * end, xs, ys))
+    return None if math.isnan(added) else added

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -55,6 +56,7 @@ def line_style(method: str, distilled: Sequence[str]) -> dict[str, Any]:
     return {"color": color, "marker": marker}
 
 
+@rc_context({"text.parse_math": False})  # names may have dollar signs
 def plot_curves(path: str | Path, runs: Sequence[Mapping[str, Any]], labels: Mapping[str, str] | None = None) -> None:
     """
     The metric of the evaluations in training, against iterations and against their cost: the mean over seeds, with a

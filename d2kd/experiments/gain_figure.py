@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -21,6 +22,7 @@ from d2kd.experiments.statistics import final_value, mean_std, paired_gains
 __all__ = ["plot_gains"]
 
 
+@rc_context({"text.parse_math": False})  # names may have dollar signs
 def plot_gains(path: str | Path, runs: Sequence[Mapping[str, Any]]) -> bool:
     """
     A row of two panels for each config. Left, each method's gain over the student alone of the same seed; below it, if

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from d2kd.checkpoint import load_strictly
-from d2kd.config import ALONE
+from d2kd.config import ALONE, config_path
 from d2kd.engine import EMA_FILE, EMA_PREFIX, evaluate, resolve_device, teacher_predictor
 from d2kd.experiments.curves import COSTS, CurvePoint, curve, final_metrics, read_metrics
 from d2kd.experiments.datasets import annotations_sha256, register_data, tested_on
@@ -188,7 +188,8 @@ def _parameters(model: nn.Module) -> int:
 def collect(experiment: Experiment) -> tuple[list[dict[str, Any]], int]:
     """
     Results of the experiment's teachers and of all finished runs in its output folder that were made with its
-    overrides and the configs as they are now, whichever configs, methods and seeds it names.
+    overrides and the configs as they are now, whichever configs, methods and seeds it names. Of several configs of one
+    name, which results would not tell apart, those of the experiment's are taken, or of the first.
 
     Returns:
         (results, with what is reported as ``values``; number of other runs left out)
@@ -199,11 +200,13 @@ def collect(experiment: Experiment) -> tuple[list[dict[str, Any]], int]:
     kind = experiment.metric, experiment.device
     files = sorted(experiment.output.glob("*/*/seed*/result.json"))
     kept: list[tuple[Path, dict[str, Any], Run]] = []
+    of_name = {config_label(config): _resolved(config) for config in experiment.configs}
     for file in files:
         result = read_json(file)
         run = _run_of(experiment, result)
         if run is not None and (result["metric"], result["device"]) == kind:
-            kept.append((file, result, run))
+            if of_name.setdefault(result["config"], _resolved(run.config)) == _resolved(run.config):
+                kept.append((file, result, run))
     by_key = {_key(result): result for _, result, _ in kept}
     results = [
         _reported(result, file, run, experiment.report, partial(_evaluate_run, run))
@@ -220,6 +223,10 @@ def collect(experiment: Experiment) -> tuple[list[dict[str, Any]], int]:
         return result["config"], rank.get(method, 2 if stretched_for(method) else 3), method, result["seed"]
 
     return sorted(results, key=place), left_out
+
+
+def _resolved(config: str) -> Path:
+    return Path(config_path(config)).resolve()
 
 
 def _run_of(experiment: Experiment, result: Mapping[str, Any]) -> Run | None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -37,6 +37,7 @@ class _Quantity:
     is_share: bool = False
 
 
+@rc_context({"text.parse_math": False})  # names may have dollar signs
 def plot_runs(path: str | Path, runs: Mapping[str, Records]) -> None:
     """
     A row for the evaluations' metric and the learning rate, one for the detection losses, and one for each term: its
@@ -102,8 +103,11 @@ def _with_detection(records: Records) -> dict[int, dict[str, Any]]:
 
 
 def _styles(runs: Mapping[str, Records]) -> list[tuple[str, tuple[float, tuple[float, ...]]]]:
-    """Colour and kind of line of each run."""
-    return [(color, line) for _, color, line in zip(runs, cycle(PALETTE), cycle(_LINES))]
+    """Colour and kind of line of each run; where the colours begin again, the lines do not."""
+    return [
+        (PALETTE[index % len(PALETTE)], _LINES[(index + index // len(PALETTE)) % len(_LINES)])
+        for index in range(len(runs))
+    ]
 
 
 def _plot(panels: Sequence[Axes], quantity: _Quantity, runs: Mapping[str, Records]) -> None:

@@ -14,12 +14,13 @@ import torch
 from omegaconf import OmegaConf
 
 from d2kd.config import ALONE, CONFIG, config_path
+from d2kd.engine import check_evaluator, locked
 from d2kd.engine.metrics_file import cut_metrics
 from d2kd.experiments.curves import read_metrics
 from d2kd.experiments.datasets import load_data, tested_on
 from d2kd.experiments.files import read_json, write_json
 from d2kd.experiments.git import git_state
-from d2kd.experiments.jobs import Command, Job, Progress
+from d2kd.experiments.jobs import Command, Job, JobError, Progress
 from d2kd.experiments.metrics import metric_text
 from d2kd.experiments.plan import (
     Experiment,
@@ -82,7 +83,8 @@ def _check_data(experiment: Experiment) -> None:
     once.
 
     Raises:
-        ValueError: a dataset is not registered, or ``report`` sets what the config lacks.
+        ValueError: a dataset is not registered, an evaluator is of another one, or ``report`` sets what the config
+            lacks.
     """
     for config in experiment.configs:
         run = plan_run(experiment, config, ALONE, experiment.seeds[0])
@@ -91,8 +93,11 @@ def _check_data(experiment: Experiment) -> None:
             if OmegaConf.select(cfg, key.rpartition(".")[0], default=None) is None:
                 raise ValueError(f"--report sets {key}, but {config} has nothing of that name.")
         load_data(cfg, config, "train", "test")
+        check_evaluator(cfg)
         if experiment.report:
-            load_data(run.load_config(*experiment.report), config, "test")
+            reported = run.load_config(*experiment.report)
+            load_data(reported, config, "test")
+            check_evaluator(reported)
 
 
 def environments(device: str, processes: int) -> list[dict[str, str]]:
@@ -120,15 +125,24 @@ def train_command(run: Run, *python: str) -> list[str]:
 
 
 def _prepare(run: Run) -> Command | None:
+    """
+    Raises:
+        JobError: its folder holds a run of another request, or a training is under way there: that of another
+            comparison, or of one that was killed and left it behind.
+    """
     wanted = check_request(run)
     if is_finished(run):
         return None
     file = request_file(run)
     config = Path(config_path(run.config)).resolve()
     git = git_state(config.parent, ":/*.py", config.name)  # outputs beside them change no run
-    goes_on = file.is_file() and (run.folder / "last_checkpoint").is_file()
-    write_json(file, {**wanted, "git": git, **(read_json(file) if goes_on else {})})
-    _forget_abandoned(run)
+    try:
+        with locked(str(run.folder)):  # the training holds it next; what another one logs is not to be cut
+            goes_on = file.is_file() and (run.folder / "last_checkpoint").is_file()
+            write_json(file, {**wanted, "git": git, **(read_json(file) if goes_on else {})})
+            _forget_abandoned(run)
+    except BlockingIOError as error:
+        raise JobError(str(error).rstrip(".")) from error
     # One thread: a second gains little on small images, stalls where a core is busy, and would make CPU seconds depend
     # on the number of processes. What this process imports is what the training imports.
     env = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -38,6 +38,13 @@ from detectron2.data import get_detection_dataset_dicts
 dataloader["train"].unlabeled = L(get_detection_dataset_dicts)(names="birds_val", filter_empty=False)
 dataloader["train"].unlabeled_batch_size = 1
 """
+OLD = """
+from detectron2.data import DatasetCatalog
+from detectron2.data.datasets import register_coco_instances
+
+if "birds_old" not in DatasetCatalog:
+    register_coco_instances("birds_old", {}, "old.json", "images")
+"""
 PHOTOGRAPHS = """
 from detectron2.config import LazyCall as L
 from d2kd.data.public import get_public_data
@@ -181,6 +188,12 @@ CASES = [
         train("dataloader.evaluator.dataset_name=brids_val"),
         "d2kd train: dataloader.evaluator.dataset_name is 'brids_val', expected one registered dataset: "
         "did you mean birds_val?",
+    ),
+    row(
+        "`dataloader.evaluator.dataset_name` of other images",
+        train("dataloader.evaluator.dataset_name=birds_old", more=OLD),
+        "d2kd train: dataloader.evaluator.dataset_name is 'birds_old', but dataloader.test reads birds_val: set both "
+        "to one dataset.",
     ),
     annotations(
         "an annotation file that is an empty text",

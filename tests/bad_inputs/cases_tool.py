@@ -22,14 +22,14 @@ def metrics(folder: Path) -> None:
     (folder / "run/metrics.json").write_text("")
 
 
-def outputs(**changes: str) -> Callable[[Path], None]:
-    """Outputs ``short`` and ``long`` of ``d2kd compare``; a result of the second has ``changes``."""
+def outputs(first: dict[str, str] | None = None, **changes: str | int) -> Callable[[Path], None]:
+    """Outputs ``short`` and ``long`` of ``d2kd compare``; a result of the second has ``changes``, the other ``first``."""
 
     def write(folder: Path) -> None:
-        for name, own in ("short", {}), ("long", changes):
+        for name, own in ("short", first or {}), ("long", changes):
             (folder / name).mkdir()
-            content = {"values_on": "dataloader.test", "runs": [{**result(ALONE, 0, 30.0), **own}]}
-            (folder / name / "results.json").write_text(json.dumps({**content, **own}))
+            content = {"runs": [{**result(ALONE, 0, 30.0), **own}]}
+            (folder / name / "results.json").write_text(json.dumps(content))
 
     return write
 
@@ -180,6 +180,18 @@ CASES = [
         "plot run --output run",
         "d2kd plot: --output run is a folder, expected the name of a file.",
         metrics,
+    ),
+    case(
+        "`d2kd plot` over what a run has logged",
+        "plot run --output run/metrics.json",
+        "d2kd plot: --output is run/metrics.json, expected a name that ends in .png: the figure is a PNG.",
+        metrics,
+    ),
+    case(
+        "`d2kd plot` of two configs of one name",
+        "plot short long",
+        "d2kd plot: fcos has results of cards/fcos.py and of digits/fcos.py: draw a figure of each.",
+        outputs({"config_file": "cards/fcos.py"}, config_file="digits/fcos.py", max_iter=1600),
     ),
     case(
         "`d2kd benchmark` of an unknown family",

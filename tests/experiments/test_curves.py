@@ -53,6 +53,7 @@ def test_final_metrics_are_what_was_evaluated_after_the_last_step(tmp_path):
         ([(500, 10.0), (750, 20.0), (1000, 26.0)], 6.0),  # evaluated at three quarters
         ([(700, 10.0), (800, 20.0), (1000, 26.0)], 11.0),  # or around them: 15.0 at 750
         ([(800, 20.0), (1000, 26.0)], None),
+        ([(500, 10.0), (750, math.nan), (1000, 26.0)], None),  # no object of the class, or of the size
     ],
 )
 def test_last_quarter(points, added):

@@ -1,12 +1,18 @@
 """Curves, and sheets of images with boxes."""
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from d2kd.config import ALONE
 from d2kd.engine.sheet import Box
 from d2kd.experiments import TEACHER, draw_sheet, plot_curves, stretched
+from d2kd.experiments.ceiling_figure import plot_ceiling
 from d2kd.experiments.figures import line_style
+from d2kd.experiments.gain_figure import plot_gains
+from d2kd.experiments.run_figure import plot_runs
 from tests.experiments.small import result
 
 
@@ -18,6 +24,26 @@ def test_curves_of_any_experiment_are_drawn(tmp_path):
     two, one = (Image.open(tmp_path / name) for name in ("two.png", "one.png"))
     assert two.width == one.width and two.height == 2 * one.height
     assert len(one.getcolors(one.width * one.height)) > 10
+
+
+def test_names_are_drawn_as_they_are(tmp_path, monkeypatch):
+    """Matplotlib takes what is between two dollar signs for a formula, and fails where it is none."""
+    found = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: found.extend(figure.findobj(Text)))
+    name, path = r"a$\q$", tmp_path / "figure.png"
+    runs = [result(method, 0, 30.0, config=name) for method in (ALONE, "bckd")]
+    for draw in (plot_curves, plot_gains, plot_ceiling):
+        draw(path, runs)
+    plot_runs(path, {name: {20: {"lr": 0.1}}})
+    assert sum(name in text.get_text() for text in found) == 4
+    assert not any(text.get_parse_math() for text in found)
+
+
+def test_many_runs_have_styles_of_their_own(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Axes, "plot", lambda *_, **style: drawn.append((style["color"], style["linestyle"])))
+    plot_runs(tmp_path / "runs.png", {str(index): {20: {"lr": 0.1}} for index in range(24)})
+    assert len(set(drawn)) == len(drawn) == 24
 
 
 def test_a_teacher_without_the_metric_has_no_line(tmp_path):

@@ -95,3 +95,12 @@ def test_what_shares_no_axis_is_refused(titles, changes, found, field):
     with pytest.raises(ValueError, match=re.escape(f"{said}{field}.")):
         titles([*lengths(), *longer])
     titles([*lengths(), *({**run, "config": "gfl"} for run in longer)])
+
+
+def test_two_configs_of_one_name_share_no_line(titles):
+    """The longer schedules of the one would seem to be the other's."""
+    short, long = lengths(config_file="cards/fcos.py"), [{**run, "max_iter": 9999} for run in lengths()[-4:]]
+    with pytest.raises(ValueError, match=r"fcos has results of cards/fcos.py and of digits/fcos.py: draw a figure of "):
+        titles([*short, *({**run, "config_file": "digits/fcos.py"} for run in long)])
+    same = [{**run, "config_file": "configs/cards/fcos.py"} for run in long]
+    assert titles([*short, *same, result(TEACHER, 0, 60.0)]) == [[f"fcos, on {TEST}"]]

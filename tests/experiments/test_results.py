@@ -8,7 +8,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from d2kd.config import ALONE, CONFIG, load_config
+from d2kd.config import ALONE, CONFIG, config_path, load_config
 from d2kd.data.digits import dataset, get_digits
 from d2kd.experiments import TEACHER, collect, load_student, plan_run, results, stretched, write_json
 from d2kd.experiments.requests import request_file
@@ -164,3 +164,16 @@ def test_runs_of_data_that_are_registered_at_their_first_use_are_reported(finish
         MetadataCatalog.remove(name)
     assert finished.methods() == ([ALONE], 0)
     assert "digits_val" in DatasetCatalog
+
+
+def test_runs_of_another_config_of_the_same_name_are_left_out(finished, tmp_path):
+    finished.add(ALONE, 80.0)
+    mine = tmp_path / "fcos_crosskd.py"
+    mine.write_text(
+        "from d2kd import get_config\ncfg = get_config('digits/fcos_crosskd.py')\n"
+        "model, train, dataloader, optimizer = cfg.model, cfg.train, cfg.dataloader, cfg.optimizer\n"
+    )
+    finished.experiment = dataclasses.replace(finished.experiment, configs=(str(mine),))
+    assert finished.methods() == ([], 1)
+    finished.experiment = dataclasses.replace(finished.experiment, configs=(config_path(STUDENT),))
+    assert finished.methods() == ([ALONE], 0)

@@ -10,7 +10,7 @@ from detectron2.config import LazyConfig
 
 from d2kd.config import ALONE, CONFIG
 from d2kd.data.digits import dataset
-from d2kd.experiments import build_jobs, environments, git_state, plan_run, stretched
+from d2kd.experiments import JobError, build_jobs, environments, git_state, plan_run, stretched
 from d2kd.experiments.training_jobs import train_command
 from tests.experiments.small import STUDENT, experiment
 
@@ -39,6 +39,10 @@ def test_students_share_a_teacher(tmp_path):
         ({"methods": (ALONE, "nokd")}, "Unknown method 'nokd'"),
         ({"report": ("dataloader.test.datset.names=digits_test",)}, "--report sets dataloader.test.datset.names, but"),
         ({"overrides": ("dataloader.test.dataset.names=digits_tset",)}, "digits_tset.* is not registered"),
+        (
+            {"report": ("dataloader.test.dataset.names=digits_test", "dataloader.evaluator.dataset_name=digits_val")},
+            "dataset_name is 'digits_val', but dataloader.test reads digits_test: set both to one dataset",
+        ),
         ({"configs": ("digits/fcos_teacher.py",)}, "digits/fcos_teacher.py has no losses of its own"),
     ],
 )
@@ -110,3 +114,22 @@ def test_a_result_has_the_commit_that_its_run_was_begun_at(tmp_path):
     result = json.loads((folder / "result.json").read_text())
     assert result["git"] == {"commit": begun, "dirty": False} != git_state(project)
     assert "git" not in result["request"]
+
+
+def test_a_run_that_is_being_trained_is_left_alone(tmp_path):
+    """By another comparison, or by the training that one left behind when it was killed."""
+    (job,) = build_jobs(experiment(tmp_path, methods=(ALONE,)))
+    folder = tmp_path / "fcos_crosskd/alone/seed0"
+    folder.mkdir(parents=True)
+    (folder / "last_checkpoint").write_text("model_0000003.pth")
+    logged = "".join(json.dumps({"iteration": step, "total_loss": 1.0}) + "\n" for step in range(8))
+    (folder / "metrics.json").write_text(logged)
+    holds = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    argv = [sys.executable, "-c", holds, str(folder / "run.lock")]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as training:
+        training.stdout.readline()
+        with pytest.raises(JobError, match="alone/seed0 is in use by another run .*: wait for it"):
+            job.prepare()
+        training.communicate("\n")
+    assert (folder / "metrics.json").read_text() == logged
+    assert not (folder / "request.json").exists()

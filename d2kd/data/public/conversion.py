@@ -77,7 +77,8 @@ def copy_converted(source: Path, target: Path) -> None:
 def find_fault(public_set: PublicSet, folder: Path) -> str | None:
     """
     Why a folder does not hold the data set; None if it does: annotation files with the right checksums, every image
-    of the size that they state, and the licence. The images' bytes depend on Pillow's version and are not compared.
+    whole and of the size that they state, and the licence. The images' bytes depend on Pillow's version and are not
+    compared.
     """
     for split in SPLITS:
         path = folder / split / "annotations.json"
@@ -89,8 +90,10 @@ def find_fault(public_set: PublicSet, folder: Path) -> str | None:
             name = f"{split}/images/{image['file_name']}"
             try:
                 size = image_size(folder / name)
+                with Image.open(folder / name) as pixels:
+                    pixels.load()  # to its end: half a file has a size, too
             except (OSError, ValueError):
-                return f"its {name} is missing or no image"
+                return f"its {name} is missing or no whole image"
             if size != (image["width"], image["height"]):
                 return f"its {name} has another size than annotations.json states"
     return None if (folder / "LICENSE").is_file() else "it has no LICENSE, which has to accompany the data"

@@ -185,11 +185,12 @@ class _Page:
         self._y += max(heights) + 4
 
     def panels(self, panels: Sequence[Image.Image], columns: Sequence[tuple[int, int]], label: str = "") -> None:
-        height = max(x.height for x in panels)
+        lines = label.splitlines()
+        height = max(23 * len(lines), *(x.height for x in panels))  # panels of a flat image are lower than a label
         draw = self._draw(height + _GAP)
         for panel, (left, _) in zip(panels, columns):
             self._image.paste(panel, (left, self._y))
-        for number, line in enumerate(label.split("\n") if label else ()):
+        for number, line in enumerate(lines):
             draw.text((_MARGIN, self._y + 23 * number), line, fill="black", font=font(17, bold=number == 0))
         self._y += height + _GAP
 

@@ -111,9 +111,12 @@ class TimmBackbone(Backbone):
                 f"TimmBackbone: the outputs {indices} of {name} have strides {strides}, expected a different power of "
                 f"two for each; it has {_describe(chosen)}."
             )
-        self._out_features = [f"res{stride.bit_length() - 1}" for stride in strides]
-        self._out_feature_strides = dict(zip(self._out_features, strides))
-        self._out_feature_channels = dict(zip(self._out_features, chosen.channels()))
+        # Features come from the finest to the coarsest, whatever the order of the indices.
+        pairs = sorted(zip(strides, chosen.channels()))
+        outputs = {f"res{stride.bit_length() - 1}": (stride, channels) for stride, channels in pairs}
+        self._out_features = list(outputs)
+        self._out_feature_strides = {name: stride for name, (stride, _) in outputs.items()}
+        self._out_feature_channels = {name: channels for name, (_, channels) in outputs.items()}
         if weights is not None:
             with torch.random.fork_rng(devices=[]):
                 # Not only the features: some networks have layers behind their last output.

@@ -104,8 +104,8 @@ class TestFromConvertedFiles:
         [
             ("val/annotations.json", b"{}", "its val/annotations.json has another checksum"),
             ("val/annotations.json", None, "it has no val/annotations.json"),
-            ("train/images/IMG_2383.jpg", b"cut", "its train/images/IMG_2383.jpg is missing or no image"),
-            ("test/images/IMG_2384.jpg", None, "its test/images/IMG_2384.jpg is missing or no image"),
+            ("train/images/IMG_2383.jpg", b"cut", "its train/images/IMG_2383.jpg is missing or no whole image"),
+            ("test/images/IMG_2384.jpg", None, "its test/images/IMG_2384.jpg is missing or no whole image"),
             ("LICENSE", None, "it has no LICENSE, which has to accompany the data"),
         ],
     )
@@ -117,6 +117,14 @@ class TestFromConvertedFiles:
             (source / file).write_bytes(content)
         with pytest.raises(ValueError, match=rf"cards \(--from\) is not the data set cards: {says}\.$"):
             prepare_public_data(cards, source, root)
+        assert nothing_left(root)
+
+    def test_half_an_image(self, repository, root, tmp_path):
+        cards, _ = write_cards(repository)
+        image = prepare_public_data(cards, repository, tmp_path / "source") / "val/images/IMG_2387.jpg"
+        image.write_bytes(image.read_bytes()[: image.stat().st_size // 2])
+        with pytest.raises(ValueError, match="its val/images/IMG_2387.jpg is missing or no whole image"):
+            prepare_public_data(cards, image.parents[2], root)
         assert nothing_left(root)
 
     def test_an_image_of_another_size(self, repository, root, tmp_path):

@@ -55,6 +55,11 @@ def test_images_of_any_shape(shape):
     assert (drawn[:, [0, -1]] == 255).all() and (drawn[[0, -1]] == 255).all()  # nothing is cut
 
 
+def test_labels_of_the_levels_of_a_flat_image_stand_apart():
+    two, three = (sheet((4, 1000), levels=levels).height for levels in ((8, 16), (8, 16, 32)))
+    assert three - two >= 2 * 23  # its lines
+
+
 def test_only_what_is_there_has_a_key():
     image, boxes = np.full((64, 64, 3), 90, np.uint8), [Box((8, 8, 24, 24), "a", 0.9)]
     plain = draw_sheet(image, {"no labels": [], "teacher": boxes}, view_of(2, (64, 64)), "title", "legend")

@@ -63,6 +63,7 @@ def test_a_mobilenet_and_a_resnet(role, family, method):
     [
         (MOBILENET, (2, 3, 4), ["res3", "res4", "res5"], {}),
         (MOBILENET, [0, -1], ["res1", "res5"], {}),
+        (MOBILENET, [-1, 3], ["res4", "res5"], {}),
         (MOBILENET, (2, 3), ["res3", "res4"], dict(feature_cls="getter")),
         ("test_resnet", (1, 2, 3), ["res2", "res3", "res4"], {}),
         ("test_convnext", (0, 1, 2, 3), ["res2", "res3", "res4", "res5"], {}),
