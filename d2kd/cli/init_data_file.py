@@ -89,7 +89,7 @@ dataloader = dict(
         num_workers={0 if choices.device == "cpu" else 4},
     ),
     evaluator=L(COCOEvaluator)(
-        dataset_name="{name}_val",
+        dataset_name="${{..test.dataset.names}}",  # so that --report of d2kd compare needs one name
         tasks=["bbox"],
         output_dir="${{train.output_dir}}",  # where Detectron2 writes the boxes that it evaluates on
         allow_cached_coco=False,  # anew in each run: they may have been corrected

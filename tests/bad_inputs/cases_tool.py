@@ -171,9 +171,9 @@ CASES = [
     case(
         "`d2kd plot` of outputs with and without `--report`",
         "plot short long",
-        "d2kd plot: fcos has results with values on 'dataloader.test' and 'dataloader.test.dataset.names=birds_test', "
-        "expected one: draw a figure of each, or run d2kd compare again with one --report.",
-        outputs(values_on="dataloader.test.dataset.names=birds_test"),
+        "d2kd plot: fcos has results with values on 'fcos_val' and 'birds_test', expected one: draw a figure of "
+        "each, or run d2kd compare again with one --report.",
+        outputs(values_on="birds_test"),
     ),
     case(
         "`d2kd plot` into a folder",
