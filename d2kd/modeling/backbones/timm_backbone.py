@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -15,8 +14,6 @@ from torch import Tensor, nn
 from d2kd.checkpoint import first_of, read_weights
 
 __all__ = ["TimmBackbone", "import_timm"]
-
-logger = logging.getLogger(__name__)
 
 
 class TimmBackbone(Backbone):
@@ -122,7 +119,6 @@ class TimmBackbone(Backbone):
                 # Not only the features: some networks have layers behind their last output.
                 whole = timm.create_model(name, **{key: x for key, x in kwargs.items() if key != "feature_cls"})
             _load(self.body, weights, whole, name)
-            logger.info("Backbone: %s starts from the weights of %s", name, weights)
         if freeze_at:
             _freeze(self.body, freeze_at, name)
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
