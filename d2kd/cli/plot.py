@@ -19,8 +19,10 @@ from d2kd.experiments.figures import COST_LABELS
 from d2kd.experiments.run_figure import plot_runs
 
 COMMAND = "d2kd plot"
-_KEYS = {"config", "method", "seed", "max_iter", "metric", "metrics", "values", "cost_seconds", "device"}
-_KEYS |= {"metrics_on", "values_on"}
+_KEYS = {
+    *("config", "method", "seed", "max_iter", "cost_seconds", "device"),
+    *("metric", "metrics", "metrics_on", "values", "values_on"),
+}
 EXAMPLES = """
 examples:
   d2kd plot output/crosskd

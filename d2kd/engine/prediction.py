@@ -114,7 +114,7 @@ def classes_of(cfg: DictConfig, detector: DenseDetector) -> Classes:
         node = OmegaConf.select(cfg, f"dataloader.{split}.dataset", default=None)
         if isinstance(node, DictConfig) and target_of(node) is get_public_data:
             with contextlib.suppress(ValueError, OSError):
-                made(node, f"dataloader.{split}.dataset")  # which registers the data
+                made(node, f"dataloader.{split}.dataset")  # which registers the data; get_digits would make them
     names = class_names(cfg, num_classes)
     datasets = [*dataset_names(cfg, "test"), *dataset_names(cfg, "train")]
     for dataset in datasets if names is None else ():

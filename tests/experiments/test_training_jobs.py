@@ -100,11 +100,13 @@ def test_a_result_has_the_commit_that_its_run_was_begun_at(tmp_path):
     git("init", "--quiet")
     commit()
     (job,) = build_jobs(experiment(tmp_path, configs=(str(project / "mine.py"),), methods=(ALONE,), max_iter=8))
-    job.prepare()  # a run that is stopped before its first checkpoint is begun anew
+    (project / "losses.py").touch()
+    folder = job.prepare().folder  # a run that is stopped before its first checkpoint is begun anew
+    assert json.loads((folder / "request.json").read_text())["git"]["dirty"]  # by code that is in no commit
     begun = commit()
     (project / "output").mkdir()
     (project / "output" / "metrics.json").write_text("{}")  # changes no run
-    folder = job.prepare().folder
+    job.prepare()
     (folder / "last_checkpoint").write_text("model_final.pth")
     record = {"iteration": 8, "bbox/AP": 30.0, "cost/cpu_seconds": 1.0, "cost/wall_seconds": 1.0}
     (folder / "metrics.json").write_text(json.dumps(record))

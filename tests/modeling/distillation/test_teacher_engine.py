@@ -107,6 +107,7 @@ def test_folded_it_is_the_plain_teacher(family, norm):
     # Statistics of each level cannot be folded into convolutions that all levels share.
     assert all("subnet" in name for name in remaining_norms(folded.detector))
     assert bool(remaining_norms(folded.detector)) == (norm == "BN")
+    assert folded.num_parameters == plain.num_parameters == sum(p.numel() for p in plain.detector.parameters())
 
 
 @pytest.mark.parametrize("norm", ["FrozenBN", "SyncBN", FrozenStatisticsBatchNorm2d], ids=str)
