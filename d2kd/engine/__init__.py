@@ -6,7 +6,7 @@ from d2kd.engine.console import Console, ProgressLine, start_logs
 from d2kd.engine.defaults import ConfigError, amp_dtype, create_ddp_model, default_writers, resolve_device
 from d2kd.engine.ema import EMA_FILE, EMA_PREFIX, WeightEMA
 from d2kd.engine.evaluation import evaluate, teacher_predictor
-from d2kd.engine.hooks import BestCheckpointer, OptimizerWatch, SeedEachIteration, TrainingCost
+from d2kd.engine.hooks import BestCheckpointer, EvalHook, OptimizerWatch, SeedEachIteration, TrainingCost
 from d2kd.engine.loaders import check_evaluator, make_loader
 from d2kd.engine.ranks import Ranks, launch_ranks, names_the_wait, ranks_of
 from d2kd.engine.resume import ResumeError, differences, kept_record
@@ -22,6 +22,7 @@ __all__ = [
     "BestCheckpointer",
     "ConfigError",
     "Console",
+    "EvalHook",
     "OptimizerWatch",
     "ProgressLine",
     "Ranks",

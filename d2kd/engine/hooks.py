@@ -1,10 +1,12 @@
-"""Hooks that Detectron2 lacks: cost, the best weights across resumes, resumable randomness, a useless optimizer."""
+"""Hooks that Detectron2 lacks: cost, evaluations and the best weights across resumes, randomness, idle optimizers."""
 
 from __future__ import annotations
 
 import json
+import logging
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,22 @@ from torch import nn
 
 from d2kd.checkpoint import WholeCheckpointer, checkpoint_names, whole_file
 from d2kd.data.samples import derive_seed
+from d2kd.engine.evaluation import Results
+from d2kd.engine.metrics_file import was_logged
+from d2kd.modeling.distillation.agreement import on_any_rank
 from d2kd.modeling.distillation.health import PATIENCE
 
-__all__ = ["BestCheckpointer", "OptimizerWatch", "PeriodicCheckpointer", "SeedEachIteration", "TrainingCost"]
+__all__ = [
+    "BestCheckpointer",
+    "EvalHook",
+    "OptimizerWatch",
+    "PeriodicCheckpointer",
+    "SeedEachIteration",
+    "TrainingCost",
+]
+
+# Below Detectron2's logger, which any script that trains sets up.
+logger = logging.getLogger(f"detectron2.{__name__}")
 
 
 class TrainingCost(HookBase):
@@ -143,6 +158,32 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
             self.recent_checkpoints = [str(folder / name) for name in kept if not name.endswith("_final.pth")]
 
 
+class EvalHook(hooks.EvalHook):
+    """
+    :class:`detectron2.engine.hooks.EvalHook` that evaluates a resumed run before its first step where the run had ended
+    after a checkpoint, but before the evaluation that was due at that iteration was logged.
+
+    Args:
+        eval_period: iterations between two evaluations; 0: after the last alone.
+        evaluate: returns the results, as of :func:`d2kd.engine.evaluate`.
+        output_dir: the run's folder.
+        metric: that every evaluation returns, e.g. "bbox/AP".
+    """
+
+    def __init__(self, eval_period: int, evaluate: Callable[[], Results], output_dir: str, metric: str) -> None:
+        super().__init__(eval_period, evaluate)
+        self._log = Path(output_dir, "metrics.json")
+        self._metric = metric
+
+    def before_train(self) -> None:
+        done = self.trainer.start_iter
+        due = self._period > 0 and 0 < done < self.trainer.max_iter and done % self._period == 0
+        if due and on_any_rank(comm.is_main_process() and not was_logged(self._log, done - 1, self._metric)):
+            logger.info("The run had ended before it was evaluated after %d iterations: doing this first", done)
+            self.trainer.iter = self.trainer.storage.iter = done - 1  # each step sets both
+            self._do_eval()
+
+
 class _WeightsCheckpointer(WholeCheckpointer):
     """Saves a model, but not as the checkpoint that a resumed run continues from."""
 
@@ -155,7 +196,7 @@ class BestCheckpointer(hooks.BestCheckpointer):
     :class:`detectron2.engine.hooks.BestCheckpointer` (``model_best.pth``: the weights with the highest ``metric``)
     that also writes ``model_best.json`` (metric, value, iteration) and reads it on resume: Detectron2's forgets the
     best value and replaces the file after the first evaluation of a resumed run. The checkpoint holds weights only.
-    Register it after ``EvalHook``, on the main rank.
+    Register it after :class:`EvalHook`, on the main rank.
 
     Args:
         eval_period: that of ``EvalHook``.
@@ -176,6 +217,9 @@ class BestCheckpointer(hooks.BestCheckpointer):
             if record["metric"] == self._metric:
                 self.best_metric, self.best_iter = record["value"], record["iteration"]
                 self._recorded_iter = self.best_iter
+        if self._metric in self.trainer.storage.latest():  # an evaluation before the first step
+            self._best_checking()
+            self._write_record()
 
     def after_step(self) -> None:
         super().after_step()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from d2kd.checkpoint import whole_file
 
-__all__ = ["cut_metrics"]
+__all__ = ["cut_metrics", "was_logged"]
 
 
 def cut_metrics(path: Path, start_iter: int, *, evaluated_again: bool) -> None:
@@ -25,15 +26,25 @@ def cut_metrics(path: Path, start_iter: int, *, evaluated_again: bool) -> None:
     if not path.is_file():
         return
     records: dict[int, dict[str, Any]] = {}
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-            iteration = record["iteration"]
-        except (ValueError, TypeError, KeyError):
-            continue
+    for iteration, record in _records(path):
         if iteration == start_iter and "total_loss" not in record and not evaluated_again:
             iteration -= 1
         if iteration < start_iter:
             records[iteration] = {**records.get(iteration, {}), **record, "iteration": iteration}
     with whole_file(path) as partial:
         partial.write_text("".join(json.dumps(record, sort_keys=True) + "\n" for record in records.values()))
+
+
+def was_logged(path: Path, iteration: int, name: str) -> bool:
+    """Whether ``metrics.json`` is there and has the scalar ``name`` at ``iteration``."""
+    return path.is_file() and any(i == iteration and name in record for i, record in _records(path))
+
+
+def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+            iteration = record["iteration"]
+        except (ValueError, TypeError, KeyError):
+            continue
+        yield iteration, record

@@ -46,6 +46,7 @@ from d2kd.engine.ema import EMA_PREFIX, WeightEMA
 from d2kd.engine.evaluation import Results, evaluate, results_line, teacher_predictor, write_evaluation
 from d2kd.engine.hooks import (
     BestCheckpointer,
+    EvalHook,
     OptimizerWatch,
     PeriodicCheckpointer,
     SeedEachIteration,
@@ -162,7 +163,8 @@ def do_train(
         saving = [PeriodicCheckpointer(checkpointer, **train.checkpointer)]
         best = ema.model if ema is not None and train.best_metric.startswith(EMA_PREFIX) else model
         writing = [BestCheckpointer(train.eval_period, best, train.output_dir, train.best_metric)]
-    trainer.register_hooks([*timing, *saving, stop, hooks.EvalHook(train.eval_period, test), *writing])
+    evaluating = EvalHook(train.eval_period, test, train.output_dir, train.best_metric)
+    trainer.register_hooks([*timing, *saving, stop, evaluating, *writing])
     trainer.register_hooks(sheet_writers(cfg, model))
 
     try:

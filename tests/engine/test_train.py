@@ -112,6 +112,26 @@ def test_resumed_run_equals_an_uninterrupted_one(distilled, tmp_path):
     assert (resumed / "metrics.json").stat().st_size == size
 
 
+def test_an_evaluation_in_which_a_run_has_ended_is_made_up_for_by_its_resume(distilled, tmp_path, monkeypatch):
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    run(straight, "train.max_iter=5", config=distilled)
+
+    def ctrl_c(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(d2kd.engine.train, "do_test", ctrl_c)
+        with pytest.raises(KeyboardInterrupt):
+            run(resumed, "train.max_iter=5", config=distilled)
+    assert not (resumed / "model_best.json").exists()
+    run(resumed, "--resume", "train.max_iter=5", config=distilled)
+    assert [i for i, row in metrics(resumed).items() if "bbox/AP" in row] == [1, 3, 5]
+    assert (resumed / "model_best.json").read_text() == (straight / "model_best.json").read_text()
+    for name in ("model_best.pth", "model_final.pth"):
+        assert equal(weights(straight / name), weights(resumed / name))
+    assert "before it was evaluated after 2 iterations" in (resumed / "log.txt").read_text()
+
+
 def test_seed_bfloat16_and_clipping(trained, tmp_path):
     outcomes = [weights(trained[0] / "model_0000001.pth")]
     for name, override in {

@@ -1,5 +1,6 @@
 """The trainer in two real processes: what stops both, a batch in parts, and a run that is resumed."""
 
+import json
 import re
 import shutil
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ optimizer, lr_multiplier, dataloader, train = (
     _tiny[key] for key in ("optimizer", "lr_multiplier", "dataloader", "train")
 )
 dataloader.train.aspect_ratio_grouping = True
-train.update(eval_period=0, clip_grad=dict(max_norm=1.0), accumulate=2, ema=dict(decay=0.5))
+train.update(eval_period=2, clip_grad=dict(max_norm=1.0), accumulate=2, ema=dict(decay=0.5))
 train.trainer.update(gather_metric_period=2, zero_grad_before_forward=True)
 model = d2kd.distill(
     L(build_detector)(family="GFL", seed=1, num_classes=2, backbone_norm="FrozenBN"),
@@ -187,7 +188,7 @@ def test_metrics_in_a_thread_need_a_group_of_their_own(ranks):
 @pytest.fixture(scope="module")
 def resumed(folder, ranks):
     """New processes go on with what the first have left."""
-    # Of a run that was stopped after two iterations.
+    # Of a run that was stopped after two iterations, before it was evaluated.
     shutil.copy(folder / "straight" / "model_0000001.pth", folder / "resumed")
     (folder / "resumed" / "last_checkpoint").write_text("model_0000001.pth")
     on_two_ranks(resumes, str(folder))
@@ -203,6 +204,9 @@ def test_two_ranks_resume_bit_for_bit(folder, ranks, resumed):
         assert {"num_pos_anchors", "grad_norm", "lr", *(["loss_kd_bckd_cls"] if rank == 0 else [])} <= names
         for name in names:
             assert steps[name] == {i: value for i, value in whole[name].items() if i >= 2} != {}, name
+    for output in (straight, resumed):
+        rows = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+        assert {row["iteration"] for row in rows if {"bbox/AP", "ema/bbox/AP"} <= row.keys()} == {1, 4}
     found, expected = (torch.load(output / "model_final.pth") for output in (resumed, straight))
     weights, whole = found["model"], expected["model"]
     assert weights.keys() == whole.keys() and all(torch.equal(value, whole[name]) for name, value in weights.items())
