@@ -6,12 +6,16 @@ import importlib.util
 import json
 import pkgutil
 import re
+import shlex
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from d2kd.cli import compare
+from d2kd.experiments.plan import plan_runs
 
 ROOT = Path(__file__).resolve().parents[1]
 DIARIES = sorted((ROOT / "docs/results").glob("*.md"))
@@ -124,3 +128,15 @@ def test_figures_of_answers_are_those_of_a_diary(answer: str) -> None:
     figures = re.findall(r"[\d.]+ ± [\d.]*\d", (ROOT / answer).read_text())
     assert figures
     assert [figure for figure in figures if figure not in diaries] == []
+
+
+@pytest.mark.parametrize("diary", ["aquarium", "cards", "digits"])
+def test_commands_of_diaries_are_those_of_today(diary: str) -> None:
+    text = (ROOT / f"docs/results/{diary}.md").read_text()
+    assert "tools/compare.py" not in text
+    commands = re.findall(r"^    d2kd compare (.*)$", text, flags=re.MULTILINE)
+    assert commands
+    for command in commands:
+        args = compare.parse_args(shlex.split(command.replace("--max-iter N ", "--max-iter 4000 ")))
+        runs = plan_runs(compare.experiment_of(args))
+        assert len(runs) == len(args.methods) * len(args.seeds), command

@@ -105,7 +105,7 @@ def plot_ceiling(path: str | Path, runs: Sequence[Mapping[str, Any]]) -> None:
                 if run["method"] == TEACHER and value is not None:
                     panel.axhline(value, color="black", linestyle=":", linewidth=1.2, label=TEACHER)
             panel.set_title(textwrap.fill(f"{config}, on {where}", 60), loc="left", fontsize=10)
-            panel.set_xlabel(COST_LABELS[device])
+            panel.set_xlabel(f"{COST_LABELS[device]} (logarithmic)")
             handles |= {label: handle for handle, label in zip(*panel.get_legend_handles_labels())}
         row[0].set_ylabel(f"final {metric_name(metric)}")
     if not handles:

@@ -11,6 +11,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from PIL import Image, ImageDraw
 
 from d2kd.checkpoint import whole_file
@@ -84,7 +85,10 @@ def plot_curves(path: str | Path, runs: Sequence[Mapping[str, Any]], labels: Map
         for panel in panels[:, 0]
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)))
+    seeds = {(run["config"], run["method"], run["seed"]) for run in runs}
+    if len({seed[:2] for seed in seeds}) < len(seeds):
+        handles["band: standard deviation over seeds"] = Patch(color="black", alpha=0.15, linewidth=0)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(3, len(handles)))
     with whole_file(path) as partial:
         figure.savefig(partial, format="png")
 

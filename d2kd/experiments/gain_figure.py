@@ -27,7 +27,8 @@ def plot_gains(path: str | Path, runs: Sequence[Mapping[str, Any]]) -> bool:
     """
     A row of two panels for each config. Left, each method's gain over the student alone of the same seed; below it, if
     it was trained, that of the student alone at the method's cost. Right, the final metric against the cost of
-    training, the student alone joined by a line. A dot is a seed; markers and bars are means and standard deviations.
+    training, the student alone joined by a dashed line. A dot is a seed; markers and bars are means and standard
+    deviations.
 
     Args:
         path: the PNG to write.
@@ -62,12 +63,14 @@ def plot_gains(path: str | Path, runs: Sequence[Mapping[str, Any]]) -> bool:
         right.set_title(f"final {metric}", loc="left")
     handles = [
         Line2D([], [], color="black", marker=".", linestyle="", alpha=0.5, label="a seed"),
-        Line2D([], [], color="black", marker="s", label="mean ± standard deviation over seeds"),
+        Line2D([], [], color="black", marker="s", label="mean ± standard deviation"),
     ]
     if any(stretched_for(run["method"]) for run in runs):
         style = {**_point(stretched("any"), ()), "marker": "o"}
-        handles.append(Line2D([], [], **style, label="hollow, orange: student alone, at the method's cost"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+        handles.append(Line2D([], [], **style, label="student alone, at the method's cost"))
+    shown = [method for method in order if any(method in ordered for ordered in methods.values())]
+    handles += [Line2D([], [], **_point(method, order), label=method_label(method)) for method in (ALONE, *shown)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
     with whole_file(path) as partial:
         figure.savefig(partial, format="png")
     return True
@@ -94,15 +97,12 @@ def _plot_costs(panel: Axes, runs: Sequence[Mapping[str, Any]], methods: Sequenc
     means = {name: mean for name in dict.fromkeys(run["method"] for run in runs) if (mean := _mean_point(runs, name))}
     alone = {name: mean for name, mean in means.items() if name == ALONE or stretched_for(name)}
     if alone:
-        grey = line_style(ALONE, ())["color"]
         xs, ys, stds = zip(*sorted(alone.values()))
-        panel.errorbar(xs, ys, yerr=stds, color=grey, marker="o", linestyle="--", capsize=2, label="student alone")
+        panel.errorbar(xs, ys, yerr=stds, linestyle="--", capsize=2, **line_style(ALONE, ()))
     for method in methods:
         if method in means:
             x, y, std = means[method]
             panel.errorbar(x, y, yerr=std, capsize=3, zorder=3, **_point(method, order))
-    if alone:
-        panel.legend(handles=[panel.containers[0]], loc="best", frameon=False)
     panel.margins(x=0.12, y=0.12)
     panel.grid(alpha=0.3)
     panel.spines[["top", "right"]].set_visible(False)

@@ -39,6 +39,22 @@ def test_names_are_drawn_as_they_are(tmp_path, monkeypatch):
     assert not any(text.get_parse_math() for text in found)
 
 
+def test_legends_say_what_each_mark_is(tmp_path, monkeypatch):
+    found = []
+    monkeypatch.setattr(
+        Figure,
+        "savefig",
+        lambda figure, *_, **__: found.append({t.get_text() for x in figure.legends for t in x.texts}),
+    )
+    runs = [result(method, seed, 30.0 + seed) for seed in (0, 1) for method in (ALONE, "bckd", "ld")]
+    for draw in (plot_curves, plot_gains):
+        draw(tmp_path / "two.png", runs)
+        draw(tmp_path / "one.png", runs[:3])
+    band = "band: standard deviation over seeds"
+    assert [band in texts for texts in found] == [True, False, False, False]
+    assert all({"student alone", "bckd", "ld"} <= texts for texts in found)
+
+
 def test_many_runs_have_styles_of_their_own(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(Axes, "plot", lambda *_, **style: drawn.append((style["color"], style["linestyle"])))
