@@ -39,7 +39,10 @@ def _with_environ(rank: int, worker: Callable[..., None], environ: dict[str, str
 
 
 class Command:
-    """``d2kd`` in a process of its own, on one thread; its interface is a part of ``subprocess.Popen``'s."""
+    """
+    ``d2kd`` in a process of its own, on one thread, which leads a process group; its interface is a part of
+    ``subprocess.Popen``'s.
+    """
 
     def __init__(self, *arguments: str, environ: Mapping[str, str]) -> None:
         self._output = NamedTemporaryFile(), NamedTemporaryFile()
@@ -69,6 +72,7 @@ class Command:
 
 
 def _run(arguments: tuple[str, ...], environ: dict[str, str], files: tuple[str, str]) -> None:
+    os.setpgrp()
     os.environ.clear()
     os.environ.update(environ)
     for stream, file in zip((1, 2), files):

@@ -107,13 +107,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 check_run_folder(cfg, resume=args.resume, overwrite=args.overwrite)
         record = Path(cfg.train.output_dir, "config.yaml")
         goes_on = args.resume and WholeCheckpointer(nn.Module(), cfg.train.output_dir).has_checkpoint()
-        before = stack.enter_context(kept_record(record, evaluation=args.eval_only)) if comm.is_main_process() else None
+        before = record.read_text() if goes_on and record.is_file() else None
+        write_back = stack.enter_context(kept_record(record)) if comm.is_main_process() else None
         console = start_logs(cfg, args, quiet=args.quiet)
         logging.getLogger("detectron2.engine.train_loop").addFilter(_without_traceback)
         logger.info("Device: %s", _device(cfg))
         if args.eval_only:
+            if write_back is not None:
+                write_back()
             return do_eval(cfg, resume=args.resume, check_teacher=args.check_teacher, allow_partial=args.allow_partial)
-        if before is not None and goes_on:
+        if before is not None and comm.is_main_process():
             _warn_of_changes(before, record.read_text())
         return do_train(
             cfg, resume=args.resume, overwrite=args.overwrite, check_teacher=args.check_teacher, console=console

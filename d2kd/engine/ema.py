@@ -81,15 +81,6 @@ class WeightEMA(HookBase):
         if self.trainer.iter >= self.trainer.max_iter and comm.is_main_process():
             save_whole({"model": self.model.state_dict(), "iteration": self.trainer.iter - 1}, self._file)
 
-    def share_buffers(self) -> None:
-        """
-        Give all ranks the main one's buffers, so that they evaluate what it saves: the ranks' weights are the same, but
-        the statistics of batch norm are of each rank's own images. Every rank must call it.
-        """
-        if comm.get_world_size() > 1:
-            for buffer in self.model.buffers():
-                torch.distributed.broadcast(buffer, 0)
-
     def state_dict(self) -> dict[str, Any]:
         return self._average.state_dict()
 

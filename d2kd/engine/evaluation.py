@@ -21,6 +21,7 @@ from d2kd.checkpoint import whole_file
 from d2kd.engine.defaults import ConfigError
 from d2kd.modeling.adapters import guarded_hooks
 from d2kd.modeling.detectors.interface import num_classes_of
+from d2kd.modeling.distillation.agreement import raised_on_all_ranks
 
 __all__ = ["Results", "evaluate", "results_line", "teacher_predictor", "write_evaluation"]
 
@@ -28,6 +29,17 @@ _LOGGER = f"detectron2.{__name__}"  # below Detectron2's, which any script that 
 logger = logging.getLogger(_LOGGER)
 
 Results = dict[str, Any]  # task -> {metric -> value}; empty on all ranks but the main one
+
+
+class _Together(DatasetEvaluator):
+    """The first of an evaluation's evaluators: here ranks wait for one another, before the others do."""
+
+    reached = False
+
+    def evaluate(self) -> dict[str, int]:
+        self.reached = True
+        with raised_on_all_ranks():
+            return {}
 
 
 class _CountDetections(DatasetEvaluator):
@@ -58,9 +70,22 @@ def evaluate(
 
     Returns:
         task -> {metric -> value} on the main rank, e.g. ``{"bbox": {"AP": 41.0, ...}}``; empty on the others.
+
+    Raises:
+        Exception: what the model, the data or an evaluator's ``process`` raised on some rank, on all ranks; see
+            :func:`d2kd.modeling.distillation.agreement.raised_on_all_ranks`.
     """
     evaluators = list(evaluator) if isinstance(evaluator, MutableSequence) else [evaluator]
-    results = inference_on_dataset(model, data_loader, DatasetEvaluators([*evaluators, _CountDetections()]))
+    together = _Together()
+    try:
+        results = inference_on_dataset(
+            model, data_loader, DatasetEvaluators([together, *evaluators, _CountDetections()])
+        )
+    except Exception:
+        if not together.reached:
+            with raised_on_all_ranks():
+                raise
+        raise
     count = results.pop("detections", None)
     coco = [each for each in evaluators if isinstance(each, COCOEvaluator)]
     if coco and not any(map(_has_annotations, coco)):

@@ -19,7 +19,7 @@ from d2kd.checkpoint import WholeCheckpointer, checkpoint_names, whole_file
 from d2kd.data.samples import derive_seed
 from d2kd.engine.evaluation import Results
 from d2kd.engine.metrics_file import was_logged
-from d2kd.modeling.distillation.agreement import on_any_rank
+from d2kd.modeling.distillation.agreement import on_any_rank, raised_on_all_ranks
 from d2kd.modeling.distillation.health import PATIENCE
 
 __all__ = [
@@ -144,10 +144,17 @@ class OptimizerWatch(HookBase):
             )
 
 
+def _on_the_main_rank(save: Callable[[], None]) -> None:
+    """Call ``save`` there; every rank must call this, and all raise what it raises."""
+    with raised_on_all_ranks():
+        if comm.is_main_process():
+            save()
+
+
 class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
     """
     :class:`detectron2.engine.hooks.PeriodicCheckpointer` whose ``max_to_keep`` counts the checkpoints that earlier
-    parts of a resumed run left.
+    parts of a resumed run left. Register it on every rank: the main one saves, and what it fails of, all ranks say.
     """
 
     def before_train(self) -> None:
@@ -156,6 +163,16 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
             folder = Path(self.checkpointer.save_dir)
             kept = [name for name in checkpoint_names(folder) if name.startswith(f"{self.file_prefix}_")]
             self.recent_checkpoints = [str(folder / name) for name in kept if not name.endswith("_final.pth")]
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done % self.period == 0 or done >= self.trainer.max_iter:
+            _on_the_main_rank(self._save)
+
+    def _save(self) -> None:
+        super().after_step()
+        while self.max_to_keep is not None and len(self.recent_checkpoints) > self.max_to_keep:  # left by signals
+            Path(self.recent_checkpoints.pop(0)).unlink(missing_ok=True)
 
 
 class EvalHook(hooks.EvalHook):
@@ -175,11 +192,15 @@ class EvalHook(hooks.EvalHook):
         self._log = Path(output_dir, "metrics.json")
         self._metric = metric
 
+    def after_train(self) -> None:
+        self._eval_after_train = self.trainer.iter >= self.trainer.max_iter  # not where the last step has failed
+        super().after_train()
+
     def before_train(self) -> None:
         done = self.trainer.start_iter
         due = self._period > 0 and 0 < done < self.trainer.max_iter and done % self._period == 0
         if due and on_any_rank(comm.is_main_process() and not was_logged(self._log, done - 1, self._metric)):
-            logger.info("The run had ended before it was evaluated after %d iterations: doing this first", done)
+            logger.info("metrics.json has no evaluation after %d iterations: the run begins with it", done)
             self.trainer.iter = self.trainer.storage.iter = done - 1  # each step sets both
             self._do_eval()
 
@@ -196,7 +217,7 @@ class BestCheckpointer(hooks.BestCheckpointer):
     :class:`detectron2.engine.hooks.BestCheckpointer` (``model_best.pth``: the weights with the highest ``metric``)
     that also writes ``model_best.json`` (metric, value, iteration) and reads it on resume: Detectron2's forgets the
     best value and replaces the file after the first evaluation of a resumed run. The checkpoint holds weights only.
-    Register it after :class:`EvalHook`, on the main rank.
+    Register it after :class:`EvalHook`, on every rank: the main one saves, and what it fails of, all ranks say.
 
     Args:
         eval_period: that of ``EvalHook``.
@@ -217,19 +238,20 @@ class BestCheckpointer(hooks.BestCheckpointer):
             if record["metric"] == self._metric:
                 self.best_metric, self.best_iter = record["value"], record["iteration"]
                 self._recorded_iter = self.best_iter
-        if self._metric in self.trainer.storage.latest():  # an evaluation before the first step
-            self._best_checking()
-            self._write_record()
+        if on_any_rank(self._metric in self.trainer.storage.latest()):  # an evaluation before the first step
+            _on_the_main_rank(self._save)
 
     def after_step(self) -> None:
-        super().after_step()
-        self._write_record()
+        done = self.trainer.iter + 1
+        if self._period > 0 and done % self._period == 0 and done != self.trainer.max_iter:
+            _on_the_main_rank(self._save)
 
     def after_train(self) -> None:
-        super().after_train()
-        self._write_record()
+        if self.trainer.iter >= self.trainer.max_iter:  # not where the last step has failed
+            _on_the_main_rank(self._save)
 
-    def _write_record(self) -> None:
+    def _save(self) -> None:
+        self._best_checking()
         if self.best_iter == self._recorded_iter:
             return
         record = {"metric": self._metric, "value": self.best_metric, "iteration": self.best_iter}

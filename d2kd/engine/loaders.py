@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, MutableSequence
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, MutableSequence
 from copy import deepcopy
 from difflib import get_close_matches
 
@@ -15,6 +19,7 @@ from detectron2.data import (
 )
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from omegaconf import DictConfig, OmegaConf, flag_override
+from torch.utils.data import DataLoader
 
 from d2kd.config.nodes import dataset_names, made, target_of
 from d2kd.data.mapping import NamingMapper
@@ -26,7 +31,8 @@ __all__ = ["check_evaluator", "make_evaluator", "make_loader"]
 def make_loader(cfg: DictConfig, split: str) -> Iterable:
     """
     The loader of ``cfg.dataloader[split]``. Detectron2's own get a :class:`d2kd.data.mapping.NamingMapper`;
-    :func:`d2kd.data.build_train_loader` names entries itself, and loaders of users may read their mapper.
+    :func:`d2kd.data.build_train_loader` names entries itself, and loaders of users may read their mapper. Workers
+    outlive a signal to the whole group of processes, so that the run can finish its step.
 
     Raises:
         DatasetError: a dataset cannot be read; says why.
@@ -38,10 +44,35 @@ def make_loader(cfg: DictConfig, split: str) -> Iterable:
         with flag_override(node, "allow_objects", True):
             node.mapper = NamingMapper(made(node.mapper, f"{key}.mapper"), f"{key}.mapper")
     try:
-        return made(node, key)
+        loader = made(node, key)
     except (ValueError, OSError) as error:
         _explain(node, key, error)
         raise
+    if isinstance(loader, DataLoader) and loader.num_workers > 0:
+        loader.worker_init_fn = _Steady(loader.worker_init_fn)
+    return loader
+
+
+class _Steady:
+    """A ``worker_init_fn``: the worker ignores Ctrl-C, and a SIGTERM that is not of the process that it loads for."""
+
+    def __init__(self, worker_init_fn: Callable[[int], object] | None) -> None:
+        self._worker_init_fn = worker_init_fn
+
+    def __call__(self, worker: int) -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None and hasattr(signal, "sigwaitinfo"):
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # of the threads to come, too
+            threading.Thread(target=_end_with, args=(parent.pid,), daemon=True).start()
+        if self._worker_init_fn is not None:
+            self._worker_init_fn(worker)
+
+
+def _end_with(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)  # as torch does
 
 
 def check_evaluator(cfg: DictConfig) -> None:

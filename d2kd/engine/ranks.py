@@ -7,16 +7,20 @@ import os
 import re
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from detectron2.engine import launch
 from detectron2.utils import comm
+from torch import nn
+from torch.multiprocessing.spawn import ProcessException
 
-__all__ = ["Ranks", "launch_ranks", "names_the_wait", "ranks_of"]
+__all__ = ["Ranks", "launch_ranks", "names_the_wait", "ranks_of", "share_norm_statistics"]
 
 #: What torchrun tells its processes, and what srun does.
 _TORCHRUN = {"rank": "RANK", "world_size": "WORLD_SIZE", "local_rank": "LOCAL_RANK", "local_size": "LOCAL_WORLD_SIZE"}
@@ -142,14 +146,21 @@ def launch_ranks(
 
     Raises:
         ValueError: see :func:`ranks_of`, or ``processes`` of a process that torchrun or srun started.
+        KeyboardInterrupt: a signal has ended ``function`` on some rank.
     """
     ranks = ranks_of(os.environ)
     if ranks is None:
         if processes == machines == 1:
             function(*args)
             return
-        with _ends_children():
-            launch(function, processes, machines, machine_rank, url, args, timeout)
+        with tempfile.TemporaryDirectory() as notes:
+            try:
+                with _ends_children():
+                    launch(_noting, processes, machines, machine_rank, url, (function, args, notes), timeout)
+            except (ProcessException, KeyboardInterrupt):
+                for note in sorted(Path(notes).iterdir()):
+                    raise KeyboardInterrupt(note.read_text()) from None
+                raise
         return
     if processes * machines > 1:
         raise ValueError(
@@ -162,6 +173,15 @@ def launch_ranks(
         function(*args)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def _noting(function: Callable[..., object], args: tuple[object, ...], notes: str) -> None:
+    """Call ``function`` and note what a KeyboardInterrupt says, which torch takes for a rank that has done its work."""
+    try:
+        function(*args)
+    except KeyboardInterrupt as error:
+        Path(notes, str(comm.get_rank())).write_text(str(error))
+        sys.exit(128 + signal.SIGINT)
 
 
 def _join(ranks: Ranks, timeout: timedelta) -> None:
@@ -205,20 +225,42 @@ def _meet(ranks: Ranks, timeout: timedelta) -> torch.distributed.TCPStore:
 @contextmanager
 def _ends_children() -> Iterator[None]:
     """
-    End the processes that are left on leaving: after an error or a signal they may wait for one another forever. A
-    SIGTERM to this process alone raises SystemExit inside.
+    End the processes that are left on leaving: after an error they may wait for one another forever. After a signal,
+    handed on to them, they have the time that they need to write a checkpoint, until the next. A SIGTERM to this
+    process alone raises SystemExit inside.
     """
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield
+    except (KeyboardInterrupt, SystemExit):
+        _terminate(None)
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
-        children = multiprocessing.active_children()
-        for child in children:
-            child.terminate()
-        for child in children:
-            child.join(_GRACE)
-            child.kill()
+        _terminate(_GRACE)
+
+
+def _terminate(grace: float | None) -> None:
+    """Ask all children to end, and kill those that have not after ``grace`` seconds each; None: wait."""
+    children = multiprocessing.active_children()
+    for child in children:
+        child.terminate()
+    for child in children:
+        child.join(grace)
+        child.kill()
+
+
+def share_norm_statistics(model: nn.Module) -> None:
+    """
+    Give all ranks the main one's running statistics of batch norm, so that they evaluate what it saves: the ranks'
+    weights are the same, but these are of each rank's own images. Every rank must call it.
+    """
+    if comm.get_world_size() > 1:
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._NormBase):
+                for statistics in (module.running_mean, module.running_var):
+                    if statistics is not None:
+                        torch.distributed.broadcast(statistics, 0)
 
 
 @contextmanager

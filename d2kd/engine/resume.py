@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -21,6 +22,7 @@ from d2kd.engine.run_folder import run_files
 __all__ = [
     "ResumeError",
     "check_parameters",
+    "check_same_start",
     "differences",
     "kept_hyperparameters",
     "kept_record",
@@ -44,22 +46,43 @@ class ResumeError(ConfigError):
 
 
 @contextmanager
-def kept_record(path: Path, *, evaluation: bool) -> Iterator[str | None]:
+def kept_record(path: Path) -> Iterator[Callable[[], None]]:
     """
-    What a folder's config.yaml says of the run that was trained there; written back on leaving if it is still true:
-    after an evaluation, and where that run's checkpoints and metrics are as they were.
+    Keep what a folder's config.yaml says of the run that was trained there. It is written back on leaving if it is
+    still true: where that run's checkpoints and metrics are as they were.
 
     Yields:
-        its text; None: there is none.
+        writes it back at once, for an evaluation, which may be killed; nothing happens if there is none.
     """
     before, files = path.read_text() if path.is_file() else None, _states(path.parent)
-    try:
-        yield before
-    finally:
-        untouched = bool(files) and _states(path.parent) == files
-        if before is not None and (evaluation or untouched):
+
+    def write_back() -> None:
+        if before is not None:
             with whole_file(path) as partial:
                 partial.write_text(before)
+
+    try:
+        yield write_back
+    finally:
+        if files and _states(path.parent) == files:
+            write_back()
+
+
+def check_same_start(iteration: int, output_dir: str) -> None:
+    """
+    Every rank calls it with the first iteration to come.
+
+    Raises:
+        ResumeError: the ranks differ in it, since they see different checkpoints.
+    """
+    starts = comm.all_gather(iteration)
+    if len(set(starts)) > 1:
+        rank = next(rank for rank, start in enumerate(starts) if start != starts[0])
+        raise ResumeError(
+            f"--resume: in train.output_dir={output_dir} rank 0 finds a checkpoint after {starts[0]} iterations, rank "
+            f"{rank} after {starts[rank]} (0: none), expected the same: give all machines one folder, or copy the "
+            "newest checkpoint and last_checkpoint to each."
+        )
 
 
 def _states(folder: Path) -> dict[Path, tuple[int, int]]:

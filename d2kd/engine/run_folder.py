@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from d2kd.checkpoint import checkpoint_names
 from d2kd.engine.defaults import ConfigError
 
-__all__ = ["check_run_folder", "clear_run_folder", "run_files"]
+__all__ = ["check_run_folder", "clear_run_folder", "remove_partial_checkpoints", "run_files"]
 
 #: Beside the numbered checkpoints.
 _FILES = (
@@ -57,6 +57,12 @@ def check_run_folder(cfg: DictConfig, *, resume: bool, overwrite: bool) -> None:
 def clear_run_folder(folder: Path) -> None:
     """Delete the checkpoints and metrics of the run in ``folder``, of which nothing is continued."""
     for path in run_files(folder):
+        path.unlink()
+
+
+def remove_partial_checkpoints(folder: Path) -> None:
+    """Delete what killed runs in ``folder`` had written of a checkpoint; no run may write there now."""
+    for path in folder.glob(".model_*.partial"):
         path.unlink()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -13,18 +14,23 @@ from detectron2.checkpoint import Checkpointer
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
+from d2kd.engine.ranks import names_the_wait
 from d2kd.modeling.distillation.agreement import on_any_rank
 
 __all__ = ["StopOnSignal"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+#: Seconds after a signal in which another is the same one: a launcher hands on what the whole group has got.
+_SAME = 3.0
+
 
 class StopOnSignal(HookBase):
     """
     After the first Ctrl-C or SIGTERM the step is finished, a checkpoint written and :class:`KeyboardInterrupt` raised,
     on all ranks, also if one alone got the signal; an evaluation is left at once, as the training before it is not
-    lost. A second signal does what it did before training. Register it on every rank, before hooks that take long.
+    lost. A signal some seconds later does what it did before training. Register it on every rank, before hooks that
+    take long.
 
     Args:
         checkpointer: of the run; writes on the main rank.
@@ -32,7 +38,7 @@ class StopOnSignal(HookBase):
 
     def __init__(self, checkpointer: Checkpointer) -> None:
         self._checkpointer = checkpointer
-        self._received = False
+        self._received: float | None = None  # when, by time.monotonic()
         self._evaluating = False
         self._before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
@@ -41,7 +47,7 @@ class StopOnSignal(HookBase):
             self._before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
 
     def after_step(self) -> None:
-        if on_any_rank(self._received):
+        if on_any_rank(self._received is not None):
             self._save()
             comm.synchronize()  # a launcher ends the other ranks as soon as one has left
             raise KeyboardInterrupt(self._sentence())
@@ -51,19 +57,29 @@ class StopOnSignal(HookBase):
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
-        """Around an evaluation: a signal ends it at once, and the training before it is saved."""
+        """Around an evaluation: a signal ends it at once. Whatever ends it, the training before it is saved."""
         self._evaluating = True
         try:
-            yield
-        except KeyboardInterrupt:
+            with names_the_wait("an evaluation"):
+                yield
+        except BaseException as error:
+            self._evaluating = False
             self._save()
-            raise KeyboardInterrupt(self._sentence()) from None
+            # A worker that got the signal as well, or a rank that has left, may have raised something else.
+            if self._received is not None or isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(self._sentence()) from None
+            raise
         finally:
             self._evaluating = False
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self._received = True
-        self._restore()
+        now = time.monotonic()
+        if self._received is not None:
+            if now - self._received > _SAME:
+                self._restore()
+                signal.raise_signal(number)
+            return
+        self._received = now
         if self._evaluating:
             raise KeyboardInterrupt
         # Not by a logger or print(), which may be in the middle of a line.

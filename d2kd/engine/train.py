@@ -54,8 +54,9 @@ from d2kd.engine.hooks import (
 )
 from d2kd.engine.loaders import make_evaluator, make_loader
 from d2kd.engine.metrics_file import cut_metrics
-from d2kd.engine.resume import ResumeError, say_what_fits
-from d2kd.engine.run_folder import clear_run_folder
+from d2kd.engine.ranks import share_norm_statistics
+from d2kd.engine.resume import ResumeError, check_same_start, say_what_fits
+from d2kd.engine.run_folder import clear_run_folder, remove_partial_checkpoints
 from d2kd.engine.sheet import sheet_writers
 from d2kd.engine.stop import StopOnSignal
 from d2kd.engine.trainer import Trainer
@@ -138,14 +139,15 @@ def do_train(
         with stop.evaluation():
             averaged: Results = {}
             if ema is not None:  # first: files that an evaluator writes are then those of the latest weights
-                ema.share_buffers()
+                share_norm_statistics(ema.model)
                 logger.info("Evaluating the averaged weights (train.ema)")
                 averaged = do_test(cfg, ema.model)
+            share_norm_statistics(model)
             results.update(do_test(cfg, model))
             if averaged:
                 results[EMA_PREFIX.rstrip("/")] = averaged
         if results:
-            logger.info("After %d iterations: %s", min(trainer.iter + 1, train.max_iter), results_line(results))
+            logger.info("After %d iterations: %s", min(trainer.iter + 1, trainer.max_iter), results_line(results))
         with raised_on_all_ranks():
             check_metric(train.best_metric, results)
         return results
@@ -158,35 +160,35 @@ def do_train(
         OptimizerWatch(model, trainer.optimizer),
         hooks.LRScheduler(scheduler=made(cfg.lr_multiplier, "lr_multiplier")),
     ]
-    saving, writing = [], []
-    if comm.is_main_process():
-        saving = [PeriodicCheckpointer(checkpointer, **train.checkpointer)]
-        best = ema.model if ema is not None and train.best_metric.startswith(EMA_PREFIX) else model
-        writing = [BestCheckpointer(train.eval_period, best, train.output_dir, train.best_metric)]
+    saving = PeriodicCheckpointer(checkpointer, **train.checkpointer)
     evaluating = EvalHook(train.eval_period, test, train.output_dir, train.best_metric)
-    trainer.register_hooks([*timing, *saving, stop, evaluating, *writing])
+    best = ema.model if ema is not None and train.best_metric.startswith(EMA_PREFIX) else model
+    keeping = BestCheckpointer(train.eval_period, best, train.output_dir, train.best_metric)
+    trainer.register_hooks([*timing, saving, stop, evaluating, keeping])
     trainer.register_hooks(sheet_writers(cfg, model))
 
-    try:
-        checkpointer.resume_or_load(train.init_checkpoint, resume=resume)
-        check_finite(model, checkpointer.get_checkpoint_file() if goes_on else train.init_checkpoint)
-    except (DamagedError, LayoutError, FileNotFoundError) as error:
-        if goes_on:
-            raise ResumeError(f"--resume: {error}") from error
-        raise type(error)(f"train.init_checkpoint: {error}") from error
+    with raised_on_all_ranks():
+        try:
+            checkpointer.resume_or_load(train.init_checkpoint, resume=resume)
+            check_finite(model, checkpointer.get_checkpoint_file() if goes_on else train.init_checkpoint)
+        except (DamagedError, LayoutError, FileNotFoundError) as error:
+            if goes_on:
+                raise ResumeError(f"--resume: {error}") from error
+            raise type(error)(f"train.init_checkpoint: {error}") from error
     # The checkpoint has the iteration that was just finished.
     start_iter = trainer.iter + 1 if goes_on else 0
+    check_same_start(start_iter, train.output_dir)
     done = start_iter >= train.max_iter
-    if comm.is_main_process():
-        if overwrite and not resume:
-            clear_run_folder(Path(train.output_dir))
-        cut_metrics(Path(train.output_dir, "metrics.json"), start_iter, evaluated_again=done)
     if not done:
         with raised_on_all_ranks():
             trainer.reset_data_loader(lambda: _build_train_loader(cfg, start_iter))
             check_classes(cfg, model)
     with raised_on_all_ranks():
         if comm.is_main_process():
+            if overwrite and not resume:
+                clear_run_folder(Path(train.output_dir))
+            remove_partial_checkpoints(Path(train.output_dir))
+            cut_metrics(Path(train.output_dir, "metrics.json"), start_iter, evaluated_again=done)
             writers = default_writers(train.output_dir, train.max_iter, own_writers(cfg))
             progress = ProgressLine(console, train.best_metric) if console is not None and console.rewrites else None
             trainer.register_hooks([hooks.PeriodicWriter(writers, period=train.log_period), progress])

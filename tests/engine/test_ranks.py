@@ -222,17 +222,74 @@ def test_a_rank_that_hangs_is_waited_for_as_long_as_the_config_says(tmp_path):
     assert "d2kd train: Rank 0 waited in iteration 2 for another rank" in stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_launcher_alone_ends_all_ranks(tmp_path, number):
+def saved(output):
+    """How many iterations the last checkpoint of a run has."""
+    return torch.load(output / (output / "last_checkpoint").read_text())["iteration"] + 1
+
+
+@pytest.mark.parametrize(
+    "target, number",
+    [("launcher", signal.SIGINT), ("launcher", signal.SIGTERM), ("group", signal.SIGTERM), ("rank", signal.SIGINT)],
+)
+def test_a_signal_ends_all_ranks_after_a_checkpoint(tmp_path, number, target):
     output = tmp_path / "output"
     slow = faulty(tmp_path, f"time.sleep(0.05); open(os.path.join({str(tmp_path)!r}, f'{{os.getpid()}}.pid'), 'w')")
     process = start(*TRAIN, slow, "--num-gpus=2", f"train.output_dir={output}")
     wait_for(output / "log.txt", "Starting training", process)
     while len(list(tmp_path.glob("*.pid"))) < 2:
         time.sleep(0.1)
-    process.send_signal(number)
+    ranks = [int(path.stem) for path in tmp_path.glob("*.pid")]
+    {"launcher": os.kill, "group": os.killpg, "rank": os.kill}[target](
+        ranks[0] if target == "rank" else process.pid, number
+    )
     stderr = process.communicate(timeout=60)[1]
-    assert process.returncode == 128 + number and "Traceback" not in stderr
-    for path in tmp_path.glob("*.pid"):
+    assert process.returncode == (130 if target == "rank" else 128 + number) and "Traceback" not in stderr
+    for rank in ranks:
         with pytest.raises(ProcessLookupError):
-            os.kill(int(path.stem), 0)
+            os.kill(rank, 0)
+    assert saved(output) == iterations(output)[-1] + 1
+    if process.returncode == 130:
+        assert f"d2kd train: interrupted. Iteration {saved(output) - 1} is saved: --resume" in stderr
+
+
+def test_a_signal_to_the_group_in_an_evaluation_loses_no_step(tmp_path):
+    output = tmp_path / "output"
+    slow = faulty(tmp_path, "pass")
+    Path(slow).write_text(
+        Path(slow).read_text()
+        + """
+class Slow(Faulty):
+    def __call__(self, item):
+        open("{started}", "w")
+        time.sleep(0.5)
+        return self.mapper(item)
+
+dataloader.test.update(num_workers=0, mapper=dict(_target_=Slow, mapper=dataloader.test.mapper))
+""".replace("{started}", str(tmp_path / "started"))
+    )
+    process = start(*TRAIN, slow, "--num-gpus=2", f"train.output_dir={output}", "train.eval_period=3")
+    wait_for(tmp_path / "started", "", process)
+    os.killpg(process.pid, signal.SIGTERM)
+    stderr = process.communicate(timeout=60)[1]
+    assert "Traceback" not in stderr and saved(output) == 3
+
+
+def test_workers_outlive_a_signal_to_the_group(tmp_path):
+    """A process of its own, since it forks its workers; a server for them would get the signal, too."""
+    output = tmp_path / "output"
+    slow = faulty(tmp_path, "time.sleep(0.3)")
+    command = [
+        sys.executable,
+        "-m",
+        "d2kd",
+        *TRAIN,
+        slow,
+        f"train.output_dir={output}",
+        "dataloader.train.num_workers=2",
+    ]
+    process = subprocess.Popen(command, env=variables(), stderr=subprocess.PIPE, text=True, start_new_session=True)
+    wait_for(output / "metrics.json", "total_loss", process)
+    os.killpg(process.pid, signal.SIGTERM)
+    stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "Traceback" not in stderr
+    assert saved(output) == iterations(output)[-1] + 1

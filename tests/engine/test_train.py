@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -129,7 +130,53 @@ def test_an_evaluation_in_which_a_run_has_ended_is_made_up_for_by_its_resume(dis
     assert (resumed / "model_best.json").read_text() == (straight / "model_best.json").read_text()
     for name in ("model_best.pth", "model_final.pth"):
         assert equal(weights(straight / name), weights(resumed / name))
-    assert "before it was evaluated after 2 iterations" in (resumed / "log.txt").read_text()
+    assert "metrics.json has no evaluation after 2 iterations: the run begins" in (resumed / "log.txt").read_text()
+
+
+def test_what_refuses_a_run_is_found_before_another_is_overwritten(trained, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(trained[0], folder)
+    before = {path.name for path in folder.iterdir()}
+    with pytest.raises(ValueError, match="names the dataset 'nope'"):
+        run(folder, "--overwrite", "dataloader.train.dataset.names=nope")
+    assert {path.name for path in folder.iterdir()} >= before
+    assert (folder / "metrics.json").read_bytes() == (trained[0] / "metrics.json").read_bytes()
+
+
+def test_checkpoints_that_signals_have_left_are_counted(trained, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(trained[0], folder)
+    for name in ("model_0000000.pth", "model_0000002.pth"):
+        shutil.copy(folder / "model_0000001.pth", folder / name)
+    (folder / ".model_0000003.pth.0123456789abcdef.partial").touch()
+    run(folder, "--resume", "train.max_iter=6", "train.checkpointer={period: 5, max_to_keep: 2}", "train.eval_period=0")
+    assert sorted(path.name for path in folder.glob("model_0*")) == ["model_0000003.pth", "model_0000004.pth"]
+    assert not list(folder.glob(".*.partial"))
+
+
+def test_a_last_step_that_fails_is_no_end(tmp_path, monkeypatch):
+    step = d2kd.engine.train.Trainer.run_step
+
+    def fails(trainer):
+        if trainer.iter == 3:
+            raise OSError("image is truncated")
+        step(trainer)
+
+    monkeypatch.setattr(d2kd.engine.train.Trainer, "run_step", fails)
+    with pytest.raises(OSError, match="image is truncated"):
+        run(tmp_path)
+    assert [i for i, row in metrics(tmp_path).items() if "bbox/AP" in row] == [1]
+    assert json.loads((tmp_path / "model_best.json").read_text())["iteration"] == 1
+
+
+def test_all_ranks_evaluate_the_statistics_that_are_saved(tmp_path, monkeypatch):
+    calls = []
+    do_test = d2kd.engine.train.do_test
+    monkeypatch.setattr(d2kd.engine.train, "share_norm_statistics", lambda model: calls.append(("share", model)))
+    monkeypatch.setattr(d2kd.engine.train, "do_test", lambda cfg, x: calls.append(("test", x)) or do_test(cfg, x))
+    run(tmp_path, "train.ema={decay: 0.5}", "train.max_iter=1")
+    assert [name for name, _ in calls] == ["share", "test"] * 2
+    assert calls[0][1] is calls[1][1] and calls[2][1] is calls[3][1] and calls[0][1] is not calls[2][1]
 
 
 def test_seed_bfloat16_and_clipping(trained, tmp_path):
@@ -153,6 +200,15 @@ def test_what_a_step_draws_follows_from_the_runs_seed(tmp_path, monkeypatch):
         run(tmp_path / name, "train.max_iter=2", f"train.seed={seed}")
     first, again, other = drawn[:2], drawn[2:4], drawn[4:]
     assert first == again and len({*first, *other}) == 4
+
+
+def test_an_evaluation_that_is_killed_leaves_the_runs_config(trained, tmp_path, monkeypatch):
+    folder = tmp_path / "copy"
+    shutil.copytree(trained[0], folder)
+    found = []
+    monkeypatch.setattr(cli, "do_eval", lambda *_, **__: found.append((folder / "config.yaml").read_text()))
+    run(folder, "--eval-only", f"train.init_checkpoint={folder}/model_best.pth", "optimizer.lr=0.5")
+    assert found == [(trained[0] / "config.yaml").read_text()]
 
 
 def test_eval_only(trained, tmp_path):

@@ -9,13 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.evaluation import DatasetEvaluators
+from detectron2.structures import Instances
 from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import d2kd.engine.train
 from d2kd.config import load_config
-from d2kd.engine import EMA_FILE, Trainer, WeightEMA
+from d2kd.engine import EMA_FILE, Trainer, WeightEMA, evaluate
+from d2kd.engine.ranks import share_norm_statistics
+from d2kd.engine.resume import check_same_start
 from tests.helpers import build_detector, distilled, join_two, make_batch, run_step
 from tests.processes import on_two_ranks
 
@@ -77,8 +81,29 @@ def averaged(rank, folder):
     trainer.register_hooks([ema])
     trainer.train(0, 2)
     own = {name: value.clone() for name, value in ema.model.state_dict().items()}
-    ema.share_buffers()
-    return own, ema.model.state_dict()
+    share_norm_statistics(model)
+    share_norm_statistics(ema.model)
+    return own, ema.model.state_dict(), model.state_dict()
+
+
+def in_turn(rank):
+    """What both ranks say when rank 1 finds another checkpoint, and when its model fails in an evaluation."""
+
+    def predict(batch):
+        if rank == 1:
+            raise ValueError("no such image")
+        return [{"instances": Instances((8, 8), scores=torch.zeros(0))}]
+
+    found = []
+    for function in (
+        lambda: check_same_start(2 * (1 - rank), "output"),
+        lambda: evaluate(predict, [[{}], [{}]], DatasetEvaluators([])),
+    ):
+        try:
+            function()
+        except ValueError as error:
+            found.append(f"{type(error).__name__}: {error}")
+    return found
 
 
 def run(folder, output, resume):
@@ -123,6 +148,7 @@ def worker(rank, folder):
     with joined(rank, f"{folder}/store1"):
         result = {"spoiled": spoiled(rank), "parts": [in_parts(rank, accumulate) for accumulate in (1, 2)]}
         result["averaged"] = averaged(rank, folder)
+        result["in turn"] = in_turn(rank)
         try:
             model = nn.Linear(1, 1)
             Trainer(model, None, torch.optim.SGD(model.parameters(), lr=0.1), async_write_metrics=True)
@@ -172,13 +198,21 @@ def test_parts_of_the_ranks_batches_have_the_gradients_of_the_whole(ranks):
 
 
 def test_ranks_average_the_same_weights_and_evaluate_the_main_ones_statistics(folder, ranks):
-    (first, shared), (second, also_shared) = (rank["averaged"] for rank in ranks)
+    (first, shared, latest), (second, also_shared, also_latest) = (rank["averaged"] for rank in ranks)
     saved = torch.load(folder / "averaged" / EMA_FILE)["model"]
     assert saved.keys() == first.keys() == second.keys()
     assert all(torch.equal(first[x], saved[x]) for x in saved) and all(torch.equal(shared[x], saved[x]) for x in saved)
     assert all(torch.equal(also_shared[name], saved[name]) for name in saved)
+    assert all(torch.equal(latest[name], also_latest[name]) for name in latest)
     other = [name for name in saved if not torch.equal(second[name], saved[name])]
     assert other and all("running_" in name for name in other)  # each rank has images of its own
+
+
+def test_what_one_rank_finds_is_said_by_both(ranks):
+    (start, image), (same_start, own_image) = (rank["in turn"] for rank in ranks)
+    assert start == same_start
+    assert "output rank 0 finds a checkpoint after 2 iterations, rank 1 after 0 (0: none), expected the same" in start
+    assert (image, own_image) == ("ValueError: Rank 1: no such image", "ValueError: no such image")
 
 
 def test_metrics_in_a_thread_need_a_group_of_their_own(ranks):
