@@ -83,7 +83,7 @@ class StopOnSignal(HookBase):
         if self._evaluating:
             raise KeyboardInterrupt
         # Not by a logger or print(), which may be in the middle of a line.
-        os.write(2, b"\nFinishing this step, then writing a checkpoint. Once more: stop at once.\n")
+        os.write(2, b"\nFinishing this step, then writing a checkpoint. Once more, 3 seconds later: stop at once.\n")
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
