@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import itertools
 import os
 import shutil
 import signal
@@ -23,7 +22,10 @@ from typing import IO, NamedTuple
 
 __all__ = ["Command", "Job", "JobError", "Progress", "run_jobs", "short_path"]
 
-STOP_SECONDS = 10  # between asking a command to end and killing it
+STOP_SECONDS = 300  # between asking a command to end and killing it: a step and a checkpoint take their time
+
+#: Seconds after a signal in which another is the same one.
+_SAME = 3.0
 
 
 class JobError(ValueError):
@@ -87,7 +89,8 @@ def run_jobs(
 ) -> list[str]:
     """
     Run the jobs, in their order where they do not wait for others. A failed job does not stop those that do
-    not need it. On Ctrl-C or SIGTERM all commands are ended with their children, and KeyboardInterrupt is raised.
+    not need it. On Ctrl-C, SIGTERM or SIGHUP all commands are asked to end, with their children, and KeyboardInterrupt
+    is raised; another signal some seconds later kills them.
 
     Args:
         jobs: what to run.
@@ -107,11 +110,11 @@ def run_jobs(
             raise ValueError(f"Job {job.name!r} stands twice, or before what it needs: {', '.join(job.needs)}.")
         names.add(job.name)
     runner = _Runner(jobs, environments, stream or sys.stdout)
-    with _one_interrupt(), ThreadPoolExecutor(len(environments)) as pool:
+    with _one_interrupt() as again, ThreadPoolExecutor(len(environments)) as pool:
         try:
             return runner.run(pool)
         finally:
-            runner.stop()
+            runner.stop(again)
 
 
 class _Runner:
@@ -159,6 +162,8 @@ class _Runner:
             if broken or self.stopping:
                 raise JobError(f"not started, since it needs: {', '.join(broken)}")
             command = job.prepare()
+            if self.stopping:
+                raise JobError("not started, since all is stopped")
             if command is None:
                 return f"already done ({job.finish()})"
             done = job.progress().done
@@ -212,14 +217,25 @@ class _Runner:
         if not self.stopping:  # what is stopped has not failed
             print(("\r\033[K" if self.tty else "") + text + end, end="", file=self.stream, flush=True)
 
-    def stop(self) -> None:
-        """End the commands that still run; there are none after a run that was not interrupted."""
+    def stop(self, at_once: Callable[[], bool]) -> None:
+        """
+        End the commands that still run; there are none after a run that was not interrupted.
+
+        Args:
+            at_once: whether they are to be killed before ``STOP_SECONDS`` are over.
+        """
+        if self.running:
+            self.say("Stopping: what runs may write its checkpoint first. Once more, 3 seconds later: kill it.")
         self.stopping = True
-        for number in itertools.chain([signal.SIGTERM], itertools.repeat(signal.SIGKILL)):
-            for run in list(self.running.values()):
-                _send(run.process, number)
-            if not wait(self.unfinished(), STOP_SECONDS).not_done:
-                break
+        self._send_all(signal.SIGTERM)
+        latest = time.monotonic() + STOP_SECONDS
+        while wait(self.unfinished(), 0.2).not_done:
+            if at_once() or time.monotonic() > latest:
+                self._send_all(signal.SIGKILL)
+
+    def _send_all(self, number: signal.Signals) -> None:
+        for run in list(self.running.values()):
+            _send(run.process, number)
 
 
 def _start(command: Command, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -250,18 +266,23 @@ def _send(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
 
 
 @contextmanager
-def _one_interrupt() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt as Ctrl-C does; after the first, more of both are ignored, since work ends."""
+def _one_interrupt() -> Iterator[Callable[[], bool]]:
+    """
+    SIGTERM and SIGHUP raise KeyboardInterrupt as Ctrl-C does, the first of them alone, since work ends then. Yields
+    what says whether another has come some seconds later.
+    """
+    received: list[float] = []
 
     def interrupt(number: int, frame: object) -> None:
-        for each in previous:
-            signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt
+        received.append(time.monotonic())
+        if len(received) == 1:
+            raise KeyboardInterrupt
 
-    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
+    signals = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+    numbers = [n for n in signals if signal.getsignal(n) != signal.SIG_IGN]
     previous = {number: signal.signal(number, interrupt) for number in numbers}
     try:
-        yield
+        yield lambda: bool(received) and received[-1] - received[0] > _SAME
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

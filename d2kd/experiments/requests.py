@@ -58,7 +58,7 @@ def check_request(run: Run) -> dict[str, Any]:
     old = read_json(file)
     relabelled = _changed(old.get("annotations_sha256", {}), new["annotations_sha256"])
     rewritten = _changed(old.get("files_sha256", {}), new["files_sha256"], both=True)
-    if old["overrides"] != new["overrides"]:
+    if set(old["overrides"]) != set(new["overrides"]):  # where their order matters, the config differs
         pairs = ((old["overrides"], new["overrides"]), (new["overrides"], old["overrides"]))
         was, now = (" ".join(key for key in some if key not in others) or "none" for some, others in pairs)
         why = f"its overrides were {was}, now {now}"

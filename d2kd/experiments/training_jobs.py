@@ -6,9 +6,11 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Mapping
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -56,21 +58,24 @@ def build_jobs(experiment: Experiment) -> list[Job]:
     needs: dict[str, tuple[str, ...]] = {}  # config -> the same
     # All that can be refused is refused here: that is better before hours of training than after.
     runs = plan_runs(experiment)
+    _ = experiment.metric  # of configs with several there is no table
     _check_data(experiment)
-    for config in experiment.configs if experiment.distilled else ():
+    needing = {run.config for run in runs if run.method != ALONE and not is_finished(run)}
+    for config in experiment.configs:
+        if config not in needing:  # a teacher that is gone is not trained again for what is done
+            continue
         checkpoint, run = plan_teacher(experiment, config)
         if run is not None:
-            check_request(run)
+            asked = check_request(run)
             if checkpoint not in teachers:
-                prepare, finish = partial(_prepare_teacher, run, checkpoint), partial(str, checkpoint)
+                prepare, finish = partial(_prepare_teacher, run, asked, checkpoint), partial(str, checkpoint)
                 jobs.append(Job(run.name, run.name, prepare, finish, partial(_progress, run)))
                 teachers[checkpoint] = (run.name,)
         needs[config] = teachers.get(checkpoint, ())
     for run in runs:
-        check_request(run)
-        work = partial(_prepare, run), partial(_finish, run), partial(_progress, run)
+        work = partial(_prepare, run, check_request(run)), partial(_finish, run), partial(_progress, run)
         kind = f"{run.config} {run.method}"
-        jobs.append(Job(run.name, kind, *work, () if run.method == ALONE else needs[run.config]))
+        jobs.append(Job(run.name, kind, *work, () if run.method == ALONE else needs.get(run.config, ())))
     for seed in experiment.seeds if experiment.stretch else ():
         for config in experiment.configs:
             jobs += [_stretched_job(experiment, config, method, seed) for method in experiment.distilled]
@@ -124,13 +129,36 @@ def train_command(run: Run, *python: str) -> list[str]:
     return [*python, "--config-file", run.config, *method, "--resume", *overrides]
 
 
-def _prepare(run: Run) -> Command | None:
+def _unchanged_request(run: Run, asked: Mapping[str, Any]) -> dict[str, Any]:
     """
+    The run's request, of the config that ``asked`` is of.
+
     Raises:
-        JobError: its folder holds a run of another request, or a training is under way there: that of another
-            comparison, or of one that was killed and left it behind.
+        JobError: the config has changed, or cannot be read any more; or the run's folder holds another run.
     """
-    wanted = check_request(run)
+    try:
+        wanted = check_request(run)
+    except JobError:
+        raise
+    except (ValueError, OSError) as error:
+        raise JobError(str(error)) from error
+    if wanted["config_sha256"] != asked["config_sha256"]:
+        raise JobError(
+            f"what {run.config} says has changed since this comparison began: undo that, or begin the rest again"
+        )
+    return wanted
+
+
+def _prepare(run: Run, asked: Mapping[str, Any]) -> Command | None:
+    """
+    Args:
+        asked: the run's request when the comparison began.
+
+    Raises:
+        JobError: its config has changed, its folder holds a run of another request, or a training is under way there:
+            that of another comparison, or of one that was killed and left it behind.
+    """
+    wanted = _unchanged_request(run, asked)
     if is_finished(run):
         return None
     file = request_file(run)
@@ -163,14 +191,15 @@ def _forget_abandoned(run: Run) -> None:
         cut_metrics(run.folder / "metrics.json", int(at[1]) + 1, evaluated_again=False)
 
 
-def _prepare_teacher(run: Run, checkpoint: str) -> Command | None:
+def _prepare_teacher(run: Run, asked: Mapping[str, Any], checkpoint: str) -> Command | None:
     if teacher_is_ready(checkpoint):
         return None
-    return _prepare(run)
+    return _prepare(run, asked)
 
 
 def _finish(run: Run) -> str:
     if not is_finished(run):
+        _unchanged_request(run, read_json(request_file(run)))
         command = shlex.join(train_command(run, "d2kd", "train"))
         write_json(run.result_file, {**train_result(run), "command": command})
     metrics = read_json(run.result_file)["metrics"]
@@ -185,10 +214,16 @@ def _progress(run: Run) -> Progress:
 
 def _stretched_job(experiment: Experiment, config: str, method: str, seed: int) -> Job:
     pair = [plan_run(experiment, config, m, seed) for m in (ALONE, method)]
+    asked = [check_request(run) for run in pair]
 
     @cache
     def plan() -> Run:
         return plan_stretched(experiment, *pair)
+
+    def prepare() -> Command | None:
+        for run, request in zip(pair, asked):
+            _unchanged_request(run, request)
+        return _prepare(plan(), check_request(plan()))
 
     def progress() -> Progress:
         if all(is_finished(run) for run in pair):
@@ -198,7 +233,7 @@ def _stretched_job(experiment: Experiment, config: str, method: str, seed: int) 
     return Job(
         f"{config_label(config)} {stretched(method)} seed {seed}",
         f"{config} {ALONE}",
-        lambda: _prepare(plan()),
+        prepare,
         lambda: _finish(plan()),
         progress,
         tuple(run.name for run in pair),

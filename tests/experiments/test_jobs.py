@@ -113,7 +113,7 @@ except KeyboardInterrupt:
 """
 
 
-@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("deaf", ["", "trap '' TERM;"], ids=["a deaf child", "all deaf"])
 def test_nothing_is_left_behind_however_often_it_is_interrupted(tmp_path, first, deaf):
     pids = tmp_path / "pids"
@@ -133,6 +133,24 @@ def test_nothing_is_left_behind_however_often_it_is_interrupted(tmp_path, first,
     assert "FAILED" not in said  # it was stopped
     for pid in map(int, pids.read_text().split()):
         assert not is_running(pid)
+
+
+def test_another_signal_kills_what_takes_long(tmp_path):
+    pids = tmp_path / "pids"
+    code = INTERRUPTED.replace("jobs.STOP_SECONDS = 2", "")
+    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "job"), f"trap '' TERM; echo $$ > {pids}; "]
+    command[-1] += "sleep 300; sleep 300"
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True)
+    while not (pids.is_file() and pids.read_text().strip()):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(3.5)
+    assert process.poll() is None  # the command has its time
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 130 and "may write its checkpoint first" in said
+    assert not is_running(int(pids.read_text()))
 
 
 def is_running(pid):

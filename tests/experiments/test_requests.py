@@ -62,6 +62,16 @@ def test_the_metric_of_the_best_checkpoint_may_change(tmp_path):
     assert first == second
 
 
+def test_the_order_of_overrides_is_no_other_run(tmp_path):
+    overrides = ("optimizer.lr=1e-3", "train.log_period=3")
+    run, same = (plan_run(experiment(tmp_path, overrides=x), STUDENT, ALONE, 0) for x in (overrides, overrides[::-1]))
+    run.folder.mkdir(parents=True)
+    (run.folder / "request.json").write_text(json.dumps(request(run)))
+    assert check_request(same)["overrides"][-2:] == ["train.log_period=3", "optimizer.lr=1e-3"]
+    with pytest.raises(JobError, match="its overrides were optimizer.lr=1e-3, now none"):
+        check_request(plan_run(experiment(tmp_path, overrides=overrides[1:]), STUDENT, ALONE, 0))
+
+
 def test_other_labels_of_ones_own_are_another_run(tmp_path):
     """Those that an evaluation has converted, and dated, are not looked at."""
     run = plan_run(experiment(tmp_path), STUDENT, CONFIG, 0)

@@ -52,6 +52,52 @@ def test_what_cannot_run_is_refused_before_anything_runs(tmp_path, changes, mess
     assert not list(tmp_path.glob("fcos*"))
 
 
+def project(tmp_path, name, metric="bbox/AP"):
+    path = tmp_path / name
+    path.write_text(
+        "from d2kd import get_config\ncfg = get_config('digits/fcos_crosskd.py')\n"
+        f"model, train, dataloader = cfg.model, cfg.train, cfg.dataloader\ntrain.best_metric = {metric!r}\n"
+    )
+    return path
+
+
+def test_configs_of_several_metrics_are_refused_before_anything_runs(tmp_path):
+    configs = (str(project(tmp_path, "one.py")), str(project(tmp_path, "two.py", "bbox/AP50")))
+    with pytest.raises(ValueError, match="train.best_metric means bbox/AP in .*, bbox/AP50 in .*two.py, which cannot"):
+        build_jobs(experiment(tmp_path, configs=configs, methods=(ALONE,)))
+
+
+@pytest.mark.parametrize(
+    "after, message",
+    [
+        ("train.max_iter = 7", "what .*mine.py says has changed since this comparison began: undo that"),
+        ("train = (", "mine.py cannot be read"),
+    ],
+)
+def test_a_config_that_changes_meanwhile_fails_the_runs_to_come(tmp_path, after, message):
+    mine = project(tmp_path, "mine.py")
+    plan = {"configs": (str(mine),), "methods": (ALONE, "bckd"), "teacher_config": "digits/fcos_teacher.py"}
+    jobs = build_jobs(experiment(tmp_path, **plan, stretch=True))
+    mine.write_text(f"{mine.read_text()}{after}\n")
+    assert len(jobs) == 4
+    for job in jobs:
+        if not job.name.startswith("teacher"):
+            with pytest.raises(JobError, match=message):
+                job.prepare()
+    assert not list(tmp_path.glob("mine/*/seed0/request.json"))
+
+
+def test_a_teacher_that_is_gone_is_not_trained_again_for_what_is_done(tmp_path):
+    plan = experiment(tmp_path)
+    for method in (ALONE, CONFIG):
+        run = plan_run(plan, STUDENT, method, 0)
+        run.folder.mkdir(parents=True)
+        run.result_file.write_text(json.dumps({"metric": "bbox/AP"}))
+    assert [job.name for job in build_jobs(plan)] == ["fcos_crosskd alone seed 0", "fcos_crosskd config seed 0"]
+    plan_run(plan, STUDENT, CONFIG, 0).result_file.unlink()
+    assert build_jobs(plan)[0].name == "teacher of fcos_crosskd"
+
+
 def test_a_folder_with_a_quote_reaches_the_config(tmp_path):
     run = plan_run(experiment(tmp_path / "it's here", overrides=("optimizer.lr=1",)), STUDENT, CONFIG, 0)
     command = train_command(run, "d2kd", "train")
