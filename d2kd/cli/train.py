@@ -41,6 +41,7 @@ from d2kd.engine import (
     ranks_of,
     resolve_device,
     start_logs,
+    write_record,
 )
 from d2kd.modeling.distillation.agreement import raised_on_all_ranks
 
@@ -107,16 +108,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 check_run_folder(cfg, resume=args.resume, overwrite=args.overwrite)
         record = Path(cfg.train.output_dir, "config.yaml")
         goes_on = args.resume and WholeCheckpointer(nn.Module(), cfg.train.output_dir).has_checkpoint()
-        before = record.read_text() if goes_on and record.is_file() else None
-        write_back = stack.enter_context(kept_record(record)) if comm.is_main_process() else None
+        before = stack.enter_context(kept_record(record)) if comm.is_main_process() else None
         console = start_logs(cfg, args, quiet=args.quiet)
         logging.getLogger("detectron2.engine.train_loop").addFilter(_without_traceback)
         logger.info("Device: %s", _device(cfg))
         if args.eval_only:
-            if write_back is not None:
-                write_back()
+            if before is not None:  # at once, since an evaluation may be killed
+                write_record(record, before)
             return do_eval(cfg, resume=args.resume, check_teacher=args.check_teacher, allow_partial=args.allow_partial)
-        if before is not None and comm.is_main_process():
+        if before is not None and goes_on:
             _warn_of_changes(before, record.read_text())
         return do_train(
             cfg, resume=args.resume, overwrite=args.overwrite, check_teacher=args.check_teacher, console=console

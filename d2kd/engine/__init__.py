@@ -9,7 +9,7 @@ from d2kd.engine.evaluation import evaluate, teacher_predictor
 from d2kd.engine.hooks import BestCheckpointer, EvalHook, OptimizerWatch, SeedEachIteration, TrainingCost
 from d2kd.engine.loaders import check_evaluator, make_loader
 from d2kd.engine.ranks import Ranks, launch_ranks, names_the_wait, ranks_of
-from d2kd.engine.resume import ResumeError, differences, kept_record
+from d2kd.engine.resume import ResumeError, differences, kept_record, write_record
 from d2kd.engine.run_folder import check_run_folder
 from d2kd.engine.run_lock import locked
 from d2kd.engine.sheet import SheetWriter
@@ -54,4 +54,5 @@ __all__ = [
     "resolve_device",
     "start_logs",
     "teacher_predictor",
+    "write_record",
 ]

@@ -82,7 +82,7 @@ def evaluate(
             model, data_loader, DatasetEvaluators([together, *evaluators, _CountDetections()])
         )
     except Exception:
-        if not together.reached:
+        if not together.reached:  # the others wait there
             with raised_on_all_ranks():
                 raise
         raise

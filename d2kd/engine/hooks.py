@@ -192,10 +192,6 @@ class EvalHook(hooks.EvalHook):
         self._log = Path(output_dir, "metrics.json")
         self._metric = metric
 
-    def after_train(self) -> None:
-        self._eval_after_train = self.trainer.iter >= self.trainer.max_iter  # not where the last step has failed
-        super().after_train()
-
     def before_train(self) -> None:
         done = self.trainer.start_iter
         due = self._period > 0 and 0 < done < self.trainer.max_iter and done % self._period == 0
@@ -203,6 +199,10 @@ class EvalHook(hooks.EvalHook):
             logger.info("metrics.json has no evaluation after %d iterations: the run begins with it", done)
             self.trainer.iter = self.trainer.storage.iter = done - 1  # each step sets both
             self._do_eval()
+
+    def after_train(self) -> None:
+        self._eval_after_train = self.trainer.iter >= self.trainer.max_iter  # not where the last step has failed
+        super().after_train()
 
 
 class _WeightsCheckpointer(WholeCheckpointer):

@@ -158,8 +158,8 @@ def launch_ranks(
                 with _ends_children():
                     launch(_noting, processes, machines, machine_rank, url, (function, args, notes), timeout)
             except (ProcessException, KeyboardInterrupt):
-                for note in sorted(Path(notes).iterdir()):
-                    raise KeyboardInterrupt(note.read_text()) from None
+                if said := sorted(Path(notes).iterdir()):
+                    raise KeyboardInterrupt(said[0].read_text()) from None
                 raise
         return
     if processes * machines > 1:

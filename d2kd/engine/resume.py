@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ __all__ = [
     "kept_record",
     "parameter_names",
     "say_what_fits",
+    "write_record",
 ]
 
 logger = logging.getLogger(f"detectron2.{__name__}")  # which any script that trains sets up
@@ -46,26 +47,26 @@ class ResumeError(ConfigError):
 
 
 @contextmanager
-def kept_record(path: Path) -> Iterator[Callable[[], None]]:
+def kept_record(path: Path) -> Iterator[str | None]:
     """
-    Keep what a folder's config.yaml says of the run that was trained there. It is written back on leaving if it is
-    still true: where that run's checkpoints and metrics are as they were.
+    What a folder's config.yaml says of the run that was trained there; written back on leaving if it is still true:
+    where that run's checkpoints and metrics are as they were.
 
     Yields:
-        writes it back at once, for an evaluation, which may be killed; nothing happens if there is none.
+        its text; None: there is none.
     """
     before, files = path.read_text() if path.is_file() else None, _states(path.parent)
-
-    def write_back() -> None:
-        if before is not None:
-            with whole_file(path) as partial:
-                partial.write_text(before)
-
     try:
-        yield write_back
+        yield before
     finally:
-        if files and _states(path.parent) == files:
-            write_back()
+        if before is not None and files and _states(path.parent) == files:
+            write_record(path, before)
+
+
+def write_record(path: Path, text: str) -> None:
+    """Write a run's config.yaml, whole or not at all."""
+    with whole_file(path) as partial:
+        partial.write_text(text)
 
 
 def check_same_start(iteration: int, output_dir: str) -> None:

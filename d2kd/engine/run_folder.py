@@ -8,8 +8,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from d2kd.checkpoint import checkpoint_names
 from d2kd.engine.defaults import ConfigError
+from d2kd.engine.metrics_file import cut_metrics
 
-__all__ = ["check_run_folder", "clear_run_folder", "remove_partial_checkpoints", "run_files"]
+__all__ = ["check_run_folder", "run_files", "tidy_run_folder"]
 
 #: Beside the numbered checkpoints.
 _FILES = (
@@ -54,16 +55,18 @@ def check_run_folder(cfg: DictConfig, *, resume: bool, overwrite: bool) -> None:
         )
 
 
-def clear_run_folder(folder: Path) -> None:
-    """Delete the checkpoints and metrics of the run in ``folder``, of which nothing is continued."""
-    for path in run_files(folder):
-        path.unlink()
+def tidy_run_folder(folder: Path, start_iter: int, *, overwrite: bool, evaluated_again: bool) -> None:
+    """
+    Delete what a run will not go on with, and what killed ones had written of a checkpoint; no run may write there now.
 
-
-def remove_partial_checkpoints(folder: Path) -> None:
-    """Delete what killed runs in ``folder`` had written of a checkpoint; no run may write there now."""
-    for path in folder.glob(".model_*.partial"):
+    Args:
+        folder: ``train.output_dir``.
+        start_iter, evaluated_again: see :func:`d2kd.engine.metrics_file.cut_metrics`.
+        overwrite: nothing of another run is continued: its checkpoints and metrics go.
+    """
+    for path in [*folder.glob(".model_*.partial"), *(run_files(folder) if overwrite else [])]:
         path.unlink()
+    cut_metrics(folder / "metrics.json", start_iter, evaluated_again=evaluated_again)
 
 
 def run_files(folder: Path) -> list[Path]:

@@ -17,12 +17,12 @@ from detectron2.utils import comm
 from d2kd.engine.ranks import names_the_wait
 from d2kd.modeling.distillation.agreement import on_any_rank
 
-__all__ = ["StopOnSignal"]
+__all__ = ["SAME_SIGNAL_SECONDS", "StopOnSignal"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-#: Seconds after a signal in which another is the same one: a launcher hands on what the whole group has got.
-_SAME = 3.0
+#: After a signal another is the same one for as long: a launcher hands on what the whole group has got.
+SAME_SIGNAL_SECONDS = 3.0
 
 
 class StopOnSignal(HookBase):
@@ -75,7 +75,7 @@ class StopOnSignal(HookBase):
     def _receive(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self._received is not None:
-            if now - self._received > _SAME:
+            if now - self._received > SAME_SIGNAL_SECONDS:
                 self._restore()
                 signal.raise_signal(number)
             return

@@ -53,10 +53,9 @@ from d2kd.engine.hooks import (
     TrainingCost,
 )
 from d2kd.engine.loaders import make_evaluator, make_loader
-from d2kd.engine.metrics_file import cut_metrics
 from d2kd.engine.ranks import share_norm_statistics
 from d2kd.engine.resume import ResumeError, check_same_start, say_what_fits
-from d2kd.engine.run_folder import clear_run_folder, remove_partial_checkpoints
+from d2kd.engine.run_folder import tidy_run_folder
 from d2kd.engine.sheet import sheet_writers
 from d2kd.engine.stop import StopOnSignal
 from d2kd.engine.trainer import Trainer
@@ -185,10 +184,8 @@ def do_train(
             check_classes(cfg, model)
     with raised_on_all_ranks():
         if comm.is_main_process():
-            if overwrite and not resume:
-                clear_run_folder(Path(train.output_dir))
-            remove_partial_checkpoints(Path(train.output_dir))
-            cut_metrics(Path(train.output_dir, "metrics.json"), start_iter, evaluated_again=done)
+            anew = overwrite and not resume
+            tidy_run_folder(Path(train.output_dir), start_iter, overwrite=anew, evaluated_again=done)
             writers = default_writers(train.output_dir, train.max_iter, own_writers(cfg))
             progress = ProgressLine(console, train.best_metric) if console is not None and console.rewrites else None
             trainer.register_hooks([hooks.PeriodicWriter(writers, period=train.log_period), progress])

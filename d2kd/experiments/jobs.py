@@ -20,12 +20,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import IO, NamedTuple
 
+from d2kd.engine.stop import SAME_SIGNAL_SECONDS
+
 __all__ = ["Command", "Job", "JobError", "Progress", "run_jobs", "short_path"]
 
 STOP_SECONDS = 300  # between asking a command to end and killing it: a step and a checkpoint take their time
-
-#: Seconds after a signal in which another is the same one.
-_SAME = 3.0
 
 
 class JobError(ValueError):
@@ -282,7 +281,7 @@ def _one_interrupt() -> Iterator[Callable[[], bool]]:
     numbers = [n for n in signals if signal.getsignal(n) != signal.SIG_IGN]
     previous = {number: signal.signal(number, interrupt) for number in numbers}
     try:
-        yield lambda: bool(received) and received[-1] - received[0] > _SAME
+        yield lambda: bool(received) and received[-1] - received[0] > SAME_SIGNAL_SECONDS
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
